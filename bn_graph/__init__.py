@@ -1,0 +1,35 @@
+"""bn_graph: the executable reference for batch normalization in TensorFlow's graph mode.
+
+The conventions, once: y = gamma·(x − μ)/√(σ² + epsilon) + beta; σ² is the biased variance (1/m) when normalizing; decay
+is the weight of the old value in the moving statistics (PyTorch's momentum is 1 − decay).
+
+Importing this package builds nothing, opens no session and flips no switch of TensorFlow's. Names are imported when they
+are first used, so that what needs no TensorFlow starts without it.
+"""
+
+import importlib
+
+_HOMES = {
+    "bn_graph.checkpoints": ["CheckpointError", "UntrainedStatisticsWarning", "make_saver", "restore", "save"],
+    "bn_graph.datasets": ["DataError", "Dataset", "Split", "batches", "load"],
+    "bn_graph.layers.batch_norm": ["batch_norm_wrapper"],
+    "bn_graph.layers.population": ["moving_statistics"],
+    "bn_graph.networks": ["Network", "build_graph", "normal_weights"],
+    "bn_graph.training": ["resume", "session_config", "train"],
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+_MODULES = ["checkpoints", "datasets", "layers", "networks", "tf1", "training"]
+
+__all__ = sorted([*_HOME_OF, *_MODULES])
+
+
+def __getattr__(name: str):
+    if name in _HOME_OF:
+        return getattr(importlib.import_module(_HOME_OF[name]), name)
+    if name in _MODULES:
+        return importlib.import_module(f"bn_graph.{name}")
+    raise AttributeError(f"module 'bn_graph' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

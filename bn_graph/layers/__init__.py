@@ -1,0 +1,1 @@
+"""The layers: one core (`moments`, `population`) and thin forms over it."""

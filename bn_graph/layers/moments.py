@@ -1,0 +1,102 @@
+"""The batch-normalizing transform itself, written out from the paper (Ioffe & Szegedy 2015, Algorithm 1).
+
+For each channel, over the m values that a batch holds of it::
+
+    μ  = 1/m Σ x             σ² = 1/m Σ (x − μ)²             y = γ·(x − μ)/√(σ² + ε) + β
+
+The functions here know nothing of variables, modes or graphs' collections: tensors in, tensors out. Statistics keep
+their reduced dimensions (size 1), so that they broadcast against the inputs whichever axis is the channel's.
+
+Accuracy. ``tf.nn.batch_normalization`` computes ``x·s + (β − μ·s)``: with inputs around 10⁶ both terms are around
+10⁶ and their difference loses all its digits. Here the mean is taken off first, and in two steps, so that its own
+rounding is taken off as well. float16 and bfloat16 are computed in float32.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from bn_graph.tf1 import tf
+
+__all__ = ["BatchStatistics", "batch_statistics", "compute_dtype", "normalize"]
+
+
+class BatchStatistics(NamedTuple):
+    """What a batch says of itself: ``centered`` = inputs − mean, the mean and the biased variance."""
+
+    centered: tf.Tensor
+    mean: tf.Tensor
+    variance: tf.Tensor
+
+
+def compute_dtype(dtype: tf.DType) -> tf.DType:
+    """The dtype in which statistics of such inputs are computed and kept: float32 for the half precisions, else the same.
+
+    Example:
+        >>> from bn_graph.layers.moments import compute_dtype
+        >>> from bn_graph.tf1 import tf
+        >>> compute_dtype(tf.float16).name, compute_dtype(tf.float64).name
+        ('float32', 'float64')
+    """
+    return tf.float32 if dtype in (tf.float16, tf.bfloat16) else tf.as_dtype(dtype)
+
+
+def batch_statistics(inputs: tf.Tensor, axes: Sequence[int]) -> BatchStatistics:
+    """Mean and biased variance of `inputs` over `axes`, and the inputs with the mean taken off.
+
+    Args:
+        inputs: float tensor of any rank; float16 and bfloat16 are computed in float32.
+        axes: the dimensions to average over, all but the channel's.
+
+    Returns:
+        `BatchStatistics`: ``centered`` of the inputs' shape; ``mean`` and ``variance`` (1/m, not 1/(m−1)) with the
+        reduced dimensions kept at size 1; all three in `compute_dtype` of the inputs. Gradients flow through all.
+
+    Source: Ioffe & Szegedy 2015, Algorithm 1, lines 1 and 2; the document's "layer 1".
+
+    Example:
+        >>> from bn_graph.layers.moments import batch_statistics
+        >>> from bn_graph.tf1 import tf
+        >>> with tf.Graph().as_default(), tf.Session() as session:
+        ...     _, mean, variance = batch_statistics(tf.constant([[1.0], [3.0]]), [0])
+        ...     session.run([mean, variance])
+        [array([[2.]], dtype=float32), array([[1.]], dtype=float32)]
+    """
+    inputs = tf.cast(inputs, compute_dtype(inputs.dtype))
+    axes = list(axes)
+    # The first mean is rounded to the spacing of floats at its own size (0.06 at 10⁶). What is left after taking it
+    # off is small, so the mean of that is exact to the spacing of *small* floats; the two together lose nothing.
+    rough_mean = tf.stop_gradient(tf.reduce_mean(inputs, axes, keepdims=True))
+    nearly_centered = inputs - rough_mean
+    remainder = tf.reduce_mean(nearly_centered, axes, keepdims=True)
+    centered = nearly_centered - remainder
+    variance = tf.reduce_mean(tf.square(centered), axes, keepdims=True)
+    return BatchStatistics(centered, rough_mean + remainder, variance)
+
+
+def normalize(
+    centered: tf.Tensor, variance: tf.Tensor, gamma: tf.Tensor | None, beta: tf.Tensor | None, epsilon: float
+) -> tf.Tensor:
+    """γ·centered/√(variance + ε) + β, the last line of the transform.
+
+    Args:
+        centered: inputs − mean, float32 or float64.
+        variance, gamma, beta: broadcastable to `centered`, of its dtype; `gamma` or `beta` may be None (1 or 0).
+        epsilon: added to the variance, inside the root.
+
+    Returns:
+        A tensor of `centered`'s shape and dtype.
+
+    Source: Ioffe & Szegedy 2015, Algorithm 1, lines 3 and 4.
+
+    Example:
+        >>> from bn_graph.layers.moments import normalize
+        >>> from bn_graph.tf1 import tf
+        >>> with tf.Graph().as_default(), tf.Session() as session:
+        ...     session.run(normalize(tf.constant([-1.0, 1.0]), tf.constant(0.75), None, tf.constant(5.0), 0.25))
+        array([4., 6.], dtype=float32)
+    """
+    scale = tf.rsqrt(variance + tf.cast(epsilon, variance.dtype))
+    if gamma is not None:
+        scale *= gamma
+    outputs = centered * scale
+    return outputs if beta is None else outputs + beta

@@ -1,0 +1,67 @@
+"""Fixtures: a fresh graph under each kind of variable and of `cond`, and sessions with pinned threads."""
+
+import numpy as np
+import pytest
+
+from bn_graph.tf1 import hide_deprecation_notices, tf
+
+hide_deprecation_notices()
+
+
+@pytest.fixture(params=["ref", "resource"])
+def variable_kind(request):
+    """The kind of variable that `graph` makes."""
+    return request.param
+
+
+@pytest.fixture(params=["v1", "v2"])
+def cond_kind(request):
+    """The kind of `tf.cond`, process-wide while the test runs, put back as it was whatever happens."""
+    was_v2 = tf.control_flow_v2_enabled()
+    try:
+        _choose_cond(request.param == "v2")
+        yield request.param
+    finally:
+        _choose_cond(was_v2)
+
+
+def _choose_cond(v2):
+    if v2:
+        tf.enable_control_flow_v2()
+    else:
+        tf.disable_control_flow_v2()
+
+
+@pytest.fixture
+def graph(cond_kind, variable_kind):
+    """A fresh default graph, once for each kind of variable and each kind of `cond`."""
+    with tf.Graph().as_default() as fresh, tf.variable_scope("", use_resource=variable_kind == "resource"):
+        yield fresh
+
+
+@pytest.fixture
+def plain_graph():
+    """A fresh default graph, once: for what does not depend on the kind of variable or of `cond`."""
+    with tf.Graph().as_default() as fresh:
+        yield fresh
+
+
+@pytest.fixture
+def start():
+    """Opens a session of the default graph: one thread, variables initialized, closed after the test."""
+    sessions = []
+
+    def open_session():
+        config = tf.ConfigProto(intra_op_parallelism_threads=1, inter_op_parallelism_threads=1)
+        sessions.append(tf.Session(config=config))
+        sessions[-1].run(tf.global_variables_initializer())
+        return sessions[-1]
+
+    yield open_session
+    for session in sessions:
+        session.close()
+
+
+@pytest.fixture
+def random():
+    return np.random.RandomState(0)
