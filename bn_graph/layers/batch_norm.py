@@ -9,6 +9,8 @@ bool tensor         by the value it is fed   only when it is fed True, inside th
 ==================  =======================  =============================================  =====================
 """
 
+import math
+
 from bn_graph.layers import moments, population
 from bn_graph.tf1 import tf
 
@@ -56,7 +58,7 @@ def batch_norm_wrapper(
     Raises:
         ValueError: unknown rank or channel dimension, rank outside 2 to 5, `axis` outside the rank; `is_training`
             neither a bool nor a scalar bool tensor; `decay` outside [0, 1]; `epsilon` not above 0; or, with
-            ``is_training=True``, a static shape with one value per channel.
+            ``is_training=True``, a static shape with fewer than two values per channel.
         TypeError: `inputs` are not floats.
         tf.errors.InvalidArgumentError: at a training run that is fed fewer than two values per channel. The mean
             of one value is that value, so every output would be beta whatever the input, and an empty batch would
@@ -191,7 +193,7 @@ _ONE_VALUE = (
 
 def _refuse_static_single_value(inputs: tf.Tensor, axis: int) -> None:
     sizes = [inputs.shape.as_list()[dimension] for dimension in _reduced_axes(inputs, axis)]
-    if all(size == 1 for size in sizes):
+    if None not in sizes and math.prod(sizes) < 2:
         raise ValueError(f"{_ONE_VALUE}. Got inputs of shape {inputs.shape} with is_training=True.")
 
 
@@ -199,7 +201,7 @@ def _with_run_time_check(inputs: tf.Tensor, axis: int) -> tf.Tensor:
     """`inputs`, behind an assertion where only a run can tell how many values per channel there are."""
     reduced = _reduced_axes(inputs, axis)
     sizes = [inputs.shape.as_list()[dimension] for dimension in reduced]
-    if None not in sizes and any(size > 1 for size in sizes):
+    if None not in sizes and math.prod(sizes) > 1:
         return inputs
     shape = tf.shape(inputs)
     values = tf.reduce_prod(tf.gather(shape, reduced))

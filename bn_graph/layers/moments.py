@@ -8,8 +8,8 @@ The functions here know nothing of variables, modes or graphs' collections: tens
 their reduced dimensions (size 1), so that they broadcast against the inputs whichever axis is the channel's.
 
 Accuracy. ``tf.nn.batch_normalization`` computes ``x·s + (β − μ·s)``: with inputs around 10⁶ both terms are around
-10⁶ and their difference loses all its digits. Here the mean is taken off first, and in two steps, so that its own
-rounding is taken off as well. float16 and bfloat16 are computed in float32.
+10⁶ and their difference loses all its digits. Here the mean is taken off first, and in two steps, so that the sum
+behind it is one of small values. float16 and bfloat16 are computed in float32.
 """
 
 from collections.abc import Sequence
@@ -44,7 +44,7 @@ def batch_statistics(inputs: tf.Tensor, axes: Sequence[int]) -> BatchStatistics:
     """Mean and biased variance of `inputs` over `axes`, and the inputs with the mean taken off.
 
     Args:
-        inputs: float tensor of any rank; float16 and bfloat16 are computed in float32.
+        inputs: float tensor of known rank; float16 and bfloat16 are computed in float32.
         axes: the dimensions to average over, all but the channel's.
 
     Returns:
@@ -62,15 +62,23 @@ def batch_statistics(inputs: tf.Tensor, axes: Sequence[int]) -> BatchStatistics:
         [array([[2.]], dtype=float32), array([[1.]], dtype=float32)]
     """
     inputs = tf.cast(inputs, compute_dtype(inputs.dtype))
-    axes = list(axes)
-    # The first mean is rounded to the spacing of floats at its own size (0.06 at 10⁶). What is left after taking it
-    # off is small, so the mean of that is exact to the spacing of *small* floats; the two together lose nothing.
-    rough_mean = tf.stop_gradient(tf.reduce_mean(inputs, axes, keepdims=True))
-    nearly_centered = inputs - rough_mean
-    remainder = tf.reduce_mean(nearly_centered, axes, keepdims=True)
-    centered = nearly_centered - remainder
+    axes = [axis % inputs.shape.rank for axis in axes]
+    # A sum of values around 10⁶ is rounded to the spacing of floats at its own size, which grows with the batch. Values
+    # from which one of their own has been taken off are of the size of their spread, and so is the rounding of their sum.
+    # (Should that one be an outlier, it lies at most √m standard deviations off, for it widens the spread itself.)
+    shift = tf.stop_gradient(_first_value(inputs, axes))
+    shifted = inputs - shift
+    remainder = tf.reduce_mean(shifted, axes, keepdims=True)
+    centered = shifted - remainder
     variance = tf.reduce_mean(tf.square(centered), axes, keepdims=True)
-    return BatchStatistics(centered, rough_mean + remainder, variance)
+    return BatchStatistics(centered, shift + remainder, variance)
+
+
+def _first_value(inputs: tf.Tensor, axes: Sequence[int]) -> tf.Tensor:
+    """One value per channel; 0 for a shape that is known to have none."""
+    if 0 in inputs.shape.as_list():
+        return tf.zeros([], inputs.dtype)
+    return inputs[tuple(slice(0, 1) if axis in axes else slice(None) for axis in range(inputs.shape.rank))]
 
 
 def normalize(
@@ -95,7 +103,7 @@ def normalize(
         ...     session.run(normalize(tf.constant([-1.0, 1.0]), tf.constant(0.75), None, tf.constant(5.0), 0.25))
         array([4., 6.], dtype=float32)
     """
-    scale = tf.rsqrt(variance + tf.cast(epsilon, variance.dtype))
+    scale = tf.rsqrt(variance + epsilon)
     if gamma is not None:
         scale *= gamma
     outputs = centered * scale

@@ -410,6 +410,18 @@ def test_an_update_op_whose_flag_is_fed_false_moves_nothing(graph, start, random
     assert_bit_identical(before, all_values(session))
 
 
+@pytest.mark.parametrize("key", [None, tf.GraphKeys.UPDATE_OPS])
+def test_a_flag_fed_false_does_not_even_assign_the_statistics_to_themselves(graph, key, start, random):
+    # ∞ tells: a step of (∞ − ∞)·(1 − decay) from an update outside the branch would make it NaN.
+    inputs, flag = tf.placeholder(tf.float64, [None, CHANNELS]), tf.placeholder(tf.bool, [])
+    outputs = batch_norm_wrapper(inputs, flag, decay=0.5, updates_collection=key)
+    session = start()
+    load(session, moving_mean=[np.inf, -np.inf, 1.0], moving_variance=[np.inf, 1.0, 1.0])
+    before = all_values(session)
+    session.run([outputs, tf.get_collection(tf.GraphKeys.UPDATE_OPS)], {inputs: np.ones((4, CHANNELS)), flag: False})
+    assert_bit_identical(before, all_values(session))
+
+
 def test_updates_in_place_add_nothing_to_the_collection_of_update_ops(graph):
     batch_norm_wrapper(tf.placeholder(tf.float32, [None, CHANNELS]), True)
     batch_norm_wrapper(tf.placeholder(tf.float32, [None, CHANNELS]), tf.placeholder(tf.bool, []))
