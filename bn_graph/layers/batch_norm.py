@@ -7,14 +7,31 @@
 ``False``           the moving statistics    nothing; the graph has no update op            all four variables
 bool tensor         by the value it is fed   only when it is fed True, inside the branch    all four variables
 ==================  =======================  =============================================  =====================
+
+What each further argument changes is in `batch_norm_wrapper`'s docstring; how a batch is normalized, in `transforms`;
+how the statistics move, in `population`; what is refused, in `arguments`.
 """
 
-import math
+import json
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import NamedTuple
 
-from bn_graph.layers import moments, population
+from bn_graph.layers import arguments, moments, population, transforms
 from bn_graph.tf1 import tf
 
-__all__ = ["batch_norm_wrapper"]
+__all__ = ["LAYERS", "Parameters", "batch_norm_wrapper", "connect"]
+
+LAYERS = "bn_graph_layers"
+"""Graph collection of one JSON string a layer call: its scope, inputs, channel axis and statistics, by name."""
+
+
+class Parameters(NamedTuple):
+    """The variables of one layer; `gamma` or `beta` is None where the layer has none."""
+
+    gamma: tf.Variable | None
+    beta: tf.Variable | None
+    statistics: population.MovingStatistics
 
 
 def batch_norm_wrapper(
@@ -24,8 +41,27 @@ def batch_norm_wrapper(
     decay: float = 0.999,
     epsilon: float = 1e-3,
     axis: int = -1,
+    center: bool = True,
+    scale: bool = True,
+    beta_initializer: population.Initializer | None = None,
+    gamma_initializer: population.Initializer | None = None,
+    moving_mean_initializer: population.Initializer | None = None,
+    moving_variance_initializer: population.Initializer | None = None,
+    beta_regularizer: Callable[[tf.Tensor], tf.Tensor] | None = None,
+    gamma_regularizer: Callable[[tf.Tensor], tf.Tensor] | None = None,
+    trainable: bool = True,
     updates_collection: str | None = None,
+    average: str = "exponential",
+    zero_debias: bool = False,
+    unbiased_variance: bool = False,
+    fused: bool | None = None,
+    virtual_batch_size: int | None = None,
+    renorm: bool = False,
+    renorm_clipping: Mapping[str, float] | None = None,
+    renorm_decay: float = 0.99,
+    weights: tf.Tensor | None = None,
     name: str | None = None,
+    reuse: bool | None = None,
 ) -> tf.Tensor:
     """Normalizes `inputs` per channel: y = gamma·(x − μ)/√(σ² + epsilon) + beta.
 
@@ -35,37 +71,67 @@ def batch_norm_wrapper(
 
     Args:
         inputs: float16, bfloat16, float32 or float64 tensor of rank 2 to 5 with a known channel dimension; the
-            others may be unknown.
+            others may be unknown. At inference the batch may be empty.
         is_training: Python bool, or scalar bool tensor that is fed at each run. It has no default: the wrong one
             is silent.
         decay: weight of the old value in the moving statistics, in [0, 1]. Nearer to 1 with more data.
             PyTorch's ``momentum`` is 1 − decay.
         epsilon: added to the variance inside the root, above 0.
         axis: the channel axis, the one that is kept. All others are averaged over.
-        updates_collection: None (the default) makes the update a dependency of the returned tensor, so that it can't
-            be forgotten. A key, such as ``tf.GraphKeys.UPDATE_OPS``, puts the update op into that collection
-            instead, and the train op must then depend on it.
+        center, scale: whether there is a ``beta``, a ``gamma``.
+        beta_initializer, gamma_initializer, moving_mean_initializer, moving_variance_initializer: zeros, ones, zeros
+            and ones if None.
+        beta_regularizer, gamma_regularizer: add their term to ``REGULARIZATION_LOSSES``.
+        trainable: whether ``gamma`` and ``beta`` are. The statistics follow `is_training`, whatever this says.
+        updates_collection: None (the default) makes the updates dependencies of the returned tensor, so that they
+            can't be forgotten. A key, such as ``tf.GraphKeys.UPDATE_OPS``, puts the two update ops (mean's and
+            variance's) into that collection instead, and the train op must depend on them (`bn_graph.train_op` does).
+        average: ``"exponential"``, or ``"cumulative"``: every batch since the start counts alike, decay is unused
+            (PyTorch's ``momentum=None``).
+        zero_debias: takes the share of the start values out of the exponential average, for mean and variance.
+        unbiased_variance: the moving variance averages m/(m−1)·σ² (Bessel's correction), as PyTorch, tf.layers' fused
+            kernel and the paper's Algorithm 2 do, and not σ², as Keras 3 and tf.layers without the kernel do. It is
+            never used for normalizing the batch itself.
+        fused: TensorFlow's fused kernel, for rank 4 with the channels last and at most float32; None takes it where
+            it applies, since it is faster. Results are those of the other way to float rounding.
+        virtual_batch_size: in training, each run of that many examples is normalized by its own statistics (ghost
+            batches). The batch must be a multiple of it. The moving statistics are those of whole batches, variance
+            *between* virtual batches included (tf.layers leaves it out), and inference knows no virtual batches.
+        renorm: batch renormalization: training corrects the batch's statistics toward moving ones.
+        renorm_clipping: ``{"rmin", "rmax", "dmax"}``, any of them; unclipped if left out.
+        renorm_decay: weight of the old value in the statistics that renorm corrects toward.
+        weights: how much each example counts in the statistics: a bool mask, or numbers from 0 up, of shape
+            ``[batch]``, or of any leading dimensions of `inputs` (``[batch, time]``), or of their rank and
+            broadcastable to them. All are normalized, whatever their weight.
         name: variable scope; ``batch_normalization``, made unique, if None.
+        reuse: as in ``tf.variable_scope``. Layers that share a scope share **one** set of variables, and each that is
+            run in training updates it.
 
     Returns:
         A tensor of the shape and dtype of `inputs`.
 
     Variables (shape ``[channels]``; float32 for half-precision inputs, else the inputs' dtype):
-        ``gamma`` (1), ``beta`` (0): in ``GLOBAL_VARIABLES`` and ``TRAINABLE_VARIABLES``.
-        ``moving_mean`` (0), ``moving_variance`` (1): in ``GLOBAL_VARIABLES`` and `MOVING_STATISTICS`.
+        ``gamma`` (1), ``beta`` (0): in ``GLOBAL_VARIABLES`` and, if `trainable`, ``TRAINABLE_VARIABLES``.
+        ``moving_mean`` (0), ``moving_variance`` (1): in ``GLOBAL_VARIABLES`` and `MOVING_STATISTICS`; likewise
+        ``moving_count`` (cumulative), ``moving_mean/biased``, ``moving_mean/local_step`` and the variance's
+        (zero_debias), ``renorm_mean``, ``renorm_stddev``, ``moving_stddev`` (renorm).
         The names and shapes are those of ``tf.compat.v1.layers.batch_normalization``.
 
     Raises:
         ValueError: unknown rank or channel dimension, rank outside 2 to 5, `axis` outside the rank; `is_training`
-            neither a bool nor a scalar bool tensor; `decay` outside [0, 1]; `epsilon` not above 0; or, with
-            ``is_training=True``, a static shape with fewer than two values per channel.
+            neither a bool nor a scalar bool tensor; `decay` or `renorm_decay` outside [0, 1]; `epsilon` not above 0;
+            an `average` or a key of `renorm_clipping` that does not exist; arguments that exclude each other (fused
+            with what the kernel can't do; two of virtual_batch_size, renorm and weights; zero_debias with another
+            average); a static batch that is no multiple of `virtual_batch_size`; or, with ``is_training=True``, a
+            static shape with fewer than two values per channel.
         TypeError: `inputs` are not floats.
         tf.errors.InvalidArgumentError: at a training run that is fed fewer than two values per channel. The mean
             of one value is that value, so every output would be beta whatever the input, and an empty batch would
-            turn the moving statistics into NaN. (PyTorch refuses the same.) Nothing is updated.
+            turn the moving statistics into NaN. (PyTorch refuses the same.) Likewise weights that sum to 0, and a
+            batch that is no multiple of `virtual_batch_size`. Nothing is updated.
 
     Source: r2rt, "Implementing Batch Normalization in Tensorflow", *Fixing the model for test time*; Ioffe &
-    Szegedy 2015, Algorithms 1 and 2.
+    Szegedy 2015, Algorithms 1 and 2; Ioffe 2017 (renorm); Hoffer et al. 2017 (virtual batches).
 
     Example:
         >>> import bn_graph
@@ -80,130 +146,151 @@ def batch_norm_wrapper(
         [array([2.], dtype=float32), array([2.5], dtype=float32)]
     """
     inputs = tf.convert_to_tensor(inputs, name="inputs")
-    axis = _checked_axis(inputs, axis)
-    training = _checked_is_training(is_training)
-    _check_constants(decay, epsilon)
+    weights = None if weights is None else tf.convert_to_tensor(weights, name="weights")
+    axis = arguments.checked_axis(inputs, axis)
+    training = arguments.checked_is_training(is_training)
+    arguments.check_constants(decay=decay, renorm_decay=renorm_decay, epsilon=epsilon)
+    clipping = arguments.checked_clipping(renorm_clipping)
+    arguments.check_average(average, zero_debias=zero_debias, renorm=renorm)
+    arguments.check_one_way(virtual_batch_size=virtual_batch_size, renorm=renorm, weights=weights)
+    plain = virtual_batch_size is None and not renorm and weights is None
+    arguments.check_virtual_batches(inputs, axis, virtual_batch_size)
+    fused = arguments.checked_fused(fused, inputs, axis, plain=plain)
     if training is True:
-        _refuse_static_single_value(inputs, axis)
+        arguments.refuse_static_single_value(inputs, axis)
 
-    channels = inputs.shape.as_list()[axis]
-    dtype = moments.compute_dtype(inputs.dtype)
-    with tf.variable_scope(name, default_name="batch_normalization"):
-        gamma = tf.get_variable("gamma", [channels], dtype, tf.ones_initializer())
-        beta = tf.get_variable("beta", [channels], dtype, tf.zeros_initializer())
-        statistics = population.create(channels, dtype)
+    channels, dtype = inputs.shape.as_list()[axis], moments.compute_dtype(inputs.dtype)
+    with tf.variable_scope(name, default_name="batch_normalization", reuse=reuse):
+        gamma = _parameter("gamma", scale, channels, dtype, gamma_initializer, gamma_regularizer, trainable)
+        beta = _parameter("beta", center, channels, dtype, beta_initializer, beta_regularizer, trainable)
+        initializers = (moving_mean_initializer, moving_variance_initializer)
+        layer = Parameters(gamma, beta, population.create(channels, dtype, initializers=initializers))
 
-        def normalize(centered: tf.Tensor, variance: tf.Tensor) -> tf.Tensor:
-            shaped = [_along(axis, inputs, vector) for vector in (variance, gamma, beta)]
-            return tf.cast(moments.normalize(centered, *shaped, epsilon), inputs.dtype)
-
-        def by_batch() -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-            checked = _with_run_time_check(inputs, axis)
-            centered, mean, variance = moments.batch_statistics(checked, _reduced_axes(inputs, axis))
-            mean, variance = tf.reshape(mean, [channels]), tf.reshape(variance, [channels])
-            return normalize(centered, variance), mean, variance
-
-        def by_population() -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-            mean, variance = (variable.read_value() for variable in statistics)
-            centered = tf.cast(inputs, dtype) - _along(axis, inputs, mean)
-            return normalize(centered, variance), mean, variance
-
-        if training is False:
-            outputs, _, _ = by_population()
-            return _shaped_like(inputs, outputs)
-        outputs, mean, variance = by_batch() if training is True else tf.cond(training, by_batch, by_population)
-
-        def update() -> tf.Operation:
-            return population.exponential_update(statistics, mean, variance, decay)
-
-        update_op = update() if training is True else population.run_when(training, update, statistics)
-        if updates_collection is not None:
-            tf.add_to_collection(updates_collection, update_op)
-            return _shaped_like(inputs, outputs)
-        with tf.control_dependencies([update_op]):
-            return _shaped_like(inputs, outputs)
-
-
-def _checked_axis(inputs: tf.Tensor, axis: int) -> int:
-    """The channel axis counted from the front; raises where the wrapper can't work with `inputs`."""
-    if not inputs.dtype.is_floating:
-        raise TypeError(
-            f"inputs must be a float tensor (float16, bfloat16, float32, float64), got {inputs.dtype.name}."
+        if renorm:
+            reference = population.create_renorm(channels, dtype)
+            update = population.renorm_average(layer.statistics, reference, decay, renorm_decay, epsilon)
+            by_batch = partial(transforms.with_renorm, reference=reference[:2], clipping=clipping)
+        else:
+            update = _plain_average(layer.statistics, average, decay, zero_debias)
+            by_batch = _plain_transform(fused, virtual_batch_size, weights, unbiased_variance)
+        return connect(
+            inputs,
+            axis,
+            training,
+            layer,
+            by_batch=by_batch,
+            update=update,
+            epsilon=epsilon,
+            fused=fused,
+            checked=partial(arguments.with_run_time_checks, weights=weights, virtual_batch_size=virtual_batch_size),
+            updates_collections=None if updates_collection is None else [updates_collection],
         )
-    rank = inputs.shape.rank
-    if rank is None or not 2 <= rank <= 5:
-        raise ValueError(f"inputs must have a known rank from 2 to 5, got shape {inputs.shape}.")
-    if isinstance(axis, bool) or not isinstance(axis, int) or not -rank <= axis < rank:
-        raise ValueError(f"axis must be an integer from {-rank} to {rank - 1} for inputs of rank {rank}, got {axis!r}.")
-    if inputs.shape.as_list()[axis] is None:
-        raise ValueError(
-            f"inputs must have a known size in the channel axis (axis={axis}), got shape {inputs.shape}. "
-            "Set it with inputs.set_shape(...) or name another axis."
-        )
-    return axis % rank
 
 
-def _checked_is_training(is_training: bool | tf.Tensor) -> bool | tf.Tensor:
-    """True or False where the flag is known while the graph is built, else a scalar bool tensor."""
-    if isinstance(is_training, bool):
-        return is_training
-    dtype = getattr(is_training, "dtype", None)
-    if dtype is None or tf.as_dtype(dtype).base_dtype != tf.bool:
-        raise ValueError(
-            "is_training must be a Python bool or a scalar bool tensor, "
-            f"got {is_training!r}{'' if dtype is None else f' of dtype {tf.as_dtype(dtype).name}'}."
-        )
-    flag = tf.convert_to_tensor(is_training)
-    if flag.shape.rank not in (None, 0):
-        raise ValueError(f"is_training must be a scalar, got a bool tensor of shape {flag.shape}.")
-    known = tf.get_static_value(flag)
-    return flag if known is None else bool(known)
+def connect(
+    inputs: tf.Tensor,
+    axis: int,
+    training: bool | tf.Tensor,
+    layer: Parameters,
+    *,
+    by_batch: Callable[..., transforms.Normalized],
+    update: population.Updates,
+    epsilon: float,
+    fused: bool,
+    checked: Callable[[tf.Tensor, int], tf.Tensor],
+    updates_collections: Sequence[str] | None,
+    scope: str | None = None,
+) -> tf.Tensor:
+    """Wires a layer's variables, its way of normalizing a batch and its estimator into the graph; every form ends here.
+
+    Args:
+        inputs, axis: float tensor and its channel axis, counted from the front.
+        training: True, False, or a scalar bool tensor.
+        layer: the variables.
+        by_batch: called as ``by_batch(inputs, axis, gamma, beta, epsilon)`` in the training branch.
+        update: makes the update ops from the batch's mean and variance, in the training branch too.
+        epsilon, fused: for normalizing by the population.
+        checked: called as ``checked(inputs, axis)``; gives the inputs behind run-time checks of a training batch.
+        updates_collections: keys for the two update ops; None makes them dependencies of the outputs.
+        scope: the layer's variable scope, for the note in `LAYERS`; that of the moving mean if None.
+
+    Returns:
+        The outputs, of the shape and dtype of `inputs`.
+    """
+    _record(inputs, axis, layer, scope)
+    gamma, beta, statistics = layer
+
+    def train() -> transforms.Normalized:
+        return by_batch(checked(inputs, axis), axis, gamma, beta, epsilon)
+
+    def infer() -> transforms.Normalized:
+        moments_of_population = [variable.read_value() for variable in statistics]
+        return transforms.by_population(inputs, axis, gamma, beta, epsilon, *moments_of_population, fused=fused)
+
+    if training is False:
+        return _like(inputs, infer().outputs)
+    outputs, mean, variance = train() if training is True else tf.cond(training, train, infer)
+
+    if training is True:
+        update_ops = update(mean, variance)
+    else:
+        update_ops = population.run_when(training, lambda: update(mean, variance), statistics)
+    if updates_collections is None:
+        with tf.control_dependencies(update_ops):
+            return _like(inputs, outputs)
+    for key in updates_collections:
+        for op in update_ops:
+            tf.add_to_collection(key, op)
+    return _like(inputs, outputs)
 
 
-def _check_constants(decay: float, epsilon: float) -> None:
-    if not 0.0 <= decay <= 1.0:
-        raise ValueError(f"decay is the weight of the old value and must be from 0 to 1, got {decay!r}.")
-    if not epsilon > 0.0:
-        raise ValueError(f"epsilon keeps the root away from 0 and must be above 0, got {epsilon!r}.")
+def _parameter(
+    name: str,
+    wanted: bool,
+    channels: int,
+    dtype: tf.DType,
+    initializer: population.Initializer | None,
+    regularizer: Callable[[tf.Tensor], tf.Tensor] | None,
+    trainable: bool,
+) -> tf.Variable | None:
+    if not wanted:
+        return None
+    if initializer is None:
+        initializer = tf.ones_initializer() if name == "gamma" else tf.zeros_initializer()
+    return tf.get_variable(name, [channels], dtype, initializer, regularizer=regularizer, trainable=trainable)
 
 
-def _reduced_axes(inputs: tf.Tensor, axis: int) -> list[int]:
-    return [dimension for dimension in range(inputs.shape.rank) if dimension != axis]
+def _plain_average(
+    statistics: population.MovingStatistics, average: str, decay: float, zero_debias: bool
+) -> population.Updates:
+    if average == "cumulative":
+        return population.cumulative_average(statistics)
+    return population.exponential_average(statistics, decay, zero_debias=(zero_debias, zero_debias))
 
 
-def _along(axis: int, inputs: tf.Tensor, vector: tf.Tensor) -> tf.Tensor:
-    """`vector` of shape [channels], shaped to broadcast along `axis`; the last axis needs no reshaping."""
-    rank = inputs.shape.rank
-    if axis == rank - 1:
-        return tf.convert_to_tensor(vector)
-    return tf.reshape(vector, [-1 if dimension == axis else 1 for dimension in range(rank)])
+def _plain_transform(
+    fused: bool, virtual_batch_size: int | None, weights: tf.Tensor | None, unbiased: bool
+) -> Callable[..., transforms.Normalized]:
+    if virtual_batch_size is not None:
+        return partial(transforms.by_virtual_batches, size=virtual_batch_size, unbiased=unbiased)
+    if fused:
+        return partial(transforms.by_fused_kernel, unbiased=unbiased)
+    return partial(transforms.by_moments, unbiased=unbiased, weights=weights)
 
 
-def _shaped_like(inputs: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
+def _record(inputs: tf.Tensor, axis: int, layer: Parameters, scope: str | None) -> None:
+    """Leaves a note of this call in the graph, as a string, so that it outlives a meta graph."""
+    note = {
+        "scope": layer.statistics.mean.op.name.rpartition("/")[0] if scope is None else scope,
+        "inputs": inputs.name,
+        "axis": axis,
+        "moving_mean": layer.statistics.mean.op.name,
+        "moving_variance": layer.statistics.variance.op.name,
+    }
+    tf.add_to_collection(LAYERS, json.dumps(note))
+
+
+def _like(inputs: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
     outputs = tf.identity(outputs, name="outputs")
     outputs.set_shape(inputs.shape)
     return outputs
-
-
-_ONE_VALUE = (
-    "batch_norm_wrapper in training needs at least two values per channel: the mean of one value is that value, so every "
-    "output would be beta whatever the input. To predict, build or feed is_training=False; in training, use a larger batch"
-)
-
-
-def _refuse_static_single_value(inputs: tf.Tensor, axis: int) -> None:
-    sizes = [inputs.shape.as_list()[dimension] for dimension in _reduced_axes(inputs, axis)]
-    if None not in sizes and math.prod(sizes) < 2:
-        raise ValueError(f"{_ONE_VALUE}. Got inputs of shape {inputs.shape} with is_training=True.")
-
-
-def _with_run_time_check(inputs: tf.Tensor, axis: int) -> tf.Tensor:
-    """`inputs`, behind an assertion where only a run can tell how many values per channel there are."""
-    reduced = _reduced_axes(inputs, axis)
-    sizes = [inputs.shape.as_list()[dimension] for dimension in reduced]
-    if None not in sizes and math.prod(sizes) > 1:
-        return inputs
-    shape = tf.shape(inputs)
-    values = tf.reduce_prod(tf.gather(shape, reduced))
-    with tf.control_dependencies([tf.debugging.Assert(values > 1, [f"{_ONE_VALUE}. The inputs' shape was", shape])]):
-        return tf.identity(inputs)

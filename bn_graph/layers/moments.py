@@ -12,24 +12,30 @@ Accuracy. ``tf.nn.batch_normalization`` computes ``x·s + (β − μ·s)``: with
 behind it is one of small values. float16 and bfloat16 are computed in float32.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from bn_graph.tf1 import tf
 
-__all__ = ["BatchStatistics", "batch_statistics", "compute_dtype", "normalize"]
+__all__ = ["BatchStatistics", "batch_statistics", "compute_dtype", "normalize", "weighted_statistics"]
 
 
 class BatchStatistics(NamedTuple):
-    """What a batch says of itself: ``centered`` = inputs − mean, the mean and the biased variance."""
+    """What a batch says of itself.
+
+    ``centered`` = inputs − mean, of the inputs' shape; ``mean`` and ``variance`` (biased) with the reduced dimensions
+    kept at size 1; ``count``, the number of values per channel (their weights' sum), broadcastable to ``mean``.
+    """
 
     centered: tf.Tensor
     mean: tf.Tensor
     variance: tf.Tensor
+    count: tf.Tensor
 
 
 def compute_dtype(dtype: tf.DType) -> tf.DType:
-    """The dtype in which statistics of such inputs are computed and kept: float32 for the half precisions, else the same.
+    """The dtype in which statistics of such inputs are computed and kept: float32 for half precision, else the same.
 
     Example:
         >>> from bn_graph.layers.moments import compute_dtype
@@ -48,8 +54,8 @@ def batch_statistics(inputs: tf.Tensor, axes: Sequence[int]) -> BatchStatistics:
         axes: the dimensions to average over, all but the channel's.
 
     Returns:
-        `BatchStatistics`: ``centered`` of the inputs' shape; ``mean`` and ``variance`` (1/m, not 1/(m−1)) with the
-        reduced dimensions kept at size 1; all three in `compute_dtype` of the inputs. Gradients flow through all.
+        `BatchStatistics` in `compute_dtype` of the inputs; its variance is 1/m, not 1/(m−1). Gradients flow through
+        all but the count.
 
     Source: Ioffe & Szegedy 2015, Algorithm 1, lines 1 and 2; the document's "layer 1".
 
@@ -57,28 +63,70 @@ def batch_statistics(inputs: tf.Tensor, axes: Sequence[int]) -> BatchStatistics:
         >>> from bn_graph.layers.moments import batch_statistics
         >>> from bn_graph.tf1 import tf
         >>> with tf.Graph().as_default(), tf.Session() as session:
-        ...     _, mean, variance = batch_statistics(tf.constant([[1.0], [3.0]]), [0])
+        ...     _, mean, variance, _ = batch_statistics(tf.constant([[1.0], [3.0]]), [0])
         ...     session.run([mean, variance])
         [array([[2.]], dtype=float32), array([[1.]], dtype=float32)]
     """
     inputs = tf.cast(inputs, compute_dtype(inputs.dtype))
     axes = [axis % inputs.shape.rank for axis in axes]
     # A sum of values around 10⁶ is rounded to the spacing of floats at its own size, which grows with the batch. Values
-    # from which one of their own has been taken off are of the size of their spread, and so is the rounding of their sum.
-    # (Should that one be an outlier, it lies at most √m standard deviations off, for it widens the spread itself.)
-    shift = tf.stop_gradient(_first_value(inputs, axes))
+    # from which one of their own has been taken off are of the size of their spread, and so is the rounding of their
+    # sum. (Should that one be an outlier, it lies at most √m standard deviations off, for it widens the spread itself.)
+    shift = first_value(inputs, axes)
     shifted = inputs - shift
     remainder = tf.reduce_mean(shifted, axes, keepdims=True)
     centered = shifted - remainder
     variance = tf.reduce_mean(tf.square(centered), axes, keepdims=True)
-    return BatchStatistics(centered, shift + remainder, variance)
+    return BatchStatistics(centered, shift + remainder, variance, _values_per_channel(inputs, axes))
 
 
-def _first_value(inputs: tf.Tensor, axes: Sequence[int]) -> tf.Tensor:
-    """One value per channel; 0 for a shape that is known to have none."""
+def first_value(inputs: tf.Tensor, axes: Sequence[int]) -> tf.Tensor:
+    """One value per channel, with no gradient; 0 for a shape that is known to have none."""
     if 0 in inputs.shape.as_list():
         return tf.zeros([], inputs.dtype)
-    return inputs[tuple(slice(0, 1) if axis in axes else slice(None) for axis in range(inputs.shape.rank))]
+    corner = tuple(slice(0, 1) if axis in axes else slice(None) for axis in range(inputs.shape.rank))
+    return tf.stop_gradient(inputs[corner])
+
+
+def _values_per_channel(inputs: tf.Tensor, axes: Sequence[int]) -> tf.Tensor:
+    sizes = [inputs.shape.as_list()[axis] for axis in axes]
+    if None not in sizes:
+        return tf.constant(float(math.prod(sizes)), inputs.dtype)
+    return tf.cast(tf.reduce_prod(tf.gather(tf.shape(inputs), axes)), inputs.dtype)
+
+
+def weighted_statistics(inputs: tf.Tensor, axes: Sequence[int], weights: tf.Tensor) -> BatchStatistics:
+    """`batch_statistics` with each value counted `weights` times; a weight of 0 leaves a value out, NaN included.
+
+    Args:
+        inputs: float tensor of known rank.
+        axes: the dimensions to average over.
+        weights: bool or numeric, not negative, broadcastable to `inputs`; 1 in the channel's dimension or of its size.
+
+    Returns:
+        `BatchStatistics`: mean = Σwx/Σw, variance = Σw(x−mean)²/Σw, count = Σw.
+
+    Example:
+        >>> from bn_graph.layers.moments import weighted_statistics
+        >>> from bn_graph.tf1 import tf
+        >>> with tf.Graph().as_default(), tf.Session() as session:
+        ...     padded, real = tf.constant([[1.0], [3.0], [99.0]]), tf.constant([[True], [True], [False]])
+        ...     session.run(weighted_statistics(padded, [0], real).mean)
+        array([[2.]], dtype=float32)
+    """
+    inputs = tf.cast(inputs, compute_dtype(inputs.dtype))
+    weights = tf.cast(weights, inputs.dtype) + tf.zeros_like(inputs)
+    # Padding may hold anything, and 0·NaN is NaN, in the forward pass and in the gradient.
+    counted = tf.where(weights > 0, inputs, tf.zeros_like(inputs))
+    count = tf.reduce_sum(weights, axes, keepdims=True)
+
+    def weighted_mean(values: tf.Tensor) -> tf.Tensor:
+        return tf.reduce_sum(weights * values, axes, keepdims=True) / count
+
+    shift = tf.stop_gradient(weighted_mean(counted))
+    remainder = weighted_mean(counted - shift)
+    variance = weighted_mean(tf.square(counted - shift - remainder))
+    return BatchStatistics(inputs - shift - remainder, shift + remainder, variance, count)
 
 
 def normalize(

@@ -30,8 +30,7 @@ def test_exponential_update_follows_the_recursion(graph, decay, start, random):
     statistics = population.create(2, tf.float64)
     inputs = tf.placeholder(tf.float64, [None, 2])
     mean, variance = tf.nn.moments(inputs, [0])
-    update = population.exponential_update(statistics, mean, variance, decay)
-    assert isinstance(update, tf.Operation)
+    update = population.exponential_average(statistics, decay)(mean, variance)
 
     session, batches = start(), [random.normal(5.0, 2.0, (4, 2)) for _ in range(4)]
     for step, batch in enumerate(batches, 1):
@@ -47,7 +46,7 @@ def test_run_when_runs_the_op_if_the_flag_is_true_and_only_then(graph, flag_kind
 
     def gated(value):
         flag = tf.constant(value) if flag_kind == "constant" else tf.placeholder_with_default(value, None)
-        return population.run_when(flag, lambda: tf.assign_add(counter, 1).op, [counter])
+        return population.run_when(flag, lambda: [tf.assign_add(counter, 1).op, tf.no_op()], [counter])
 
     if_true, if_false = gated(True), gated(False)
     session = start()
@@ -61,8 +60,8 @@ def test_run_when_runs_the_op_if_the_flag_is_true_and_only_then(graph, flag_kind
 def test_run_when_is_done_before_what_depends_on_it(graph, start):
     counter = tf.get_variable("counter", [], tf.int32, tf.zeros_initializer())
     flag = tf.placeholder(tf.bool, [])
-    gate = population.run_when(flag, lambda: tf.assign_add(counter, 1).op, [counter])
-    with tf.control_dependencies([gate]):
+    gate = population.run_when(flag, lambda: [tf.assign_add(counter, 1).op, tf.no_op()], [counter])
+    with tf.control_dependencies(gate):
         after = counter.read_value() + 0
     session = start()
     for runs in range(1, 10):

@@ -1,0 +1,169 @@
+"""What the layers refuse, when the graph is built and when it runs, and what they say then."""
+
+import math
+from collections.abc import Mapping
+
+from bn_graph.layers.transforms import reduced_axes
+from bn_graph.tf1 import tf
+
+__all__ = [
+    "check_average",
+    "check_constants",
+    "check_one_way",
+    "check_virtual_batches",
+    "checked_axis",
+    "checked_clipping",
+    "checked_fused",
+    "checked_is_training",
+    "refuse_static_single_value",
+    "with_run_time_checks",
+]
+
+_AVERAGES = ("exponential", "cumulative")
+_CLIPPING_KEYS = ("rmin", "rmax", "dmax")
+_ONE_VALUE = (
+    "Batch normalization in training needs at least two values per channel: the mean of one value is that value, so "
+    "every output would be beta whatever the input. To predict, build or feed is_training=False; in training, use a "
+    "larger batch"
+)
+
+
+def checked_axis(inputs: tf.Tensor, axis: int) -> int:
+    """The channel axis counted from the front; raises where the layer can't work with `inputs`."""
+    if not inputs.dtype.is_floating:
+        raise TypeError(
+            f"inputs must be a float tensor (float16, bfloat16, float32, float64), got {inputs.dtype.name}."
+        )
+    rank = inputs.shape.rank
+    if rank is None or not 2 <= rank <= 5:
+        raise ValueError(f"inputs must have a known rank from 2 to 5, got shape {inputs.shape}.")
+    if isinstance(axis, bool) or not isinstance(axis, int) or not -rank <= axis < rank:
+        raise ValueError(f"axis must be an integer from {-rank} to {rank - 1} for inputs of rank {rank}, got {axis!r}.")
+    if inputs.shape.as_list()[axis] is None:
+        raise ValueError(
+            f"inputs must have a known size in the channel axis (axis={axis}), got shape {inputs.shape}. "
+            "Set it with inputs.set_shape(...) or name another axis."
+        )
+    return axis % rank
+
+
+def checked_is_training(is_training: bool | tf.Tensor) -> bool | tf.Tensor:
+    """True or False where the flag is known while the graph is built, else a scalar bool tensor."""
+    if isinstance(is_training, bool):
+        return is_training
+    dtype = getattr(is_training, "dtype", None)
+    if dtype is None or tf.as_dtype(dtype).base_dtype != tf.bool:
+        raise ValueError(
+            "is_training must be a Python bool or a scalar bool tensor, "
+            f"got {is_training!r}{'' if dtype is None else f' of dtype {tf.as_dtype(dtype).name}'}."
+        )
+    flag = tf.convert_to_tensor(is_training)
+    if flag.shape.rank not in (None, 0):
+        raise ValueError(f"is_training must be a scalar, got a bool tensor of shape {flag.shape}.")
+    known = tf.get_static_value(flag)
+    return flag if known is None else bool(known)
+
+
+def check_constants(*, epsilon: float, **decays: float) -> None:
+    """Each decay in [0, 1], epsilon above 0."""
+    for name, decay in decays.items():
+        if not 0.0 <= decay <= 1.0:
+            raise ValueError(f"{name} is the weight of the old value and must be from 0 to 1, got {decay!r}.")
+    if not epsilon > 0.0:
+        raise ValueError(f"epsilon keeps the root away from 0 and must be above 0, got {epsilon!r}.")
+
+
+def checked_clipping(clipping: Mapping[str, float] | None) -> Mapping[str, float]:
+    """The clipping of renorm; a key that means nothing is a typing error and would clip nothing."""
+    unknown = set(clipping or {}) - set(_CLIPPING_KEYS)
+    if unknown:
+        raise ValueError(
+            f"renorm_clipping may have the keys {', '.join(_CLIPPING_KEYS)}, got {', '.join(sorted(unknown))}."
+        )
+    return clipping or {}
+
+
+def check_average(average: str, *, zero_debias: bool, renorm: bool) -> None:
+    """That the estimator exists, and is not told to do what another does."""
+    if average not in _AVERAGES:
+        raise ValueError(f"average must be one of {', '.join(_AVERAGES)}, got {average!r}.")
+    if average == "cumulative" and (zero_debias or renorm):
+        raise ValueError("average='cumulative' has no start to debias and goes with neither zero_debias nor renorm.")
+    if zero_debias and renorm:
+        raise ValueError("zero_debias and renorm exclude each other: renorm has an estimator of its own.")
+
+
+def check_one_way(*, virtual_batch_size: int | None, renorm: bool, weights: tf.Tensor | None) -> None:
+    """That a batch is not to be normalized in two ways at once."""
+    chosen = {"virtual_batch_size": virtual_batch_size is not None, "renorm": renorm, "weights": weights is not None}
+    given = [name for name, is_given in chosen.items() if is_given]
+    if len(given) > 1:
+        raise ValueError(f"{' and '.join(given)} exclude each other: give one of them.")
+    is_size = isinstance(virtual_batch_size, int) and not isinstance(virtual_batch_size, bool)
+    if virtual_batch_size is not None and not (is_size and virtual_batch_size > 0):
+        raise ValueError(f"virtual_batch_size must be a whole number from 1 up, got {virtual_batch_size!r}.")
+
+
+def check_virtual_batches(inputs: tf.Tensor, axis: int, size: int | None) -> None:
+    """That the batch, where it is known, can be cut into virtual batches of `size`, along an axis that is not the channels'."""
+    if size is None:
+        return
+    if axis == 0:
+        raise ValueError("virtual_batch_size cuts axis 0 into virtual batches, so the channel axis can't be axis 0.")
+    batch = inputs.shape.as_list()[0]
+    if batch is not None and batch % size:
+        raise ValueError(
+            f"The batch must be a multiple of virtual_batch_size={size}, got inputs of shape {inputs.shape}."
+        )
+
+
+def checked_fused(fused: bool | None, inputs: tf.Tensor, axis: int, *, plain: bool) -> bool:
+    """Whether to use the fused kernel; raises where it is asked for and can't do it."""
+    reasons = []
+    if inputs.shape.rank != 4 or axis != 3:
+        reasons.append(f"inputs of rank 4 with the channels last, not rank {inputs.shape.rank} with axis {axis}")
+    if inputs.dtype == tf.float64:
+        reasons.append("at most float32, not float64")
+    if not plain:
+        reasons.append("neither virtual_batch_size nor renorm nor weights")
+    if fused and reasons:
+        raise ValueError(f"fused=True needs {'; '.join(reasons)}. Leave fused out to have it where it applies.")
+    return not reasons if fused is None else fused
+
+
+def refuse_static_single_value(inputs: tf.Tensor, axis: int) -> None:
+    """Raises where the static shape tells that training could only ever give beta."""
+    sizes = [inputs.shape.as_list()[dimension] for dimension in reduced_axes(inputs, axis)]
+    if None not in sizes and math.prod(sizes) < 2:
+        raise ValueError(f"{_ONE_VALUE}. Got inputs of shape {inputs.shape} with is_training=True.")
+
+
+def with_run_time_checks(
+    inputs: tf.Tensor, axis: int, *, weights: tf.Tensor | None, virtual_batch_size: int | None
+) -> tf.Tensor:
+    """`inputs` of a training batch, behind assertions of what only a run can tell."""
+    checks = []
+    reduced = reduced_axes(inputs, axis)
+    sizes = [inputs.shape.as_list()[dimension] for dimension in reduced]
+    shape = tf.shape(inputs)
+    per_statistic = [virtual_batch_size, *sizes[1:]] if virtual_batch_size else sizes
+    if None in per_statistic or math.prod(per_statistic) < 2:
+        values = tf.reduce_prod(tf.gather(shape, reduced))
+        if virtual_batch_size:
+            values = values // tf.maximum(shape[0] // virtual_batch_size, 1)
+        checks.append(tf.debugging.Assert(values > 1, [f"{_ONE_VALUE}. The inputs' shape was", shape]))
+    if virtual_batch_size and sizes[0] is None:
+        message = f"batch_norm_wrapper needs a batch that is a multiple of virtual_batch_size={virtual_batch_size}, got"
+        whole = tf.equal(shape[0] % virtual_batch_size, 0)
+        checks.append(tf.debugging.Assert(tf.logical_and(whole, shape[0] > 0), [message, shape]))
+    if weights is not None:
+        message = (
+            "batch_norm_wrapper needs weights that are not negative and do not all vanish; their sum and least were"
+        )
+        weights = tf.cast(weights, tf.float32)
+        found = [tf.reduce_sum(weights), tf.reduce_min(weights)]
+        checks.append(tf.debugging.Assert(tf.logical_and(found[0] > 0, found[1] >= 0), [message, *found]))
+    if not checks:
+        return inputs
+    with tf.control_dependencies(checks):
+        return tf.identity(inputs)

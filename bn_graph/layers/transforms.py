@@ -1,0 +1,208 @@
+"""The ways in which one batch is normalized: by its moments, by TensorFlow's fused kernel, in virtual batches, with
+renormalization, and at inference by the population's statistics.
+
+All take ``gamma`` and ``beta`` of shape ``[channels]`` (or None), compute in `moments.compute_dtype` of the inputs, and
+return `Normalized`: the outputs, in the inputs' shape and dtype, and what the population's estimator is to be told.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from bn_graph.layers import moments
+from bn_graph.tf1 import tf
+
+__all__ = ["Normalized", "by_fused_kernel", "by_moments", "by_population", "by_virtual_batches", "with_renorm"]
+
+_FAR = 16.0
+"""How many standard deviations a channel's mean may lie from 0 before the fused kernel's rounding would show (10⁻⁶)."""
+
+
+class Normalized(NamedTuple):
+    """``outputs`` like the inputs; ``mean`` and ``variance`` of the batch, shape ``[channels]``, for the estimator."""
+
+    outputs: tf.Tensor
+    mean: tf.Tensor
+    variance: tf.Tensor
+
+
+def by_moments(
+    inputs: tf.Tensor,
+    axis: int,
+    gamma: tf.Tensor | None,
+    beta: tf.Tensor | None,
+    epsilon: float,
+    *,
+    unbiased: bool,
+    weights: tf.Tensor | None = None,
+) -> Normalized:
+    """Normalizes by the batch's own mean and biased variance. `unbiased`: the estimator gets m/(m−1) times the latter."""
+    axes = reduced_axes(inputs, axis)
+    if weights is None:
+        statistics = moments.batch_statistics(inputs, axes)
+    else:
+        statistics = moments.weighted_statistics(inputs, axes, _per_example(weights, inputs))
+    outputs = moments.normalize(
+        statistics.centered, statistics.variance, along(axis, inputs, gamma), along(axis, inputs, beta), epsilon
+    )
+    variance = _corrected(statistics.variance, statistics.count, unbiased)
+    return Normalized(
+        tf.cast(outputs, inputs.dtype), _vector(statistics.mean, inputs, axis), _vector(variance, inputs, axis)
+    )
+
+
+def by_fused_kernel(
+    inputs: tf.Tensor, axis: int, gamma: tf.Tensor | None, beta: tf.Tensor | None, epsilon: float, *, unbiased: bool
+) -> Normalized:
+    """`by_moments` for rank 4 with the channels last, by TensorFlow's fused kernel: the same numbers, several times faster.
+
+    The kernel sums the values as they are. Where a channel's mean lies far from 0 by its own standard deviation, what
+    comes out has lost digits (inputs around 10⁶ with deviation 1: all of them), and the kernel is run again on inputs
+    from which one value per channel has been taken off.
+    """
+    channels = inputs.shape.as_list()[axis]
+    gamma = tf.ones([channels], tf.float32) if gamma is None else gamma
+    beta = tf.zeros([channels], tf.float32) if beta is None else beta
+
+    def run_kernel(values: tf.Tensor) -> list[tf.Tensor]:
+        empty = tf.zeros([0], tf.float32)
+        results = tf.raw_ops.FusedBatchNormV3(
+            x=values, scale=gamma, offset=beta, mean=empty, variance=empty, epsilon=epsilon, is_training=True
+        )
+        return [results.y, results.batch_mean, results.batch_variance]
+
+    def run_on_shifted() -> list[tf.Tensor]:
+        shift = moments.first_value(inputs, [0, 1, 2])
+        outputs, mean, variance = run_kernel(inputs - shift)
+        return [outputs, mean + tf.cast(tf.reshape(shift, [-1]), tf.float32), variance]
+
+    direct = run_kernel(inputs)
+    far = tf.reduce_any(tf.square(direct[1]) > _FAR**2 * (direct[2] + epsilon))
+    outputs, mean, variance = tf.cond(tf.stop_gradient(far), run_on_shifted, lambda: direct)
+    if not unbiased:  # the kernel applies Bessel's correction
+        count = tf.cast(tf.reduce_prod(tf.shape(inputs)[:-1]), tf.float32)
+        variance = variance * (tf.maximum(count - 1.0, 1.0) / count)
+    return Normalized(outputs, mean, variance)
+
+
+def by_virtual_batches(
+    inputs: tf.Tensor,
+    axis: int,
+    gamma: tf.Tensor | None,
+    beta: tf.Tensor | None,
+    epsilon: float,
+    size: int,
+    *,
+    unbiased: bool,
+) -> Normalized:
+    """Normalizes each run of `size` examples by its own moments (ghost batches; Hoffer et al. 2017).
+
+    The estimator gets the mean and variance of the *whole* batch: the mean of the virtual batches' variances and the
+    variance between their means. Inference knows no virtual batches, and the population has both parts.
+    """
+    shape = tf.shape(inputs)
+    static = inputs.shape.as_list()
+    grouped = tf.reshape(inputs, tf.concat([[-1, size], shape[1:]], 0))
+    grouped.set_shape([None if static[0] is None else static[0] // size, size, *static[1:]])
+    axes = [dimension for dimension in range(1, len(static) + 1) if dimension != axis + 1]
+    ghosts = moments.batch_statistics(grouped, axes)
+    gamma, beta = (along(axis + 1, grouped, vector) for vector in (gamma, beta))
+    outputs = tf.reshape(moments.normalize(ghosts.centered, ghosts.variance, gamma, beta, epsilon), shape)
+
+    between = moments.batch_statistics(ghosts.mean, [0])
+    variance = tf.reduce_mean(ghosts.variance, 0, keepdims=True) + between.variance
+    variance = _corrected(variance, ghosts.count * between.count, unbiased)
+    mean, variance = (_vector(moment, grouped, axis + 1) for moment in (between.mean, variance))
+    return Normalized(tf.cast(outputs, inputs.dtype), mean, variance)
+
+
+def with_renorm(
+    inputs: tf.Tensor,
+    axis: int,
+    gamma: tf.Tensor | None,
+    beta: tf.Tensor | None,
+    epsilon: float,
+    reference: tuple[tf.Tensor, tf.Tensor],
+    clipping: Mapping[str, float],
+) -> Normalized:
+    """Batch renormalization (Ioffe 2017): y = gamma·(r·(x−μ)/√(σ²+ε) + d) + beta.
+
+    r = √(σ²+ε)/deviation and d = (μ − mean)/deviation, from the moving `reference` = (mean, deviation) as it stands
+    before this step, clipped to [rmin, rmax] and [−dmax, dmax], and constants to the gradient. So training normalizes
+    nearly as inference will; with nothing clipped, exactly by the reference.
+    """
+    statistics = moments.batch_statistics(inputs, reduced_axes(inputs, axis))
+    moving_mean, moving_deviation = (along(axis, inputs, moment) for moment in reference)
+    moving_deviation = tf.maximum(moving_deviation, epsilon**0.5)  # the start may be 0
+    r = tf.sqrt(statistics.variance + epsilon) / moving_deviation
+    d = (statistics.mean - moving_mean) / moving_deviation
+    if "rmin" in clipping:
+        r = tf.maximum(r, clipping["rmin"])
+    if "rmax" in clipping:
+        r = tf.minimum(r, clipping["rmax"])
+    if "dmax" in clipping:
+        d = tf.clip_by_value(d, -clipping["dmax"], clipping["dmax"])
+    normalized = moments.normalize(statistics.centered, statistics.variance, None, None, epsilon)
+    outputs = normalized * tf.stop_gradient(r) + tf.stop_gradient(d)
+    if gamma is not None:
+        outputs *= along(axis, inputs, gamma)
+    if beta is not None:
+        outputs += along(axis, inputs, beta)
+    with tf.control_dependencies([r, d]):  # the estimator must not move the reference before it was read
+        mean, variance = (_vector(moment, inputs, axis) for moment in (statistics.mean, statistics.variance))
+    return Normalized(tf.cast(outputs, inputs.dtype), mean, variance)
+
+
+def by_population(
+    inputs: tf.Tensor,
+    axis: int,
+    gamma: tf.Tensor | None,
+    beta: tf.Tensor | None,
+    epsilon: float,
+    mean: tf.Tensor,
+    variance: tf.Tensor,
+    *,
+    fused: bool,
+) -> Normalized:
+    """Normalizes by the given `mean` and `variance`: each output depends on its own example only."""
+    if fused:
+        ones = tf.ones_like(variance)
+        results = tf.raw_ops.FusedBatchNormV3(
+            x=inputs,
+            scale=ones if gamma is None else gamma,
+            offset=tf.zeros_like(mean) if beta is None else beta,
+            mean=mean,
+            variance=variance,
+            epsilon=epsilon,
+            is_training=False,
+        )
+        return Normalized(results.y, mean, variance)
+    shaped = [along(axis, inputs, vector) for vector in (variance, gamma, beta)]
+    centered = tf.cast(inputs, moments.compute_dtype(inputs.dtype)) - along(axis, inputs, mean)
+    return Normalized(tf.cast(moments.normalize(centered, *shaped, epsilon), inputs.dtype), mean, variance)
+
+
+def reduced_axes(inputs: tf.Tensor, axis: int) -> list[int]:
+    """All dimensions but the channel's."""
+    return [dimension for dimension in range(inputs.shape.rank) if dimension != axis]
+
+
+def along(axis: int, inputs: tf.Tensor, vector: tf.Tensor | None) -> tf.Tensor | None:
+    """`vector` of shape [channels], shaped to broadcast along `axis`; the last axis needs no reshaping."""
+    if vector is None or axis == inputs.shape.rank - 1:
+        return None if vector is None else tf.convert_to_tensor(vector)
+    return tf.reshape(vector, [-1 if dimension == axis else 1 for dimension in range(inputs.shape.rank)])
+
+
+def _per_example(weights: tf.Tensor, inputs: tf.Tensor) -> tf.Tensor:
+    """Weights of the leading dimensions (one an example, one a time step), shaped to broadcast over the rest of `inputs`."""
+    missing = inputs.shape.rank - weights.shape.rank
+    return tf.reshape(weights, tf.concat([tf.shape(weights), [1] * missing], 0)) if missing else weights
+
+
+def _corrected(variance: tf.Tensor, count: tf.Tensor, unbiased: bool) -> tf.Tensor:
+    # Of one value the variance is 0 and so is its correction, as in the fused kernel; 1/0 would make it NaN.
+    return variance * tf.math.divide_no_nan(count, count - 1.0) if unbiased else variance
+
+
+def _vector(moment: tf.Tensor, inputs: tf.Tensor, axis: int) -> tf.Tensor:
+    return tf.reshape(moment, [inputs.shape.as_list()[axis]])

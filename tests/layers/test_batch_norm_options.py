@@ -1,0 +1,432 @@
+"""The options of `batch_norm_wrapper`: each changes what it says, and inference never changes a statistic."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bn_graph.layers.batch_norm import LAYERS, batch_norm_wrapper
+from bn_graph.layers.population import moving_statistics
+from bn_graph.tf1 import tf
+from tests import oracle
+
+CHANNELS = 3
+
+
+def value_of(session, leaf: str) -> np.ndarray:
+    (variable,) = [v for v in tf.global_variables() if v.op.name.endswith(f"/{leaf}")]
+    return session.run(variable)
+
+
+def batches_of(random, count: int, shape=(6, CHANNELS)) -> list[np.ndarray]:
+    return [random.normal(2.0, 3.0, shape) for _ in range(count)]
+
+
+def layer(shape=(None, CHANNELS), dtype=tf.float64, **options):
+    inputs, flag = tf.placeholder(dtype, shape), tf.placeholder(tf.bool, [])
+    return inputs, flag, batch_norm_wrapper(inputs, flag, **options)
+
+
+OPTIONS = {
+    "plain": {},
+    "unbiased": {"unbiased_variance": True},
+    "cumulative": {"average": "cumulative"},
+    "zero debias": {"zero_debias": True},
+    "virtual batches": {"virtual_batch_size": 3},
+    "renorm": {"renorm": True, "renorm_clipping": {"rmax": 3.0, "rmin": 1 / 3, "dmax": 5.0}},
+    "weights": {"weights": np.array([1.0, 0.0, 2.0, 1.0, 0.5, 1.0])},
+    "collection": {"updates_collection": tf.GraphKeys.UPDATE_OPS},
+    "no scale, no center": {"scale": False, "center": False},
+    "frozen parameters": {"trainable": False},
+}
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_training_moves_every_statistic_and_inference_none(graph, option, start, random):
+    inputs, flag, outputs = layer(decay=0.5, **OPTIONS[option])
+    session = start()
+    run = [outputs, tf.get_collection(tf.GraphKeys.UPDATE_OPS)]
+    batch = batches_of(random, 1)[0]
+    initial = session.run(moving_statistics())
+    session.run(run, {inputs: batch, flag: True})
+    trained = session.run(moving_statistics())
+    assert all(not np.array_equal(old, new) for old, new in zip(initial, trained, strict=True))
+    everything = session.run(tf.global_variables())
+    alone = (
+        [session.run(run, {inputs: row[np.newaxis], flag: False})[0] for row in batch]
+        if "weights" not in option
+        else []
+    )
+    together = session.run(run, {inputs: batch, flag: False})[0]
+    for old, new in zip(everything, session.run(tf.global_variables()), strict=True):
+        np.testing.assert_array_equal(old, new)
+    if alone:
+        np.testing.assert_allclose(np.concatenate(alone), together, rtol=1e-12)
+    expected = oracle.normalized(batch, value_of(session, "moving_mean"), value_of(session, "moving_variance"))
+    np.testing.assert_allclose(together, expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_python_bool_and_fed_flag_give_the_same_numbers(graph, option, start, random):
+    inputs = tf.placeholder(tf.float64, [None, CHANNELS])
+    options = {"decay": 0.5, **OPTIONS[option]}
+    by_bool = batch_norm_wrapper(inputs, True, name="by_bool", **options)
+    by_feed = batch_norm_wrapper(inputs, tf.placeholder_with_default(True, []), name="by_feed", **options)
+    session = start()
+    for batch in batches_of(random, 3):
+        one, other, _ = session.run([by_bool, by_feed, tf.get_collection(tf.GraphKeys.UPDATE_OPS)], {inputs: batch})
+        np.testing.assert_allclose(one, other, rtol=1e-12)
+    statistics = session.run(moving_statistics())
+    half = len(statistics) // 2
+    for one, other in zip(statistics[:half], statistics[half:], strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-12)
+
+
+def test_unbiased_variance_is_averaged_and_the_biased_one_normalizes(graph, start, random):
+    inputs, flag, outputs = layer(decay=0.0, unbiased_variance=True)
+    batch = batches_of(random, 1)[0]
+    session = start()
+    got = session.run(outputs, {inputs: batch, flag: True})
+    np.testing.assert_allclose(got, oracle.normalized(batch, batch.mean(0), batch.var(0)), rtol=1e-9)
+    np.testing.assert_allclose(value_of(session, "moving_variance"), batch.var(0, ddof=1), rtol=1e-12)
+
+
+def test_cumulative_average_counts_every_batch_alike(graph, start, random):
+    inputs, flag, outputs = layer(average="cumulative")
+    session, batches = start(), batches_of(random, 5)
+    for number, batch in enumerate(batches, start=1):
+        session.run(outputs, {inputs: batch, flag: True})
+        means, variances = zip(*(oracle.statistics(seen) for seen in batches[:number]), strict=True)
+        np.testing.assert_allclose(value_of(session, "moving_mean"), np.mean(means, 0), rtol=1e-12)
+        np.testing.assert_allclose(value_of(session, "moving_variance"), np.mean(variances, 0), rtol=1e-12)
+        assert value_of(session, "moving_count") == number
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_cumulative_average_counts_once_whichever_update_op_is_run(graph, which, start, random):
+    inputs, flag, _ = layer(average="cumulative", updates_collection="updates")
+    session = start()
+    session.run(tf.get_collection("updates")[which], {inputs: batches_of(random, 1)[0], flag: True})
+    assert value_of(session, "moving_count") == 1
+
+
+def test_zero_debias_takes_the_start_out_of_the_average(graph, start, random):
+    decay = 0.9
+    inputs, flag, outputs = layer(decay=decay, zero_debias=True)
+    session, batches = start(), batches_of(random, 4)
+    for number, batch in enumerate(batches, start=1):
+        session.run(outputs, {inputs: batch, flag: True})
+        shares = decay ** np.arange(number - 1, -1, -1.0)
+        means, variances = zip(*(oracle.statistics(seen) for seen in batches[:number]), strict=True)
+        np.testing.assert_allclose(value_of(session, "moving_mean"), shares @ means / shares.sum(), rtol=1e-9)
+        np.testing.assert_allclose(value_of(session, "moving_variance"), shares @ variances / shares.sum(), rtol=1e-9)
+
+
+@pytest.mark.parametrize(("shape", "axis"), [((6, 4), 1), ((6, 2, 3, 4), 3), ((6, 4, 2, 3), 1)])
+def test_virtual_batches_are_normalized_apart_and_the_population_has_the_variance_between_them(
+    plain_graph, shape, axis, start, random
+):
+    inputs, flag, outputs = layer((None, *shape[1:]), decay=0.0, axis=axis, virtual_batch_size=2)
+    batch = random.normal(2.0, 3.0, shape)
+    session = start()
+    got = session.run(outputs, {inputs: batch, flag: True})
+    for first in range(0, 6, 2):
+        ghost = batch[first : first + 2]
+        expected = oracle.normalized(ghost, *oracle.statistics(ghost, axis), axis=axis)
+        np.testing.assert_allclose(got[first : first + 2], expected, rtol=1e-9, atol=1e-12)
+    mean, variance = oracle.statistics(batch, axis)
+    np.testing.assert_allclose(value_of(session, "moving_mean"), mean, rtol=1e-12)
+    np.testing.assert_allclose(value_of(session, "moving_variance"), variance, rtol=1e-12)
+
+
+def test_virtual_batches_of_the_whole_batch_are_plain_batch_norm(plain_graph, start, random):
+    inputs, flag, ghost = layer(virtual_batch_size=6)
+    plain = batch_norm_wrapper(inputs, flag)
+    one, other = start().run([ghost, plain], {inputs: batches_of(random, 1)[0], flag: True})
+    np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-12)
+
+
+def test_a_batch_that_can_not_be_cut_is_refused_and_updates_nothing(graph, start, random):
+    inputs, flag, outputs = layer(virtual_batch_size=4)
+    session = start()
+    before = session.run(moving_statistics())
+    with pytest.raises(tf.errors.InvalidArgumentError, match="multiple of virtual_batch_size=4"):
+        session.run(outputs, {inputs: batches_of(random, 1)[0], flag: True})
+    for old, new in zip(before, session.run(moving_statistics()), strict=True):
+        np.testing.assert_array_equal(old, new)
+    session.run(outputs, {inputs: batches_of(random, 1)[0], flag: False})  # inference knows no virtual batches
+
+
+@pytest.mark.parametrize("clipping", [{}, {"rmin": 0.8, "rmax": 1.2, "dmax": 0.1}])
+def test_renorm_corrects_toward_the_statistics_before_the_step(graph, clipping, start, random):
+    decay, renorm_decay, epsilon = 0.9, 0.7, 1e-3
+    inputs, flag, outputs = layer(decay=decay, renorm=True, renorm_decay=renorm_decay, renorm_clipping=clipping)
+    session = start()
+    mean, deviation, moving_mean, moving_deviation = np.zeros(3), np.ones(3), np.zeros(3), np.ones(3)
+    for batch in batches_of(random, 4):
+        got = session.run(outputs, {inputs: batch, flag: True})
+        batch_deviation = np.sqrt(batch.var(0) + epsilon)
+        r = np.clip(batch_deviation / deviation, clipping.get("rmin"), clipping.get("rmax", np.inf))
+        d = np.clip((batch.mean(0) - mean) / deviation, -clipping.get("dmax", np.inf), clipping.get("dmax", np.inf))
+        np.testing.assert_allclose(got, (batch - batch.mean(0)) / batch_deviation * r + d, rtol=1e-9, atol=1e-9)
+        mean = mean * renorm_decay + batch.mean(0) * (1 - renorm_decay)
+        deviation = deviation * renorm_decay + batch_deviation * (1 - renorm_decay)
+        moving_mean = moving_mean * decay + batch.mean(0) * (1 - decay)
+        moving_deviation = moving_deviation * decay + batch_deviation * (1 - decay)
+        np.testing.assert_allclose(value_of(session, "moving_mean"), moving_mean, rtol=1e-9)
+        np.testing.assert_allclose(value_of(session, "moving_variance"), moving_deviation**2 - epsilon, rtol=1e-9)
+
+
+def test_renorm_and_tf_layers_restore_into_each_other_and_agree(plain_graph, start, random):
+    inputs = tf.placeholder(tf.float32, [None, CHANNELS])  # tf.layers has no renorm of float64
+    clipping = {"rmin": 0.5, "rmax": 2.0, "dmax": 1.0}
+    ours = batch_norm_wrapper(inputs, True, decay=0.9, renorm=True, renorm_clipping=clipping, name="ours")
+    theirs = tf.layers.batch_normalization(
+        inputs, training=True, momentum=0.9, renorm=True, renorm_clipping=clipping, name="theirs"
+    )
+    session = start()
+    for batch in batches_of(random, 3):
+        one, other, _ = session.run([ours, theirs, tf.get_collection(tf.GraphKeys.UPDATE_OPS)], {inputs: batch})
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)  # float32, in two orders
+    names = {v.op.name.split("/")[-1] for v in tf.global_variables("ours")}
+    assert names == {v.op.name.split("/")[-1] for v in tf.global_variables("theirs")}
+    for leaf in names:
+        one, other = (session.run(v) for v in tf.global_variables() if v.op.name.endswith(f"/{leaf}"))
+        np.testing.assert_allclose(one, other, rtol=1e-6)
+
+
+def test_weights_count_examples_and_a_mask_leaves_padding_out(graph, start, random):
+    weights = tf.placeholder(tf.float64, [None])
+    inputs, flag, outputs = layer(decay=0.0, weights=weights)
+    batch = batches_of(random, 1)[0]
+    batch[5] = np.nan  # padding may hold anything
+    session = start()
+    got = session.run(outputs, {inputs: batch, flag: True, weights: [1, 2, 1, 0.5, 0, 0]})
+    shares = np.array([1, 2, 1, 0.5]) / 4.5
+    mean = shares @ batch[:4]
+    variance = shares @ (batch[:4] - mean) ** 2
+    np.testing.assert_allclose(value_of(session, "moving_mean"), mean, rtol=1e-12)
+    np.testing.assert_allclose(value_of(session, "moving_variance"), variance, rtol=1e-12)
+    np.testing.assert_allclose(got[:5], oracle.normalized(batch[:5], mean, variance), rtol=1e-9)
+
+
+def test_a_mask_of_ones_is_plain_batch_norm_gradients_included(plain_graph, start, random):
+    inputs, flag, plain = layer((None, 2, CHANNELS))
+    masked = batch_norm_wrapper(inputs, flag, weights=tf.ones([4, 2, 1], tf.bool))
+    gradients = [tf.gradients(tf.square(outputs) * inputs, inputs)[0] for outputs in (plain, masked)]
+    batch = random.normal(size=(4, 2, CHANNELS))
+    one, other, by_plain, by_masked = start().run([plain, masked, *gradients], {inputs: batch, flag: True})
+    np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(by_plain, by_masked, rtol=1e-6, atol=1e-9)
+
+
+def test_weights_of_the_leading_dimensions_mask_time_steps(plain_graph, start, random):
+    mask = np.array([[True, True, False], [True, False, False]])
+    inputs, flag, outputs = layer((None, 3, CHANNELS), decay=0.0, weights=tf.constant(mask))
+    batch = random.normal(2.0, 3.0, (2, 3, CHANNELS))
+    session = start()
+    session.run(outputs, {inputs: batch, flag: True})
+    np.testing.assert_allclose(value_of(session, "moving_mean"), batch[mask].mean(0), rtol=1e-12)
+    np.testing.assert_allclose(value_of(session, "moving_variance"), batch[mask].var(0), rtol=1e-12)
+
+
+@pytest.mark.parametrize("weights", [[0.0, 0.0, 0.0], [1.0, -1.0, 2.0]])
+def test_weights_that_vanish_or_are_negative_are_refused_and_update_nothing(graph, weights, start, random):
+    inputs, flag, outputs = layer(weights=tf.constant(weights))
+    session = start()
+    with pytest.raises(tf.errors.InvalidArgumentError, match="not negative and do not all vanish"):
+        session.run(outputs, {inputs: random.normal(size=(3, CHANNELS)), flag: True})
+    np.testing.assert_array_equal(value_of(session, "moving_mean"), np.zeros(3))
+
+
+# --- the fused kernel -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [tf.float32, tf.float16, tf.bfloat16])
+@pytest.mark.parametrize("unbiased", [False, True])
+@pytest.mark.parametrize("offset", [0.0, 256.0, 1e6])
+def test_fused_and_unfused_give_the_same_numbers(graph, dtype, unbiased, offset, start, random):
+    if offset > 256 and dtype != tf.float32:
+        pytest.skip("half precision has no such values, or no spread around them")
+    inputs, flag = tf.placeholder(dtype, [None, 4, 4, CHANNELS]), tf.placeholder(tf.bool, [])
+    options = {"decay": 0.5, "unbiased_variance": unbiased}
+    pair = [batch_norm_wrapper(inputs, flag, fused=fused, **options) for fused in (True, False)]
+    gradients = [tf.gradients(tf.square(outputs), inputs)[0] for outputs in pair]
+    session = start()
+    batch = random.normal(offset, 1.0, (8, 4, 4, CHANNELS)).astype(np.float32)
+    one, other = (np.float64(a) for a in session.run(pair, {inputs: batch, flag: True}))
+    tolerance = {tf.float32: 5e-6, tf.float16: 4e-3, tf.bfloat16: 4e-2}[
+        dtype
+    ]  # half: one unit in the last place of |y| < 4
+    np.testing.assert_allclose(one, other, atol=tolerance)
+    mean, variance, other_mean, other_variance = session.run(moving_statistics())
+    np.testing.assert_allclose(mean, other_mean, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(variance, other_variance, rtol=1e-5)
+    if dtype == tf.float32:
+        one, other = session.run(gradients, {inputs: batch, flag: True})
+        # The gradient of Σy² is all but 0 (normalizing undoes any change of it), so what is compared is rounding.
+        np.testing.assert_allclose(one, other, atol=2e-4)
+    one, other = (np.float64(a) for a in session.run(pair, {inputs: batch, flag: False}))
+    np.testing.assert_allclose(one, other, rtol=tolerance, atol=tolerance)
+
+
+def test_fused_gradients_equal_unfused(plain_graph, start, random):
+    inputs = tf.placeholder(tf.float32, [None, 4, 4, CHANNELS])
+    toward = tf.constant(random.normal(size=(8, 4, 4, CHANNELS)).astype(np.float32))
+    results = []
+    for fused in (True, False):
+        outputs = batch_norm_wrapper(inputs, True, fused=fused, name=f"fused_{fused}")
+        parameters = [v for v in tf.trainable_variables() if v.op.name.startswith(f"fused_{fused}/")]
+        results.append(tf.gradients(tf.reduce_sum(outputs * toward), [inputs, *parameters]))
+    batch = random.normal(3.0, 2.0, (8, 4, 4, CHANNELS))
+    for one, other in zip(*start().run(results, {inputs: batch}), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)  # float32 sums of 128 products in two orders
+
+
+def test_the_kernel_is_taken_where_it_applies_and_only_there(plain_graph):
+    def kernels(**options):
+        with tf.Graph().as_default() as fresh:
+            shape = options.pop("shape", [None, 4, 4, 3])
+            batch_norm_wrapper(tf.placeholder(options.pop("dtype", tf.float32), shape), True, **options)
+            return any(op.type == "FusedBatchNormV3" for op in fresh.get_operations())
+
+    assert kernels()
+    assert not kernels(fused=False)
+    assert not kernels(axis=1)
+    assert not kernels(dtype=tf.float64)
+    assert not kernels(shape=[None, 3])
+    assert not kernels(weights=np.ones(4, np.float32), shape=[4, 4, 4, 3])
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_constant_channels_give_beta(plain_graph, fused, start):
+    inputs, flag, outputs = layer(
+        (None, 4, 4, 2), tf.float32, fused=fused, beta_initializer=tf.constant_initializer(7.0)
+    )
+    batch = np.broadcast_to(np.float32([1e6, 0.1]), (3, 4, 4, 2))
+    got = start().run(outputs, {inputs: batch, flag: True})
+    np.testing.assert_allclose(got, np.full((3, 4, 4, 2), 7.0), rtol=1e-6)
+
+
+# --- variables --------------------------------------------------------------------------------------------------------
+
+
+def test_without_center_or_scale_there_is_no_such_variable(graph):
+    layer(center=False, name="a")
+    layer(scale=False, name="b")
+    names = [v.op.name for v in tf.trainable_variables()]
+    assert names == ["a/gamma", "b/beta"]
+
+
+def test_initializers_and_regularizers_reach_their_variable(graph, start):
+    constants = {
+        f"{name}_initializer": tf.constant_initializer(value)
+        for name, value in (("gamma", 2.0), ("beta", 3.0), ("moving_mean", 4.0), ("moving_variance", 5.0))
+    }
+    layer(**constants, gamma_regularizer=tf.reduce_sum, beta_regularizer=lambda beta: 10.0 * tf.reduce_sum(beta))
+    session = start()
+    for name, value in (("gamma", 2.0), ("beta", 3.0), ("moving_mean", 4.0), ("moving_variance", 5.0)):
+        np.testing.assert_array_equal(value_of(session, name), np.full(CHANNELS, value))
+    assert session.run(tf.losses.get_regularization_losses()) == [2.0 * CHANNELS, 30.0 * CHANNELS]
+
+
+def test_frozen_parameters_are_not_trainable(graph):
+    layer(trainable=False)
+    assert tf.trainable_variables() == []
+    assert len(tf.global_variables()) == 4
+
+
+def test_reuse_shares_one_set_of_variables(graph, start, random):
+    inputs = tf.placeholder(tf.float64, [None, CHANNELS])
+    train = batch_norm_wrapper(inputs, True, decay=0.5, name="bn")
+    infer = batch_norm_wrapper(inputs, False, name="bn", reuse=True)
+    assert len(tf.global_variables()) == 4
+    session, batch = start(), batches_of(random, 1)[0]
+    session.run(train, {inputs: batch})
+    expected = oracle.normalized(batch, *oracle.moving([batch], 0.5))
+    np.testing.assert_allclose(session.run(infer, {inputs: batch}), expected, rtol=1e-9)
+
+
+def test_a_name_used_twice_without_reuse_is_an_error(graph):
+    layer(name="bn")
+    with pytest.raises(ValueError, match="already exists"):
+        layer(name="bn")
+
+
+def test_each_call_leaves_a_note_that_outlives_a_meta_graph(graph):
+    inputs, _, _ = layer((None, CHANNELS, 4), axis=1, name="bn")
+    meta = tf.train.export_meta_graph(as_text=False)
+    with tf.Graph().as_default() as imported:
+        tf.train.import_meta_graph(meta)
+        (note,) = [json.loads(text) for text in imported.get_collection(LAYERS)]
+    expected = {"scope": "bn", "inputs": inputs.name, "axis": 1}
+    expected |= {"moving_mean": "bn/moving_mean", "moving_variance": "bn/moving_variance"}
+    assert note == expected
+
+
+# --- what is refused --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"average": "moving"}, "average must be one of exponential, cumulative, got 'moving'"),
+        ({"average": "cumulative", "zero_debias": True}, "no start to debias"),
+        ({"zero_debias": True, "renorm": True}, "exclude each other"),
+        ({"virtual_batch_size": 2, "renorm": True}, "virtual_batch_size and renorm exclude each other"),
+        ({"virtual_batch_size": 2, "weights": [1.0]}, "virtual_batch_size and weights exclude each other"),
+        ({"virtual_batch_size": 0}, "virtual_batch_size must be a whole number from 1 up, got 0"),
+        ({"virtual_batch_size": 2, "axis": 0}, "the channel axis can't be axis 0"),
+        ({"virtual_batch_size": 4}, "multiple of virtual_batch_size=4, got inputs of shape \\(6, 3\\)"),
+        ({"renorm_clipping": {"rmx": 2.0}}, "rmin, rmax, dmax, got rmx"),
+        ({"renorm_decay": 1.5}, "renorm_decay is the weight of the old value and must be from 0 to 1, got 1.5"),
+        ({"fused": True}, "fused=True needs inputs of rank 4"),
+    ],
+)
+def test_arguments_that_make_no_sense_are_named(plain_graph, options, says):
+    with pytest.raises(ValueError, match=says):
+        batch_norm_wrapper(tf.zeros([6, CHANNELS]), True, **options)
+    assert tf.global_variables() == []
+
+
+@pytest.mark.parametrize("option", ["virtual_batch_size", "renorm", "weights"])
+def test_the_fused_kernel_is_refused_what_it_can_not_do(plain_graph, option):
+    value = {"virtual_batch_size": 2, "renorm": True, "weights": np.ones(4)}[option]
+    with pytest.raises(ValueError, match="neither virtual_batch_size nor renorm nor weights"):
+        batch_norm_wrapper(tf.zeros([4, 2, 2, 3]), True, fused=True, **{option: value})
+
+
+# --- against the oracle, any shape ------------------------------------------------------------------------------------
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    shape=st.lists(st.integers(1, 4), min_size=2, max_size=5),
+    axis=st.integers(0, 4),
+    decay=st.floats(0.0, 1.0),
+    offset=st.sampled_from([0.0, 256.0, 1e6, -1e6]),
+    unbiased=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+def test_any_shape_in_float32_follows_the_float64_oracle(shape, axis, decay, offset, unbiased, seed):
+    axis %= len(shape)
+    count = np.prod(shape) // shape[axis]
+    if count < 2:
+        return
+    batch = np.random.default_rng(seed).normal(offset, 2.0, shape).astype(np.float32)
+    with tf.Graph().as_default(), tf.Session() as session:
+        inputs = tf.placeholder(tf.float32, [None if d != axis else size for d, size in enumerate(shape)])
+        outputs = batch_norm_wrapper(inputs, True, decay=decay, axis=axis, unbiased_variance=unbiased)
+        session.run(tf.global_variables_initializer())
+        got = session.run(outputs, {inputs: batch})
+        statistics = session.run(moving_statistics())
+    mean, variance = oracle.statistics(batch, axis)
+    expected = oracle.normalized(batch, mean, variance, axis=axis)
+    # Values around 10⁶ are a multiple of 1/16 apart; 32 of their like rounded sums give an error of some 10⁻⁶ of |y| ≤ 6.
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
+    corrected = variance * count / (count - 1) if unbiased else variance
+    np.testing.assert_allclose(statistics[0], mean * (1 - decay), rtol=1e-6, atol=1e-6)
+    # The step from the start of 1 is rounded to float32 at 1.
+    np.testing.assert_allclose(statistics[1], decay + corrected * (1 - decay), rtol=1e-5, atol=1.2e-7)
