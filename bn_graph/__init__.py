@@ -10,15 +10,35 @@ are first used, so that what needs no TensorFlow starts without it.
 import importlib
 
 _HOMES = {
-    "bn_graph.checkpoints": ["CheckpointError", "UntrainedStatisticsWarning", "make_saver", "restore", "save"],
+    "bn_graph.checkpoints": [
+        "CheckpointError",
+        "UntrainedStatisticsWarning",
+        "make_inference_saver",
+        "make_saver",
+        "restore",
+        "save",
+    ],
     "bn_graph.datasets": ["DataError", "Dataset", "Split", "batches", "load"],
+    "bn_graph.export": ["ExportError", "export_frozen_graph", "export_saved_model"],
+    "bn_graph.interchange": [
+        "decay_from_torch_momentum",
+        "export_keras_weights",
+        "export_state_dict",
+        "import_keras_weights",
+        "import_state_dict",
+    ],
     "bn_graph.layers.batch_norm": ["batch_norm_wrapper"],
+    "bn_graph.layers.convolutional": ["ConvolutionalBatchNormalizer"],
     "bn_graph.layers.population": ["moving_statistics"],
+    "bn_graph.names": ["NAME_MAPS"],
     "bn_graph.networks": ["Network", "build_graph", "normal_weights"],
+    "bn_graph.recalibrate": ["RecalibrationError", "recalibrate"],
     "bn_graph.training": ["resume", "session_config", "train"],
+    "bn_graph.update_ops": ["DetachedUpdatesError", "check_train_op", "train_op"],
+    "bn_graph.variables": ["batch_norm_layers", "inference_variables"],
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
-_MODULES = ["checkpoints", "datasets", "layers", "networks", "tf1", "training"]
+_MODULES = ["checkpoints", "datasets", "export", "interchange", "layers", "networks", "tf1", "training", "update_ops"]
 
 __all__ = sorted([*_HOME_OF, *_MODULES])
 

@@ -181,13 +181,15 @@ def _step_toward(variable: tf.Variable, target: tf.Tensor, share: float | tf.Ten
 def _debiased_step(
     variable: tf.Variable, biased: tf.Variable, count: tf.Variable, *, batch: tf.Tensor, decay: float
 ) -> tf.Operation:
-    new_biased = biased.read_value() * decay + tf.stop_gradient(batch) * (1.0 - decay)
-    new_count = count.read_value() + 1.0
-    # The weights that the batches have so far sum to 1 − decayⁿ; with decay 1 they sum to 0, and nothing was learned.
-    debiased = tf.math.divide_no_nan(new_biased, 1.0 - tf.pow(tf.constant(decay, new_count.dtype), new_count))
-    saved = [tf.assign(biased, new_biased).op, tf.assign(count, new_count).op]
-    with tf.control_dependencies(saved):
-        return tf.assign(variable, debiased, name="AssignMovingAvg").op
+    with tf.name_scope("AssignMovingAvg") as scope:
+        new_biased = biased.read_value() * decay + tf.stop_gradient(batch) * (1.0 - decay)
+        new_count = count.read_value() + 1.0
+        # The weights that the batches have so far sum to 1 − decayⁿ; with decay 1 they sum to 0: nothing was learned.
+        total = 1.0 - tf.pow(tf.convert_to_tensor(decay, new_count.dtype), new_count)
+        debiased = tf.math.divide_no_nan(new_biased, total)
+        saved = [tf.assign(biased, new_biased).op, tf.assign(count, new_count).op]
+        with tf.control_dependencies(saved):
+            return tf.assign(variable, debiased, name=scope).op
 
 
 def cumulative_average(statistics: MovingStatistics) -> Updates:

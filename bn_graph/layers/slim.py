@@ -1,0 +1,332 @@
+"""``batch_norm`` with the signature and defaults of ``tf.contrib.layers.batch_norm``, on today's TensorFlow.
+
+Code that was written for contrib (or for ``slim.batch_norm``, which fails on TensorFlow 2.21) changes its import::
+
+    from bn_graph.layers import slim    # was: slim = tf.contrib.slim
+    net = slim.batch_norm(net, is_training=is_training)
+
+Two defaults are contrib's own against this project's rules, since compatibility is what this form is for: `is_training`
+is True unless you say otherwise, and a training batch of one value per channel is not refused: its output is beta.
+`bn_graph.batch_norm_wrapper` has neither.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+
+import numpy as np
+
+from bn_graph.layers import arguments, moments, population, transforms
+from bn_graph.layers.batch_norm import Parameters, connect
+from bn_graph.tf1 import tf
+
+__all__ = ["batch_norm"]
+
+_CHANNEL_AXIS = {"NHWC": -1, "NCHW": 1}
+_VARIABLES = ("beta", "gamma", "moving_mean", "moving_variance")
+
+Collections = str | Sequence[str] | None
+Adjustment = Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
+
+
+def batch_norm(
+    inputs: tf.Tensor,
+    decay: float = 0.999,
+    center: bool = True,
+    scale: bool = False,
+    epsilon: float = 0.001,
+    activation_fn: Callable[[tf.Tensor], tf.Tensor] | None = None,
+    param_initializers: Mapping[str, population.Initializer] | None = None,
+    param_regularizers: Mapping[str, Callable[[tf.Tensor], tf.Tensor]] | None = None,
+    updates_collections: Collections = tf.GraphKeys.UPDATE_OPS,
+    is_training: bool | tf.Tensor = True,
+    reuse: bool | None = None,
+    variables_collections: Collections | Mapping[str, Collections] = None,
+    outputs_collections: Collections = None,
+    trainable: bool = True,
+    batch_weights: tf.Tensor | None = None,
+    fused: bool | None = None,
+    data_format: str = "NHWC",
+    zero_debias_moving_mean: bool = False,
+    scope: str | tf.VariableScope | None = None,
+    renorm: bool = False,
+    renorm_clipping: Mapping[str, float] | None = None,
+    renorm_decay: float = 0.99,
+    adjustment: Adjustment | None = None,
+) -> tf.Tensor:
+    """Normalizes `inputs` per channel: y = activation_fn(gamma·(x − μ)/√(σ² + epsilon) + beta).
+
+    ==================  =======================  ==================================================================
+    `is_training`       normalizes with          updates
+    ==================  =======================  ==================================================================
+    ``True``            the batch's statistics   the moving statistics: by the ops in `updates_collections`, or, with
+                                                 ``updates_collections=None``, at each run of the outputs
+    ``False``           the moving statistics    nothing; the graph has no update op
+    bool tensor         by the value it is fed   only when it is fed True
+    ==================  =======================  ==================================================================
+
+    With the default `updates_collections` the train op must depend on the update ops (`bn_graph.train_op` sees to
+    it), or the statistics stay (0, 1) and inference is wrong.
+
+    **The moving variance depends on the kernel, as contrib's does.** Where contrib takes the fused kernel, it averages
+    m/(m−1)·σ² (Bessel's correction): inputs of rank 2 and 4 below float64, unless ``fused=False`` or one of
+    `batch_weights`, `renorm` and `adjustment` is given. Everywhere else it averages σ² itself. That is an accident,
+    and the one that this project reproduces, since checkpoints and tests of contrib code rely on it. The outputs do
+    not differ between the two. `bn_graph.batch_norm_wrapper` has an argument for it instead.
+
+    Args:
+        inputs: float16, bfloat16, float32 or float64 tensor of rank 2 to 5 with a known channel dimension.
+        decay: weight of the old value in the moving statistics.
+        center, scale: whether there is a ``beta``, a ``gamma``. Mind that `scale` is False unless you say otherwise.
+        epsilon: added to the variance inside the root.
+        activation_fn: applied last.
+        param_initializers: by the variable's name: ``beta``, ``gamma``, ``moving_mean``, ``moving_variance``.
+        param_regularizers: for ``beta`` and ``gamma``; their terms join ``REGULARIZATION_LOSSES``. For the two
+            statistics they are without effect, as in contrib.
+        updates_collections: one key or several for the two update ops, mean's first; None makes the updates
+            dependencies of the outputs.
+        is_training: Python bool or int, or scalar bool tensor or variable.
+        reuse: as in ``tf.variable_scope``; needs `scope`.
+        variables_collections: further keys for all variables, or a dict of such by the variable's name.
+        outputs_collections: keys that the outputs join, after `activation_fn`; their ``aliases`` name the scope.
+        trainable: whether beta and gamma are. The statistics follow `is_training`, whatever this says.
+        batch_weights: shape ``[batch]``; how much each example counts in the batch's statistics. They are not checked.
+        fused: None or True takes the kernel where it applies and never complains; see above for the moving variance.
+        data_format: ``"NHWC"`` (channels last) or ``"NCHW"`` (channels second), for any rank. NCHW works on CPUs too.
+        zero_debias_moving_mean: takes the share of the start value out of the moving mean. Of the mean only.
+        scope: variable scope, by name or object; ``BatchNorm``, made unique, if None.
+        renorm, renorm_clipping, renorm_decay: batch renormalization, as in `bn_graph.batch_norm_wrapper`.
+        adjustment: given the inputs' dynamic shape, returns (scale, bias), which are applied to the normalized
+            values, before gamma and beta, in training only.
+
+    Returns:
+        A tensor of the shape and dtype of `inputs` (or what `activation_fn` makes of it).
+
+    Variables (shape ``[channels]``; float32 for half-precision inputs, else the inputs' dtype):
+        ``beta`` (0), ``gamma`` (1): in ``MODEL_VARIABLES``, ``GLOBAL_VARIABLES`` and, if `trainable`,
+        ``TRAINABLE_VARIABLES``. ``moving_mean`` (0), ``moving_variance`` (1): in ``MODEL_VARIABLES``,
+        ``GLOBAL_VARIABLES`` and `MOVING_STATISTICS`. With renorm ``renorm_mean``, ``renorm_stddev``,
+        ``moving_stddev``, likewise. With zero debias ``moving_mean/biased`` and ``moving_mean/local_step``, in
+        ``GLOBAL_VARIABLES`` and `MOVING_STATISTICS`; contrib's own last releases put the scope before them once more.
+        The update ops are named ``AssignMovingAvg`` and ``AssignMovingAvg_1`` under the scope where `is_training` is
+        a Python bool.
+
+    Differences from contrib:
+        1. Unknown names in `param_initializers` or `param_regularizers`, and a decay outside [0, 1], are refused.
+        2. `param_regularizers` always count; contrib drops them with ``fused=False`` and its own updates.
+        3. Update ops exist whatever `trainable` says; contrib's last releases drop some with ``trainable=False``.
+        4. There is no ``arg_scope``: ``functools.partial(batch_norm, decay=0.9, ...)`` sets arguments for many layers.
+
+    Raises:
+        ValueError: an undefined rank or channel dimension, or a rank outside 2 to 5; another `data_format`; an
+            `is_training` that is neither; `batch_weights` of another shape; `renorm` with `batch_weights`,
+            `zero_debias_moving_mean` or other `updates_collections` than ``UPDATE_OPS``; a name or key that means
+            nothing; ``reuse=True`` without a scope, or without the variables.
+        TypeError: `inputs` are not floats.
+
+    Source: "tensorflow中的batchnorm", section on ``tf.contrib.layers.batch_norm``, for signature and defaults.
+
+    Example:
+        >>> from bn_graph.layers import slim
+        >>> from bn_graph.tf1 import tf
+        >>> with tf.Graph().as_default(), tf.Session() as session:
+        ...     x = tf.placeholder(tf.float32, [None, 1])
+        ...     y = slim.batch_norm(x, decay=0.5, is_training=True, activation_fn=tf.nn.relu)
+        ...     session.run(tf.global_variables_initializer())
+        ...     _ = session.run([y, tf.get_collection(tf.GraphKeys.UPDATE_OPS)], {x: [[2.0], [6.0]]})
+        ...     for variable in tf.get_collection(tf.GraphKeys.MODEL_VARIABLES):  # 0·0.5 + 4·0.5 and 1·0.5 + 2/1·4·0.5
+        ...         print(variable.op.name, session.run(variable))
+        BatchNorm/beta [0.]
+        BatchNorm/moving_mean [2.]
+        BatchNorm/moving_variance [4.5]
+    """
+    inputs = tf.convert_to_tensor(inputs, name="inputs")
+    axis = _checked_axis(inputs, data_format)
+    training = _checked_flag(is_training)
+    _check_decays(decay=decay, renorm_decay=renorm_decay)
+    clipping = arguments.checked_clipping(renorm_clipping)
+    initializers = _checked_names("param_initializers", param_initializers)
+    regularizers = _checked_names("param_regularizers", param_regularizers)
+    weights = _checked_weights(inputs, batch_weights)
+    update_keys = None if updates_collections is None else _keys(updates_collections)
+    if renorm and (weights is not None or zero_debias_moving_mean or update_keys != [tf.GraphKeys.UPDATE_OPS]):
+        raise ValueError(
+            "renorm is not supported with batch_weights, zero_debias_moving_mean, or updates_collections other than "
+            "tf.GraphKeys.UPDATE_OPS."
+        )
+    fused, unbiased = _contrib_kernel(fused, inputs, axis, plain=weights is None and not renorm and adjustment is None)
+
+    channels, dtype = inputs.shape.as_list()[axis], moments.compute_dtype(inputs.dtype)
+    with tf.variable_scope(scope, default_name="BatchNorm", values=[inputs], reuse=reuse) as layer_scope:
+        keys = {name: _model_keys(variables_collections, name) for name in _VARIABLES}
+        make = partial(_parameter, initializers, regularizers, keys, shape=[channels], dtype=dtype, trainable=trainable)
+        beta, gamma = make("beta") if center else None, make("gamma") if scale else None
+        layer = Parameters(gamma, beta, _statistics(initializers, keys, channels, dtype))
+
+        if renorm:
+            reference = population.create_renorm(channels, dtype)
+            _add_model_variables(reference)
+            update = population.renorm_average(layer.statistics, reference, decay, renorm_decay, epsilon)
+            by_batch = partial(transforms.with_renorm, reference=reference[:2], clipping=clipping)
+        else:
+            update = population.exponential_average(
+                layer.statistics, decay, zero_debias=(zero_debias_moving_mean, False)
+            )
+            by_batch = partial(transforms.by_fused_kernel if fused else transforms.by_moments, unbiased=unbiased)
+            by_batch = by_batch if weights is None else partial(by_batch, weights=weights)
+        outputs = connect(
+            inputs,
+            axis,
+            training,
+            layer,
+            by_batch=by_batch if adjustment is None else partial(_adjusted, by_batch=by_batch, adjustment=adjustment),
+            update=update,
+            epsilon=epsilon,
+            fused=fused,
+            checked=lambda inputs, axis: inputs,  # contrib checks no batch
+            updates_collections=update_keys,
+        )
+        outputs = outputs if activation_fn is None else activation_fn(outputs)
+        return _collected(outputs, outputs_collections, layer_scope.name)
+
+
+def _checked_axis(inputs: tf.Tensor, data_format: str) -> int:
+    """The channel axis counted from the front; raises where contrib does, in words that its users know."""
+    if data_format not in _CHANNEL_AXIS:
+        raise ValueError(f"data_format has to be either NCHW or NHWC, got {data_format!r}.")
+    if inputs.shape.rank is None:
+        raise ValueError(f"Inputs {inputs.name} has undefined rank; set it with inputs.set_shape(...).")
+    axis = _CHANNEL_AXIS[data_format]
+    if 2 <= inputs.shape.rank <= 5 and inputs.shape.as_list()[axis] is None:
+        raise ValueError(
+            f"Inputs {inputs.name} has undefined `C` dimension, that is, an undefined channels dimension "
+            f"(axis={axis}), in its shape {inputs.shape}."
+        )
+    return arguments.checked_axis(inputs, axis)
+
+
+def _checked_flag(is_training: bool | int | tf.Tensor) -> bool | tf.Tensor:
+    """`arguments.checked_is_training`, but a number stands for its truth, as in contrib."""
+    if isinstance(is_training, int | np.integer):
+        return bool(is_training)
+    return arguments.checked_is_training(is_training)
+
+
+def _check_decays(**decays: float | tf.Tensor) -> None:
+    # contrib takes a decay that is a tensor (a schedule), of which only a run could tell.
+    arguments.check_constants(
+        epsilon=1.0, **{name: decay for name, decay in decays.items() if isinstance(decay, float | int)}
+    )
+
+
+def _checked_names(argument: str, given: Mapping | None) -> Mapping:
+    """The dict, empty for None; a name that no variable has would be a typing error without any effect."""
+    unknown = set(given or {}) - set(_VARIABLES)
+    if unknown:
+        raise ValueError(f"{argument} may have the keys {', '.join(_VARIABLES)}, got {', '.join(sorted(unknown))}.")
+    return given or {}
+
+
+def _checked_weights(inputs: tf.Tensor, weights: tf.Tensor | None) -> tf.Tensor | None:
+    """The weights as a tensor of rank 1."""
+    if weights is None:
+        return None
+    weights = tf.convert_to_tensor(weights, name="batch_weights")
+    if not inputs.shape[:1].is_compatible_with(weights.shape):
+        raise ValueError(f"batch_weights must have the shape {inputs.shape[:1]} of the batch, got {weights.shape}.")
+    return tf.reshape(weights, [-1])
+
+
+def _contrib_kernel(fused: bool | None, inputs: tf.Tensor, axis: int, *, plain: bool) -> tuple[bool, bool]:
+    """Whether this layer takes the kernel, and whether contrib's would, so that its moving variance is unbiased.
+
+    They differ for rank 2, which contrib reshapes to rank 4, and for NCHW, which the kernel of a CPU does not have.
+    """
+    in_contrib = fused is not False and plain and inputs.shape.rank in (2, 4) and inputs.dtype != tf.float64
+    return in_contrib and arguments.checked_fused(None, inputs, axis, plain=plain), in_contrib
+
+
+def _keys(collections: Collections) -> list[str]:
+    if collections is None:
+        return []
+    return [collections] if isinstance(collections, str) else list(collections)
+
+
+def _model_keys(collections: Collections | Mapping[str, Collections], name: str) -> list[str]:
+    """The collections that the variable of this `name` joins."""
+    further = collections.get(name) if isinstance(collections, Mapping) else collections
+    keys = [*_keys(further), tf.GraphKeys.GLOBAL_VARIABLES, tf.GraphKeys.MODEL_VARIABLES]
+    return list(dict.fromkeys(keys))  # each once
+
+
+def _parameter(
+    initializers: Mapping[str, population.Initializer],
+    regularizers: Mapping[str, Callable[[tf.Tensor], tf.Tensor]],
+    keys: Mapping[str, Sequence[str]],
+    name: str,
+    *,
+    shape: Sequence[int],
+    dtype: tf.DType,
+    trainable: bool,
+) -> tf.Variable:
+    return tf.get_variable(
+        name,
+        shape,
+        dtype,
+        initializers.get(name) or (tf.ones_initializer() if name == "gamma" else tf.zeros_initializer()),
+        regularizer=regularizers.get(name),
+        trainable=trainable,
+        collections=keys[name],
+    )
+
+
+def _statistics(
+    initializers: Mapping[str, population.Initializer],
+    keys: Mapping[str, Sequence[str]],
+    channels: int,
+    dtype: tf.DType,
+) -> population.MovingStatistics:
+    names = ("moving_mean", "moving_variance")
+    return population.create(
+        channels,
+        dtype,
+        initializers=[initializers.get(name) for name in names],
+        collections=[keys[name] for name in names],
+    )
+
+
+def _add_model_variables(variables: Sequence[tf.Variable]) -> None:
+    present = {variable.op.name for variable in tf.get_collection(tf.GraphKeys.MODEL_VARIABLES)}
+    for variable in variables:
+        if variable.op.name not in present:
+            tf.add_to_collection(tf.GraphKeys.MODEL_VARIABLES, variable)
+
+
+def _adjusted(
+    inputs: tf.Tensor,
+    axis: int,
+    gamma: tf.Tensor | None,
+    beta: tf.Tensor | None,
+    epsilon: float,
+    *,
+    by_batch: Callable[..., transforms.Normalized],
+    adjustment: Adjustment,
+) -> transforms.Normalized:
+    """`by_batch`, with `adjustment` between the normalized values and gamma and beta."""
+    normalized, mean, variance = by_batch(inputs, axis, None, None, epsilon)
+    scale, bias = (tf.cast(part, mean.dtype) for part in adjustment(tf.shape(inputs)))
+    outputs = tf.cast(normalized, mean.dtype) * scale + bias
+    if gamma is not None:
+        outputs *= transforms.along(axis, inputs, gamma)
+    if beta is not None:
+        outputs += transforms.along(axis, inputs, beta)
+    return transforms.Normalized(tf.cast(outputs, inputs.dtype), mean, variance)
+
+
+def _collected(outputs: tf.Tensor, collections: Collections, alias: str) -> tf.Tensor:
+    """Adds the outputs to the collections, with the alias by which slim's end points are looked up."""
+    keys = _keys(collections)
+    if keys:
+        outputs.aliases = [alias]
+    for key in keys:
+        tf.add_to_collection(key, outputs)
+    return outputs
