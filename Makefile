@@ -3,19 +3,23 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 RUN    := $(BIN)/python -m
+EXPERIMENTS := single-example bn-vs-plain figure1 population-estimators model-solver missing-update-ops \
+  control-dependencies conditional-updates checkpoint-variables training-vs-trainable conv-normalizer keras-modes \
+  test-batch-size numerics layer-defaults higher-learning-rates
 
-# Settings of the experiments: make single-example DATA=mnist SEED="0 1 2" STEPS=10000 OUTPUT=results
-DATA   ?= auto
-SEED   ?= 0
+# Settings of the experiments: make bn-vs-plain MODE=full DATA=mnist SEED="0 1 2" STEPS=10000 OUTPUT=results FRESH=1
+MODE   ?= quick
 OUTPUT ?= results
-ARGS    = --data $(DATA) --seed $(SEED) --output $(OUTPUT) $(if $(STEPS),--steps $(STEPS)) $(if $(FRESH),--fresh)
+ARGS    = --mode $(MODE) --output $(OUTPUT) $(if $(DATA),--data $(DATA)) $(if $(SEED),--seed $(SEED)) \
+          $(if $(STEPS),--steps $(STEPS)) $(if $(FRESH),--fresh)
+ALL     = --output $(OUTPUT) $(if $(FRESH),--fresh)
 
 .DEFAULT_GOAL := help
-.PHONY: help install single-example mnist test lint format clean
+.PHONY: help install reproduce reproduce-quick report reference restore-demo mnist test lint format clean $(EXPERIMENTS)
 
 help:  ## list the commands
-	@echo "make COMMAND [DATA=auto|mnist|digits] [SEED=\"0 1 2\"] [STEPS=n] [OUTPUT=results] [FRESH=1]"
-	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-22s %s\n", $$1, $$2}'
+	@echo 'make COMMAND [MODE=quick|full] [DATA=auto|mnist|digits] [SEED="0 1 2"] [STEPS=n] [OUTPUT=results] [FRESH=1]'
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-24s %s\n", $$1, $$2}'
 
 # Stamps: the packages are installed anew only when a requirements file changes.
 $(VENV)/.installed: requirements.txt
@@ -30,8 +34,42 @@ $(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
 
 install: $(VENV)/.installed  ## make .venv and install what the project needs
 
-single-example: $(VENV)/.installed  ## the single-example prediction bug and its fix
-	@$(RUN) experiments.single_example $(ARGS)
+# One target an experiment: make single-example runs experiments/single_example.py.
+$(EXPERIMENTS): $(VENV)/.installed
+	@$(RUN) experiments.$(subst -,_,$@) $(ARGS)
+
+single-example:         ## the single-example prediction bug and its fix
+bn-vs-plain:            ## r2rt's two networks: accuracy, and what goes into their activations
+figure1:                ## the paper's own network and its Figure 1
+population-estimators:  ## exponential and simple averages, recalibration: accuracy against step
+model-solver:           ## Model and Solver: MNIST with and without batch norm, 10 epochs
+missing-update-ops:     ## what a train op without its update ops leaves behind
+control-dependencies:   ## 3 and 12, over hundreds of sessions
+conditional-updates:    ## updates that leak out of a tf.cond, and updates that do not
+checkpoint-variables:   ## saved four ways, restored three ways, each in a new process
+training-vs-trainable:  ## the two flags, digit for digit, across five libraries
+conv-normalizer:        ## the convolutional helper, its race, and the right order
+keras-modes:            ## training, trainable and predict in legacy Keras and Keras 3
+test-batch-size:        ## loss of both phases against the test batch's size
+numerics:               ## identities, NaN of the log, dead ReLUs, gradients of biases
+layer-defaults:         ## signatures and defaults, from the live libraries
+higher-learning-rates:  ## learning rate and batch size, with and without batch norm
+
+reproduce: $(VENV)/.installed  ## every experiment in full, on MNIST; goes on where it was stopped
+	@$(RUN) experiments.reproduce --mode full $(ALL)
+
+reproduce-quick: $(VENV)/.installed  ## every experiment in quick mode
+	@$(RUN) experiments.reproduce --mode quick $(ALL)
+
+report: $(VENV)/.installed  ## results/report.html and results/claims.json from the results there are
+	@$(RUN) experiments.report --output $(OUTPUT)
+
+reference: $(VENV)/.installed  ## take the full results as the committed reference, and bring README up to date
+	@$(RUN) experiments.report --output $(OUTPUT) --update-reference
+
+# IMAGES: places in the test set, as in make restore-demo IMAGES="0 7 42"
+restore-demo: $(VENV)/.installed  ## predict images from a checkpoint of single-example, rightly and wrongly restored
+	@$(RUN) experiments.restore_demo --output $(OUTPUT) $(if $(IMAGES),--images $(IMAGES)) $(if $(CHECKPOINT),--checkpoint $(CHECKPOINT))
 
 mnist: $(VENV)/.installed  ## download MNIST into MNIST_data (needs a network)
 	@$(RUN) experiments.fetch_mnist

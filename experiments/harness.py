@@ -1,7 +1,8 @@
-"""What every experiment shares: its command line, seeds, paths, progress, resuming, and results that are written whole.
+"""What every experiment shares: its command line, seeds, paths, progress, resuming, verdicts, and results written whole.
 
-An experiment calls `main` with its ``run`` function. `main` reads the command line, loads the data, keeps errors to one
-line, and writes ``<output>/<name>/result.json``. A figure is drawn from that file and from nothing else.
+An experiment is a module that ends in an `Experiment` and calls `main` with it. `main` reads the command line, loads the
+data, runs, lets the experiment's own functions judge its claims, keeps errors to one line, and writes
+``<output>/<name>/result.json``. Figures are drawn from that file and from nothing else.
 """
 
 import argparse
@@ -12,8 +13,9 @@ import platform
 import shutil
 import sys
 import tempfile
+import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,19 +24,106 @@ from tqdm import tqdm
 
 import bn_graph
 from bn_graph.tf1 import tf
+from experiments import register
 
-__all__ = ["Settings", "UsageError", "main", "progress_bar", "versions", "work_directory", "write_json"]
+__all__ = [
+    "Experiment",
+    "Mode",
+    "Settings",
+    "UsageError",
+    "Verdict",
+    "dated",
+    "does_not_hold",
+    "holds",
+    "holds_if",
+    "main",
+    "pack_images",
+    "progress_bar",
+    "spread",
+    "unpack_images",
+    "versions",
+    "work_directory",
+    "write_json",
+]
+
+FORMAT = 1
+"""Of result files. A reader refuses another, so that an old file is never read as if it were new."""
 
 
 class UsageError(ValueError):
     """Something the user can mend: said in one line, with exit status 2."""
 
 
-class Settings(NamedTuple):
-    """What one run of an experiment was asked for."""
+class Verdict(NamedTuple):
+    """What a measurement says of a claim: the verdict, the measured figure in short, and a note of two sentences at most."""
+
+    verdict: str
+    measured: str
+    note: str
+
+
+def holds(measured: str, note: str) -> Verdict:
+    """The claim holds as it stands."""
+    return Verdict("holds", measured, note)
+
+
+def holds_if(condition: str, measured: str, note: str) -> Verdict:
+    """The claim holds under a condition, which is named."""
+    return Verdict(f"holds if {condition}", measured, note)
+
+
+def does_not_hold(measured: str, note: str) -> Verdict:
+    """The measurement contradicts the claim."""
+    return Verdict("does not hold", measured, note)
+
+
+def dated(measured: str, note: str) -> Verdict:
+    """The API is gone; the note says what replaces it."""
+    return Verdict("dated", measured, note)
+
+
+class Mode(NamedTuple):
+    """One way to run an experiment: ``full`` has the document's own settings, ``quick`` is for a laptop and CI.
+
+    `data` is "mnist", "digits", "auto", or None for an experiment that makes its own inputs.
+    """
+
+    data: str | None
+    steps: int
+    seeds: Sequence[int]
+
+
+class Experiment(NamedTuple):
+    """An experiment, as its module declares it.
+
+    Attributes:
+        name: of the module and of the results folder.
+        title: one line.
+        full, quick: its two `Mode`.
+        run: from `Settings` to measurements, a dictionary that JSON can hold.
+        claims: for each claim id a function from the result (measurements and settings) to a `Verdict`.
+        draw: draws the figures into a folder, from the result alone.
+        summarize: from the result and its folder to the text that a person reads at the end.
+        figures: file name and caption of each figure; the caption says what to see.
+    """
 
     name: str
-    dataset: bn_graph.Dataset
+    title: str
+    full: Mode
+    quick: Mode
+    run: Callable[["Settings"], dict]
+    claims: Mapping[str, Callable[[dict], Verdict]]
+    draw: Callable[[dict, Path], None]
+    summarize: Callable[[dict, Path], str]
+    figures: Mapping[str, str] = {}
+
+
+class Settings(NamedTuple):
+    """What one run was asked for. `dataset` is None for an experiment that makes its own inputs."""
+
+    name: str
+    mode: str
+    dataset: bn_graph.Dataset | None
     data_directory: str | None
     seeds: list[int]
     steps: int
@@ -48,42 +137,30 @@ class _OneLineParser(argparse.ArgumentParser):
         raise UsageError(f"{message} (see --help)")
 
 
-def main(
-    name: str,
-    description: str,
-    run: Callable[[Settings], dict],
-    summarize: Callable[[dict, Path], str],
-    draw: Callable[[dict, Path], None],
-    *,
-    default_steps: int,
-    argv: list[str] | None = None,
-) -> int:
+def main(experiment: Experiment, argv: list[str] | None = None) -> int:
     """Runs one experiment from the command line and returns the exit status.
 
     Args:
-        name: of the results folder.
-        description: first lines of ``--help``.
-        run: computes the measurements; its dictionary becomes ``result.json``, beside what `main` knows itself.
-        summarize: the text that a person reads at the end.
-        draw: draws the figures into a folder, from the result alone.
-        default_steps: of ``--steps``.
+        experiment: to run.
         argv: the command line; the process's own if None.
 
     Returns:
         0; 2 with one line on stderr for anything the user can mend; 130 after Ctrl-C.
     """
+    name = experiment.name
     try:
-        settings, fresh = _settings(name, description, default_steps, argv)
+        settings, fresh = _settings(experiment, argv)
         folder = settings.output / name
         if fresh:
             shutil.rmtree(folder, ignore_errors=True)
         _make_writable(folder)
-        print(bn_graph.datasets.describe(settings.dataset), flush=True)
-        result = _common(settings) | run(settings)
+        if settings.dataset is not None:
+            print(bn_graph.datasets.describe(settings.dataset), flush=True)
+        result = _result(experiment, settings)
         write_json(folder / "result.json", result)
         result = json.loads((folder / "result.json").read_text())
-        draw(result, folder)
-        print(summarize(result, folder))
+        experiment.draw(result, folder)
+        print(experiment.summarize(result, folder))
         return 0
     except (UsageError, bn_graph.DataError, bn_graph.CheckpointError) as error:
         print(f"{name}: {error}", file=sys.stderr)
@@ -93,21 +170,57 @@ def main(
         return 130
 
 
-def _settings(name: str, description: str, default_steps: int, argv: list[str] | None) -> tuple[Settings, bool]:
-    parser = _OneLineParser(prog=f"python -m experiments.{name}", description=description)
-    parser.add_argument("--data", default="auto", choices=("auto", "mnist", "digits"), help="default: %(default)s")
+def _result(experiment: Experiment, settings: Settings) -> dict:
+    """Runs, times and judges."""
+    started = time.monotonic()
+    result = _common(experiment, settings) | experiment.run(settings)
+    result["seconds"] = round(time.monotonic() - started, 1)
+    result["claims"] = judge(experiment, result)
+    return result
+
+
+def judge(experiment: Experiment, result: dict) -> dict[str, dict]:
+    """Each claim's verdict, computed from `result` by the experiment's own function, beside the document's figure."""
+    known = register.claims()
+    return {
+        claim: {"document": known[claim]["figure"], **verdict_of(result)._asdict()}
+        for claim, verdict_of in experiment.claims.items()
+    }
+
+
+def _settings(experiment: Experiment, argv: list[str] | None) -> tuple[Settings, bool]:
+    given = _parser(experiment).parse_args(argv)
+    mode = {"full": experiment.full, "quick": experiment.quick}[given.mode]
+    data = given.data or mode.data
+    dataset = None if mode.data is None else bn_graph.load(data, given.data_directory)
+    settings = Settings(
+        name=experiment.name,
+        mode=given.mode,
+        dataset=dataset,
+        data_directory=given.data_directory,
+        seeds=list(given.seed or mode.seeds),
+        steps=given.steps or mode.steps,
+        output=given.output,
+    )
+    return settings, given.fresh
+
+
+def _parser(experiment: Experiment) -> argparse.ArgumentParser:
+    parser = _OneLineParser(prog=f"python -m experiments.{experiment.name}", description=experiment.title)
+    parser.add_argument(
+        "--mode", default="quick", choices=("quick", "full"), help="full: the document's own settings, MNIST"
+    )
+    parser.add_argument("--data", choices=("auto", "mnist", "digits"), help="default: the mode's own")
     parser.add_argument(
         "--data-directory", help="folder of the four MNIST files (default: $MNIST_DIR, else MNIST_data)"
     )
-    parser.add_argument("--seed", type=_seed, nargs="+", default=[0], help="one run for each (default: 0)")
-    parser.add_argument("--steps", type=_steps, default=default_steps, help="training steps (default: %(default)s)")
+    parser.add_argument("--seed", type=_seed, nargs="+", help="one run for each (default: the mode's own)")
+    parser.add_argument("--steps", type=_steps, help="training steps (default: the mode's own)")
     parser.add_argument("--output", type=Path, default=Path("results"), help="folder of results (default: %(default)s)")
     parser.add_argument(
         "--fresh", action="store_true", help="forget earlier results and checkpoints of this experiment"
     )
-    given = parser.parse_args(argv)
-    dataset = bn_graph.load(given.data, given.data_directory)
-    return Settings(name, dataset, given.data_directory, given.seed, given.steps, given.output), given.fresh
+    return parser
 
 
 def _seed(text: str) -> int:
@@ -134,16 +247,22 @@ def _make_writable(folder: Path) -> None:
         ) from error
 
 
-def _common(settings: Settings) -> dict:
+def _common(experiment: Experiment, settings: Settings) -> dict:
     """The part of a result that says how it came about."""
+    dataset = settings.dataset
     return {
+        "format": FORMAT,
         "experiment": settings.name,
-        "data": settings.dataset.name,
-        "data_sha256": settings.dataset.sha256,
+        "title": experiment.title,
+        "mode": settings.mode,
+        "data": "none" if dataset is None else dataset.name,
+        "data_sha256": {} if dataset is None else dataset.sha256,
         "seed": settings.seeds[0],
         "seeds": settings.seeds,
         "steps": settings.steps,
         "versions": versions(),
+        "date": time.strftime("%Y-%m-%d"),
+        "figures": dict(experiment.figures),
     }
 
 
@@ -155,6 +274,14 @@ def versions() -> dict[str, str]:
         "numpy": np.__version__,
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
     }
+
+
+def spread(values: Sequence[float], digits: int = 4) -> str:
+    """How a statistical figure is reported: min ← median → max over the seeds, or the one value there is."""
+    if len(values) == 1:
+        return f"{values[0]:.{digits}f} (1 seed)"
+    low, middle, high = np.min(values), np.median(values), np.max(values)
+    return f"{low:.{digits}f} ← {middle:.{digits}f} → {high:.{digits}f} ({len(values)} seeds)"
 
 
 def write_json(path: Path, content: dict) -> None:
@@ -182,7 +309,8 @@ def work_directory(settings: Settings, part: str, **identity) -> Path:
         **identity: whatever else the numbers depend on.
     """
     folder = settings.output / settings.name / "checkpoints" / part
-    identity |= {"data_sha256": settings.dataset.sha256, "versions": versions()}
+    sha256 = {} if settings.dataset is None else settings.dataset.sha256
+    identity |= {"data_sha256": sha256, "versions": versions()}
     record = folder / "settings.json"
     try:
         same = json.loads(record.read_text()) == identity

@@ -1,0 +1,209 @@
+"""Updates that leak out of a ``tf.cond``: the article's wrapper beside the right one.
+
+Document: article ("tensorflow中的batchnorm"), sections *tf.nn.batch_normalization* and *Thoughts on the wrong use*.
+Claims article-05 and article-12.
+
+    make conditional-updates
+
+The article's wrapper makes its two assigns first, and names them as control dependencies inside the training branch of
+a ``tf.cond``. Ops made outside a branch belong to no branch: whichever is taken, they have run. Three layers are built
+for each kind of variable and each kind of ``cond``: the article's, tf.layers', and this library's. Each is trained for
+some steps, then run for inference on data from elsewhere, and its statistics are read before and after.
+
+Changed from the document: the inputs are random numbers and not ones, since with constant inputs the batch's variance is
+0 and half of what leaks can't be seen.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+import bn_graph
+from bn_graph.tf1 import legacy_layers, tf
+from experiments import harness
+from experiments.figures import BLUE, ORANGE, figure
+from experiments.harness import Experiment, Mode, Settings, Verdict, does_not_hold, holds, holds_if
+
+DECAY = 0.99  # the article's
+EPSILON = 1e-3  # the article's
+CHANNELS = 3  # the article's
+BATCH = 16
+TRAINING_STEPS = 50
+INFERENCE_RUNS = 200
+SHIFT = 5.0  # how far the data of the inference runs lie from those of training, in standard deviations
+
+KINDS = {f"{variables}, cond {cond}": (variables, cond) for variables in ("ref", "resource") for cond in ("v1", "v2")}
+
+
+def article_wrapper(inputs, is_training, name: str):
+    """The article's wrapper in its shape: the assigns stand outside both branches."""
+    channels = inputs.shape.as_list()[-1]
+    with tf.variable_scope(name):
+        scale = tf.get_variable("scale", [channels], initializer=tf.constant_initializer(0.1))
+        offset = tf.get_variable("offset", [channels])  # no initializer given, as in the article
+        mean = tf.get_variable("pop_mean", [channels], initializer=tf.zeros_initializer(), trainable=False)
+        variance = tf.get_variable("pop_var", [channels], initializer=tf.ones_initializer(), trainable=False)
+        batch_mean, batch_variance = tf.nn.moments(inputs, list(range(inputs.shape.rank - 1)))
+        move_mean = tf.assign(mean, mean * DECAY + batch_mean * (1 - DECAY))
+        move_variance = tf.assign(variance, variance * DECAY + batch_variance * (1 - DECAY))
+
+        def by_batch():
+            with tf.control_dependencies([move_mean, move_variance]):
+                return tf.nn.batch_normalization(inputs, batch_mean, batch_variance, offset, scale, EPSILON)
+
+        def by_population():
+            return tf.nn.batch_normalization(inputs, mean, variance, offset, scale, EPSILON)
+
+        return tf.cond(is_training, by_batch, by_population)
+
+
+def tf_layers(inputs, is_training, name: str):
+    """tf.layers, whose updates are run by a control dependency on UPDATE_OPS, as its documentation says."""
+    outputs = legacy_layers().batch_normalization(
+        inputs, momentum=DECAY, epsilon=EPSILON, training=is_training, name=name
+    )
+    with tf.control_dependencies(tf.get_collection(tf.GraphKeys.UPDATE_OPS)):
+        return tf.identity(outputs)
+
+
+def wrapper(inputs, is_training, name: str):
+    """This library's."""
+    return bn_graph.batch_norm_wrapper(inputs, is_training, decay=DECAY, epsilon=EPSILON, name=name)
+
+
+FORMS = {"article": article_wrapper, "tf.layers": tf_layers, "batch_norm_wrapper": wrapper}
+
+
+def run(settings: Settings) -> dict:
+    measured = {
+        form: {kind: _measure(build, *choice, settings.seeds[0]) for kind, choice in KINDS.items()}
+        for form, build in FORMS.items()
+    }
+    return {"forms": measured, "inference_runs": INFERENCE_RUNS, "shift": SHIFT, "decay": DECAY}
+
+
+def _measure(build, variables: str, cond: str, seed: int) -> dict:
+    """Trains one layer, then runs it for inference on shifted data, and says what its statistics did meanwhile."""
+    was_v2 = tf.control_flow_v2_enabled()
+    (tf.enable_control_flow_v2 if cond == "v2" else tf.disable_control_flow_v2)()
+    try:
+        with tf.Graph().as_default(), tf.variable_scope("", use_resource=variables == "resource"):
+            return _run_layer(build, np.random.default_rng(seed))
+    except (TypeError, ValueError) as error:
+        return {"error": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
+    finally:
+        (tf.enable_control_flow_v2 if was_v2 else tf.disable_control_flow_v2)()
+
+
+def _run_layer(build, generator: np.random.Generator) -> dict:
+    inputs, is_training = tf.placeholder(tf.float32, [None, CHANNELS]), tf.placeholder(tf.bool, [])
+    outputs = build(inputs, is_training, "layer")
+    mean = next(v for v in tf.global_variables() if v.op.name.endswith("mean"))
+    shift = next(v for v in tf.global_variables() if v.op.name.endswith(("offset", "beta")))
+    with tf.Session(config=bn_graph.session_config()) as session:
+        session.run(tf.global_variables_initializer())
+        start = session.run(shift)
+        for _ in range(TRAINING_STEPS):
+            session.run(outputs, {inputs: generator.normal(size=(BATCH, CHANNELS)), is_training: True})
+        trained = session.run(mean)
+        drift = []
+        for _ in range(INFERENCE_RUNS):
+            session.run(outputs, {inputs: generator.normal(SHIFT, 1.0, (BATCH, CHANNELS)), is_training: False})
+            drift.append(float(np.abs(session.run(mean) - trained).max()))
+    return {
+        "moved_in_training": bool(np.any(trained != 0.0)),
+        "moved_at_inference": drift[-1] > 0.0,
+        "drift": [round(value, 5) for value in drift],
+        "offset_at_start": [round(float(value), 5) for value in start],
+    }
+
+
+def judge_article_05(result: dict) -> Verdict:
+    runs = result["forms"]["article"]
+    built = {kind: run for kind, run in runs.items() if "error" not in run}
+    trains = [kind for kind, run in built.items() if run["moved_in_training"]]
+    leaks = [kind for kind, run in built.items() if run["moved_at_inference"]]
+    offsets = [value for run in built.values() for value in run["offset_at_start"]]
+    drift = max((run["drift"][-1] for run in built.values()), default=0.0)
+    measured = (
+        f"updates in training: {len(trains)} of {len(runs)} kinds; inference moves the population: {len(leaks)} of "
+        f"{len(runs)} (by up to {drift:.2f} after {result['inference_runs']} runs on data {result['shift']:g} away)"
+    )
+    start = "random values, its initializer being left out" if any(offsets) else "0"
+    if leaks:
+        note = (
+            f"The assigns are made outside the branches, so they run whichever is taken. Its offset starts at {start}."
+        )
+        return does_not_hold(measured, note)
+    if len(trains) == len(runs):
+        return holds(measured, f"No kind of variable or cond leaks. Its offset starts at {start}.")
+    return holds_if(
+        f"the graph has {' or '.join(trains) or 'another form'}", measured, f"Its offset starts at {start}."
+    )
+
+
+def judge_article_12(result: dict) -> Verdict:
+    article, layers = (result["forms"][form] for form in ("article", "tf.layers"))
+    differing = [
+        kind for kind in article if article[kind].get("moved_at_inference") != layers[kind].get("moved_at_inference")
+    ]
+    measured = "inference moves the population: " + ", ".join(
+        f"{name} in {sum(run.get('moved_at_inference', False) for run in runs.values())} of {len(runs)} kinds"
+        for name, runs in (("the wrapper", article), ("tf.layers with its update ops", layers))
+    )
+    if differing:
+        note = "tf.layers decides the value or the step by the flag before it assigns, and the wrapper does not."
+        return does_not_hold(measured, f"They differ for {', '.join(differing)}. {note}")
+    return holds(measured, "Both do the same, for both kinds of variable and of cond.")
+
+
+def draw(result: dict, folder: Path) -> None:
+    """How far the moving mean drifts while the layers are only asked for predictions."""
+    with figure(folder / "conditional_updates.png", figsize=(8, 4.2)) as (_, axis):
+        styles = {"article": (ORANGE, "-"), "tf.layers": ("#009E73", "--"), "batch_norm_wrapper": (BLUE, "-")}
+        for form, (color, line) in styles.items():
+            runs = [run for run in result["forms"][form].values() if "error" not in run]
+            for place, measured in enumerate(runs):
+                axis.plot(measured["drift"], color=color, linestyle=line, label=form if place == 0 else None)
+        axis.set_xlabel("inference runs (batches of 16) after training")
+        axis.set_ylabel("largest change of the moving mean\n(standard deviations of the data)")
+        axis.set_title(f"What inference on data {result['shift']:g} deviations away does to the population's mean")
+        axis.legend()
+
+
+def summarize(result: dict, folder: Path) -> str:
+    lines = ["", f"{'':<22}" + "".join(f"{kind:<20}" for kind in KINDS)]
+    for form, runs in result["forms"].items():
+        cells = [
+            run.get("error", "").split(":")[0] or ("LEAKS" if run["moved_at_inference"] else "still")
+            for run in runs.values()
+        ]
+        lines.append(f"{form:<22}" + "".join(f"{cell:<20}" for cell in cells))
+    for claim, verdict in result["claims"].items():
+        lines += ["", f"{claim} {verdict['verdict']}: {verdict['measured']}. {verdict['note']}"]
+    return "\n".join([*lines, f"Files: {folder}"])
+
+
+EXPERIMENT = Experiment(
+    name="conditional_updates",
+    title=__doc__.splitlines()[0],
+    full=Mode(data=None, steps=1, seeds=[0]),
+    quick=Mode(data=None, steps=1, seeds=[0]),
+    run=run,
+    claims={"article-05": judge_article_05, "article-12": judge_article_12},
+    draw=draw,
+    summarize=summarize,
+    figures={
+        "conditional_updates.png": "The article's wrapper learns from the data that it is asked to predict: its moving mean "
+        "walks toward them. The other two stay where training left them."
+    },
+)
+
+
+def main(argv: list[str] | None = None) -> int:
+    return harness.main(EXPERIMENT, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
