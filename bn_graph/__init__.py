@@ -31,9 +31,9 @@ _HOMES = {
     "bn_graph.layers.convolutional": ["ConvolutionalBatchNormalizer"],
     "bn_graph.layers.population": ["moving_statistics"],
     "bn_graph.names": ["NAME_MAPS"],
-    "bn_graph.networks": ["Network", "build_graph", "normal_weights"],
+    "bn_graph.networks": ["Model", "Network", "build_graph", "normal_weights"],
     "bn_graph.recalibrate": ["RecalibrationError", "recalibrate"],
-    "bn_graph.training": ["resume", "session_config", "train"],
+    "bn_graph.training": ["Solver", "resume", "session_config", "train"],
     "bn_graph.update_ops": ["DetachedUpdatesError", "check_train_op", "train_op"],
     "bn_graph.variables": ["batch_norm_layers", "inference_variables"],
 }

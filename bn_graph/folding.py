@@ -22,6 +22,7 @@ _CONVOLUTIONS = ("Conv2D", "Conv3D", "DepthwiseConv2dNative")
 _LINEAR = (*_MATMULS, *_CONVOLUTIONS)
 _ADDS = ("Add", "AddV2", "BiasAdd")
 _FUSED = ("FusedBatchNorm", "FusedBatchNormV2", "FusedBatchNormV3")
+_SCALING = ("Mul", "RealDiv", *_FUSED)
 _KEEP_THE_LAST_AXIS = ("Reshape", "Squeeze", "ExpandDims")
 _PASSES = ("Identity", "Snapshot", "StopGradient", "CheckNumerics")
 
@@ -68,7 +69,7 @@ def fold_batch_norm(graph_def: tf.GraphDef, outputs: Sequence[str]) -> tf.GraphD
         constants = _Constants(session)
         linear = [op for op in graph.get_operations() if _has_constant_weights(op, constants)]
         chains = [_chain(op, constants, set(outputs)) for op in linear]
-        chains = [chain for chain in chains if not np.all(chain.scale == 1.0)]
+        chains = [chain for chain in chains if any(op.type in _SCALING for op, _ in chain.affine)]
         weights = [constants.value(chain.linear.inputs[1]) for chain in chains]
     folded = _weights_by_grappler(weights, [chain.scale for chain in chains])
     rewritten = tf.GraphDef()

@@ -78,10 +78,12 @@ def extract(
         set()
     """
     _check_signature(session.graph, inputs, outputs, is_training)
-    graph_def = _pruned(session.graph.as_graph_def(), outputs, inputs)
+    graph_def = session.graph.as_graph_def()
+    placeholders = _placeholders(graph_def, inputs)
+    graph_def = _pruned(graph_def, outputs)
     if is_training is not None:
-        graph_def = _pruned(without_training_branches(graph_def, is_training.op.name), outputs, inputs)
-    _refuse_incomplete(graph_def, inputs, outputs)
+        graph_def = _pruned(without_training_branches(graph_def, is_training.op.name), outputs)
+    _refuse_incomplete(graph_def, placeholders, outputs)
     refuse_training(session.graph, graph_def, [output.op.name for output in outputs.values()])
     originals = _variables_in(session.graph, graph_def)
     values = _values(session, originals)
@@ -90,11 +92,8 @@ def extract(
         for statistic in moving_statistics(session.graph):
             tf.add_to_collection(MOVING_STATISTICS, statistic.op.name)
         variables = [_copy(original, value) for original, value in zip(originals, values, strict=True)]
-        mapped = {name: tf.placeholder(tensor.dtype, tensor.shape, name) for name, tensor in _cut(inputs).items()}
-        _import_around(graph_def, variables, {inputs[name].name: new for name, new in mapped.items()})
-        inputs = {
-            name: mapped[name] if name in mapped else graph.get_tensor_by_name(t.name) for name, t in inputs.items()
-        }
+        _import_around(graph_def, variables)
+        inputs = {name: graph.get_tensor_by_name(f"{op_name}:0") for name, op_name in placeholders.items()}
         outputs = {name: graph.get_tensor_by_name(tensor.name) for name, tensor in outputs.items()}
     return InferenceGraph(graph, inputs, outputs, variables, values)
 
@@ -149,7 +148,7 @@ def refuse_training(graph: tf.Graph, graph_def: tf.GraphDef, outputs: Iterable[s
     read = reachability.variables_read(index, outputs)
     statistics = {statistic.op.name for statistic in moving_statistics(graph)}
     evidence = {layer_scope(name, statistics) or name for name in reachability.variables_written(index, outputs)}
-    ops = list(_batch_statistics(index, reachability.upstream(index, outputs)))
+    ops = _batch_statistics(graph_def)
     evidence |= {scope for scope in layers if any(op.startswith(f"{scope}/") for op in ops)}
     for scope, layer in layers.items():
         weights, own = ({v.op.name for v in part if v is not None} for part in (layer[:2], layer[2:]))
@@ -176,33 +175,33 @@ def _check_signature(graph: tf.Graph, inputs: Mapping, outputs: Mapping, is_trai
         raise ExportError(f"is_training must be the graph's own bool flag, got {is_training!r}.")
 
 
-def _cut(inputs: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-    """The inputs that are no placeholders, so that the graph is cut there."""
-    return {name: tensor for name, tensor in inputs.items() if not tensor.op.type.startswith("Placeholder")}
+def _placeholders(graph_def: tf.GraphDef, inputs: Mapping[str, tf.Tensor]) -> dict[str, str]:
+    """The op that each input is fed at; made in `graph_def`, and put in the input's place, where it is no placeholder."""
+    taken = {node.name for node in graph_def.node}
+    placeholders = {}
+    for name, tensor in inputs.items():
+        if tensor.op.type.startswith("Placeholder"):
+            placeholders[name] = tensor.op.name
+            continue
+        placeholders[name] = f"{name}_input" if name in taken else name
+        for node in graph_def.node:
+            # An op's input 0 is written without its number.
+            node.input[:] = [placeholders[name] if e == tensor.name.removesuffix(":0") else e for e in node.input]
+        made = graph_def.node.add(name=placeholders[name], op="Placeholder")
+        made.attr["dtype"].type = tensor.dtype.as_datatype_enum
+        made.attr["shape"].shape.CopyFrom(tensor.shape.as_proto())
+    return placeholders
 
 
-def _pruned(graph_def: tf.GraphDef, outputs: Mapping[str, tf.Tensor], inputs: Mapping[str, tf.Tensor]) -> tf.GraphDef:
-    """The nodes and functions that the outputs need when the inputs are given, in their old order."""
-    nodes = {node.name: node for node in graph_def.node}
-    given = {_edge(tensor.name) for tensor in _cut(inputs).values()}
-    reached: set[str] = set()
-    pending = [tensor.op.name for tensor in outputs.values() if _edge(tensor.name) not in given]
-    while pending:
-        name = pending.pop()
-        if name not in reached:
-            reached.add(name)
-            pending += [reachability.producer(edge) for edge in nodes[name].input if _edge(edge) not in given]
+def _pruned(graph_def: tf.GraphDef, outputs: Mapping[str, tf.Tensor]) -> tf.GraphDef:
+    """The nodes and functions that the outputs need, in their old order."""
+    needed = reachability.upstream(reachability.index(graph_def), [tensor.op.name for tensor in outputs.values()])
     pruned = tf.GraphDef(versions=graph_def.versions)
-    pruned.node.extend(node for node in graph_def.node if node.name in reached)
+    pruned.node.extend(node for node in graph_def.node if node.name in needed)
     for node in pruned.node:
         node.attr.pop("_class", None)  # placed together with another node, which may not be left
     _add_called_functions(pruned, graph_def.library)
     return pruned
-
-
-def _edge(tensor_name: str) -> str:
-    """A tensor's name as an input of a NodeDef has it: output 0 without its number."""
-    return tensor_name.removesuffix(":0")
 
 
 def _add_called_functions(graph_def: tf.GraphDef, library) -> None:
@@ -225,18 +224,18 @@ def _names_called(nodes: Iterable[tf.NodeDef]) -> Iterator[str]:
 
 
 def _refuse_incomplete(
-    graph_def: tf.GraphDef, inputs: Mapping[str, tf.Tensor], outputs: Mapping[str, tf.Tensor]
+    graph_def: tf.GraphDef, placeholders: Mapping[str, str], outputs: Mapping[str, tf.Tensor]
 ) -> None:
     """Raises where the outputs need what is not given, or do not need what is."""
-    placeholders = {tensor.op.name: name for name, tensor in inputs.items() if name not in _cut(inputs)}
     present = {node.name for node in graph_def.node}
-    unfed = [node.name for node in graph_def.node if node.op == "Placeholder" and node.name not in placeholders]
+    given = set(placeholders.values())
+    unfed = [node.name for node in graph_def.node if node.op == "Placeholder" and node.name not in given]
     if unfed:
         raise ExportError(
             f"The outputs need {', '.join(unfed)} to be fed, which is not among inputs. Add it there; or, if it is the "
             "training flag, pass it as is_training=."
         )
-    unused = [name for op_name, name in placeholders.items() if op_name not in present]
+    unused = [name for name, op_name in placeholders.items() if op_name not in present]
     if unused:
         raise ExportError(
             f"The outputs {', '.join(outputs)} do not depend on {', '.join(unused)}; leave it out of inputs."
@@ -248,23 +247,23 @@ def _refuse_incomplete(
         )
 
 
-def _batch_statistics(index: reachability.GraphIndex, names: Iterable[str]) -> Iterator[str]:
-    """The nodes that take statistics of a batch."""
-    bodies = [body for function in index.functions.values() for body in function.node_def]
-    for node in [*(index.nodes[name] for name in names), *bodies]:
-        if (node.op in _FUSED and node.attr["is_training"].b) or _is_variance_over_batch(index, node):
-            yield node.name
+def _batch_statistics(graph_def: tf.GraphDef) -> list[str]:
+    """The nodes, of the graph or of its functions' bodies, that take statistics of a batch."""
+    with tf.Graph().as_default() as graph:
+        tf.import_graph_def(graph_def, name="")
+    bodies = [node for function in graph_def.library.function for node in function.node_def]
+    fused = [node.name for node in [*graph_def.node, *bodies] if node.op in _FUSED and node.attr["is_training"].b]
+    return fused + [op.name for op in graph.get_operations() if _is_variance_over_batch(op)]
 
 
-def _is_variance_over_batch(index: reachability.GraphIndex, node: tf.NodeDef) -> bool:
-    if node.op != "Mean" or len(node.input) < 2:
+def _is_variance_over_batch(op: tf.Operation) -> bool:
+    if op.type != "Mean" or op.inputs[0].op.type not in ("Square", "SquaredDifference"):
         return False
-    squares, axes = (index.nodes.get(reachability.producer(edge)) for edge in node.input[:2])
-    if squares is None or axes is None or squares.op not in ("Square", "SquaredDifference") or axes.op != "Const":
-        return False
-    reduced = tf.make_ndarray(axes.attr["value"].tensor)
-    # Over the first axis of more than one; a squared error's mean over all of them ends in a scalar and is no statistic.
-    return 0 in reduced.reshape(-1) and (node.attr["keep_dims"].b or reduced.size in (1, 3, 4))
+    axes, rank = tf.get_static_value(op.inputs[1]), op.inputs[0].shape.rank
+    # A squared error's mean over all axes ends in a scalar, and is no statistic of channels.
+    return (
+        axes is not None and op.outputs[0].shape.rank != 0 and bool({0, -rank if rank else 0} & set(axes.reshape(-1)))
+    )
 
 
 def _variables_in(graph: tf.Graph, graph_def: tf.GraphDef) -> list[tf.Variable]:
@@ -300,12 +299,13 @@ def _copy(original: tf.Variable, value: np.ndarray) -> tf.Variable:
     return variable
 
 
-def _import_around(graph_def: tf.GraphDef, variables: Iterable[tf.Variable], input_map: dict[str, tf.Tensor]) -> None:
+def _import_around(graph_def: tf.GraphDef, variables: Iterable[tf.Variable]) -> None:
     """Imports `graph_def` around the variables, which are in the default graph already, under their own names."""
     graph = tf.get_default_graph()
     made = {name for variable in variables for name in _own_ops(variable)}
     rest = tf.GraphDef(versions=graph_def.versions, library=graph_def.library)
     rest.node.extend(node for node in graph_def.node if node.name not in made)
+    input_map = {}
     for edge in {edge for node in rest.node for edge in node.input if reachability.producer(edge) in made}:
         op = graph.get_operation_by_name(reachability.producer(edge))
         input_map[edge if edge.startswith("^") else f"{op.name}:0"] = op if edge.startswith("^") else op.outputs[0]

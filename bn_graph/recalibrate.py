@@ -186,7 +186,8 @@ def recalibrate(
         is_training: the graph's switch or switches; fed False by "pooled" and True by "paper", over whatever
             `batches` feed. Batch norm layers normalize by the population under "pooled" in any case; but a
             placeholder must be fed, and dropout may hang on it.
-        config: of the session in which it all runs; TensorFlow's defaults if None.
+        config: of the session in which it all runs. If None, TensorFlow's defaults, but without its graph optimizer,
+            which would start anew for every level: a network of 60 layers and 10 batches then takes three times as long.
         progress: wraps the iterable of batches of each pass, as ``tqdm`` does.
 
     Returns:
@@ -411,10 +412,16 @@ def _running(plan: _Plan, values: Values, config: tf.ConfigProto | None) -> Iter
         }
         present = [name for name in values if _has(graph, name)]
         assigns = {name: _assign_op(graph, name) for name in present}
-    with tf.Session(graph=graph, config=config) as session:
+    with tf.Session(graph=graph, config=config or _without_optimizer()) as session:
         copy = _Copy(session, fetches, assigns)
         _load(copy, values)
         yield copy
+
+
+def _without_optimizer() -> tf.ConfigProto:
+    config = tf.ConfigProto()
+    config.graph_options.rewrite_options.disable_meta_optimizer = True
+    return config
 
 
 def _part_above_inputs(plan: _Plan) -> tf.GraphDef:

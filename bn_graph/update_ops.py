@@ -159,7 +159,7 @@ def train_op(
         with tf.name_scope(f"{name}_updates"):
             if check_numerics:
                 finite = _checked(index, loss)
-                updates = [finite, *_behind(finite, index, updates, graph)]
+                updates = [finite, *_held_back(finite, index, updates, graph)]
             updated = tf.group(*updates, name="done")
         with tf.control_dependencies([updated]):
             applied = optimizer.apply_gradients(gradients, global_step=global_step)
@@ -285,7 +285,7 @@ def _checked(index: GraphIndex, loss: tf.Tensor) -> tf.Operation:
     ).op
 
 
-def _behind(check: tf.Operation, index: GraphIndex, updates: Sequence[_Op], graph: tf.Graph) -> list[tf.Operation]:
+def _held_back(check: tf.Operation, index: GraphIndex, updates: Sequence[_Op], graph: tf.Graph) -> list[tf.Operation]:
     """`updates`, of which every assign waits for `check`.
 
     An op that exists can't be given a control input, so the assigns are copied, and what depends on them with them.
@@ -293,9 +293,9 @@ def _behind(check: tf.Operation, index: GraphIndex, updates: Sequence[_Op], grap
     """
     updates = [_op(update) for update in updates]
     writers = reachability.writers(index, updates)
-    ordered = [op for op in graph.get_operations() if op.name in reachability.upstream(index, updates)]
+    running = reachability.upstream(index, updates)
     copies: dict[tf.Operation, tf.Operation] = {}
-    for op in ordered:
+    for op in (op for op in graph.get_operations() if op.name in running):  # in the order of creation: inputs first
         sources = {tensor.op for tensor in op.inputs} | set(op.control_inputs)
         if op.name in writers or sources & copies.keys():
             if op.type in ("Enter", "RefEnter", "NextIteration", "RefNextIteration", "Exit", "RefExit"):

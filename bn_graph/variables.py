@@ -182,9 +182,9 @@ def _updated_for(graph: tf.Graph, index: reachability.GraphIndex, outputs: list[
 
 def _ops_in_collections(graph: tf.Graph) -> list[str]:
     members = [member for key in graph.get_all_collection_keys() for member in graph.get_collection(key)]
-    # An assign of a resource variable returns a tf.Variable, whose op is the assign.
-    kinds = (tf.Operation, tf.Tensor, tf.Variable)
-    return sorted({getattr(member, "op", member).name for member in members if isinstance(member, kinds)})
+    # Besides ops and tensors: an assign of a resource variable returns a kind of variable, whose op is the assign.
+    ops = [getattr(member, "op", member) for member in members]
+    return sorted({op.name for op in ops if isinstance(op, tf.Operation)})
 
 
 def _trainable(graph: tf.Graph) -> set[str]:

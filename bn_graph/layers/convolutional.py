@@ -254,9 +254,7 @@ class ConvolutionalBatchNormalizer:
 
     def _average(self, mean: tf.Tensor, variance: tf.Tensor) -> list[tf.Operation]:
         assigns = [tf.assign(self.mean, mean).op, tf.assign(self.variance, variance).op]
-        with tf.control_dependencies(
-            assigns
-        ):  # resource variables are read where they are used: here, after the assigns
+        with tf.control_dependencies(assigns):  # a resource variable is read where it is used: here, after them
             return [tf.group(*assigns), self.ewma_trainer.apply([self.mean, self.variance])]
 
 

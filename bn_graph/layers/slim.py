@@ -254,8 +254,7 @@ def _keys(collections: Collections) -> list[str]:
 def _model_keys(collections: Collections | Mapping[str, Collections], name: str) -> list[str]:
     """The collections that the variable of this `name` joins."""
     further = collections.get(name) if isinstance(collections, Mapping) else collections
-    keys = [*_keys(further), tf.GraphKeys.GLOBAL_VARIABLES, tf.GraphKeys.MODEL_VARIABLES]
-    return list(dict.fromkeys(keys))  # each once
+    return [*_keys(further), tf.GraphKeys.GLOBAL_VARIABLES, tf.GraphKeys.MODEL_VARIABLES]
 
 
 def _parameter(

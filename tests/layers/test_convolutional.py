@@ -120,6 +120,7 @@ def test_training_normalizes_by_the_batch_and_stores_its_moments(graph, form, sc
     flag, feed = flag_for(form, True)
     outputs = bn.normalize(x, train=flag)
     assert outputs.shape.as_list() == x.shape.as_list() and outputs.dtype == tf.float32
+    assert outputs.op.name == "bn/outputs"
     session, (batch,) = start(), batches_of(random, 1)
     gamma, beta = np.array([2.0, -1.0, 0.5]), np.array([0.25, 3.0, -4.0])
     bn.gamma.load(gamma, session)

@@ -1,0 +1,557 @@
+"""Identities, and where floating point breaks them: what can be judged with fixed inputs.
+
+Documents: r2rt (*The batch normalizing transform*, *Building the graph*, *Edit 02/08/16*), solver (*Introduction*,
+*class Model*), article (*batch_normalization*). Claims r2rt-03, 04, 05, 06, 11, 25, solver-03, 04, 12, article-02, 03.
+
+    make numerics
+
+Nothing here is trained on data. Inputs are drawn once from a seed, in float64 where an algebraic identity is asked for
+and in float32 where rounding is. Each part below returns the few numbers that its claims are judged by.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+import bn_graph
+from bn_graph.layers import moments
+from bn_graph.tf1 import legacy_layers, tf
+from experiments import harness
+from experiments.figures import BLUE, GREY, ORANGE, figure
+from experiments.harness import Experiment, Mode, Settings, Verdict, does_not_hold, holds, holds_if
+
+EPSILON = 1e-3  # the documents'
+BATCH, UNITS = 60, 100  # r2rt's
+DEVIATIONS = [1e-3, 1e-2, 0.1, 1.0, 10.0]  # of the inputs: where ε counts, and where it does not
+GAPS = [
+    10.0,
+    50.0,
+    80.0,
+    87.0,
+    88.0,
+    89.0,
+    95.0,
+    100.0,
+    103.0,
+    104.0,
+    110.0,
+    150.0,
+]  # logit gaps; exp(−103.97) is float32's end
+ADAM_STEPS, ADAM_RATE = 500, 0.01  # the solver's optimizer and rate
+RECURRENT_STEPS = 28  # a row of MNIST a step
+
+# Cooijmans et al. 2016 (arXiv 1603.09025), section 4 and 5: what recurrent batch norm takes besides separate statistics.
+COOIJMANS = {
+    "gamma at the start": 0.1,
+    "statistics": "one set a time step up to T_max, the last one reused beyond",
+    "zero-variance first steps": "noise added to the initial hidden states",
+}
+
+
+def run(settings: Settings) -> dict:
+    generator = np.random.default_rng(settings.seeds[0])
+    return {
+        "normalized": _normalized_moments(generator),
+        "shape": _shape_of_the_distribution(generator),
+        "bias": _bias_before_the_layer(generator),
+        "formulas": _two_formulas(generator),
+        "log_softmax": _document_loss(),
+        "recurrent": _statistics_per_step(generator),
+        "dead_relu": _dead_relu(generator),
+        "identity": _undone_by_gamma_and_beta(generator),
+        "adam": _adam_walks_the_bias(generator),
+        "channels": _pseudo_code(generator),
+        "recursion": _moving_recursion(generator),
+    }
+
+
+def _evaluate(*tensors, feed=None):
+    with tf.Session(config=bn_graph.session_config()) as session:
+        session.run(tf.global_variables_initializer())
+        return session.run(tensors, feed)
+
+
+# --- r2rt-03: mean 0 and variance 1? ----------------------------------------------------------------------------------
+
+
+def _normalized_moments(generator) -> list[dict]:
+    found = []
+    for deviation in DEVIATIONS:
+        values = generator.normal(3.0, deviation, (BATCH, UNITS))
+        with tf.Graph().as_default():
+            centered, _, variance, _ = moments.batch_statistics(tf.constant(values), [0])
+            (normalized,) = _evaluate(moments.normalize(centered, variance, None, None, EPSILON))
+        expected = values.var(0) / (values.var(0) + EPSILON)
+        found.append(
+            {
+                "deviation": deviation,
+                "largest_mean": float(np.abs(normalized.mean(0)).max()),
+                "variance": float(normalized.var(0).mean()),
+                "distance_from_formula": float(np.abs(normalized.var(0) - expected).max()),
+            }
+        )
+    return found
+
+
+def judge_r2rt_03(result: dict) -> Verdict:
+    rows = result["normalized"]
+    means_vanish = all(row["largest_mean"] < 1e-9 for row in rows)
+    near_one = [row["deviation"] for row in rows if abs(row["variance"] - 1.0) < 0.01]
+    variances = ", ".join(f"{row['variance']:.4f} (σ = {row['deviation']:g})" for row in rows)
+    measured = f"mean at most {max(row['largest_mean'] for row in rows):.0e}; variance {variances}"
+    if not means_vanish or not near_one:
+        return does_not_hold(
+            measured, "The mean does not vanish." if not means_vanish else "No variance is within 1% of 1."
+        )
+    if len(near_one) == len(rows):
+        return holds(measured, "ε is small against every variance tried.")
+    off = max(row["distance_from_formula"] for row in rows)
+    note = f"The variance is σ²/(σ²+ε) (to {off:.0e}), which is 1 only where σ² is far above ε = {EPSILON:g}."
+    return holds_if("the variance is large against ε", measured, note)
+
+
+# --- r2rt-04: a normal distribution? ----------------------------------------------------------------------------------
+
+
+def _shape_of_the_distribution(generator) -> dict:
+    values = generator.exponential(size=(20_000, 1))
+    with tf.Graph().as_default():
+        centered, _, variance, _ = moments.batch_statistics(tf.constant(values), [0])
+        (normalized,) = _evaluate(moments.normalize(centered, variance, None, None, EPSILON))
+
+    def standardized_moment(data, order):
+        return float((((data - data.mean()) / data.std()) ** order).mean())
+
+    return {
+        name: [standardized_moment(data, order) for data in (values, normalized)]
+        for name, order in (("skewness", 3), ("kurtosis", 4))
+    }
+
+
+def judge_r2rt_04(result: dict) -> Verdict:
+    (skew_before, skew_after), (kurt_before, kurt_after) = result["shape"]["skewness"], result["shape"]["kurtosis"]
+    measured = f"skewness {skew_before:.4f} → {skew_after:.4f}, kurtosis {kurt_before:.4f} → {kurt_after:.4f} (normal: 0 and 3)"
+    if abs(skew_after) < 0.1 and abs(kurt_after - 3.0) < 0.2:
+        return holds(measured, "After normalizing, the third and fourth moments are a normal distribution's.")
+    changed = max(abs(skew_after - skew_before), abs(kurt_after - kurt_before))
+    return does_not_hold(
+        measured,
+        f"Normalizing sets two moments; the shape stays what it was (exponential here; changed by {changed:.0e}).",
+    )
+
+
+# --- r2rt-05: a bias before the layer ---------------------------------------------------------------------------------
+
+
+def _bias_before_the_layer(generator) -> dict:
+    values, toward = generator.normal(size=(BATCH, UNITS)), generator.normal(size=(BATCH, UNITS))
+    with tf.Graph().as_default():
+        bias = tf.constant(generator.normal(0.0, 5.0, UNITS))
+        plain, shifted = (
+            moments.batch_statistics(tf.constant(values) + shift, [0])
+            for shift in (tf.zeros([UNITS], tf.float64), bias)
+        )
+        outputs = [moments.normalize(each.centered, each.variance, None, None, EPSILON) for each in (plain, shifted)]
+        (gradient,) = tf.gradients(tf.reduce_sum(outputs[1] * toward), bias)
+        without, with_bias, slope = _evaluate(*outputs, gradient)
+    return {
+        "largest_difference": float(np.abs(without - with_bias).max()),
+        "largest_gradient": float(np.abs(slope).max()),
+    }
+
+
+def judge_r2rt_05(result: dict) -> Verdict:
+    difference, gradient = result["bias"]["largest_difference"], result["bias"]["largest_gradient"]
+    measured = f"outputs differ by at most {difference:.0e}, gradient of the bias at most {gradient:.0e} (float64)"
+    if difference < 1e-9 and gradient < 1e-9:
+        return holds(
+            measured, "Both are rounding: the mean takes the bias off again, and nothing is left to learn it by."
+        )
+    return does_not_hold(measured, "More than rounding of the bias is left after the layer.")
+
+
+# --- r2rt-06: two formulas --------------------------------------------------------------------------------------------
+
+
+def _two_formulas(generator) -> list[dict]:
+    found = []
+    for offset in (0.0, 256.0, 1e6):
+        values = generator.normal(offset, 1.0, (BATCH, UNITS)).astype(np.float32)
+        with tf.Graph().as_default():
+            x = tf.constant(values)
+            mean, variance = tf.nn.moments(x, [0])
+            written_out = (x - mean) / tf.sqrt(variance + EPSILON)
+            built_in = tf.nn.batch_normalization(x, mean, variance, None, None, EPSILON)
+            one, other = _evaluate(written_out, built_in)
+        exact = values.astype(np.float64)
+        exact = (exact - exact.mean(0)) / np.sqrt(exact.var(0) + EPSILON)
+        distances = (one - other, one - exact, other - exact)
+        names = ("difference", "written_out_error", "built_in_error")
+        found.append(
+            {"offset": offset} | {name: float(np.abs(d).max()) for name, d in zip(names, distances, strict=True)}
+        )
+    return found
+
+
+def judge_r2rt_06(result: dict) -> Verdict:
+    rows = result["formulas"]
+    measured = "largest difference " + ", ".join(
+        f"{row['difference']:.0e} (inputs around {row['offset']:g})" for row in rows
+    )
+    same = [row for row in rows if row["difference"] < 1e-5]
+    if len(same) == len(rows):
+        return holds(measured, "They agree to float32 rounding wherever the inputs lie.")
+    if not same:
+        return does_not_hold(measured, "They differ by more than rounding even around 0.")
+    worst = rows[-1]
+    note = (
+        f"The built-in computes x·s + (β − μ·s), whose two terms cancel: around {worst['offset']:g} it is off by "
+        f"{worst['built_in_error']:.2g}, the formula written out by {worst['written_out_error']:.2g}."
+    )
+    return holds_if("the inputs lie near 0 by their own deviation", measured, note)
+
+
+# --- r2rt-11: −Σ y·log(softmax) ---------------------------------------------------------------------------------------
+
+
+def _document_loss() -> list[dict]:
+    """The document's loss for one example whose right class is behind by a gap, alone and with its gradient."""
+    found = []
+    for optimize in (True, False):
+        for gap in GAPS:
+            with tf.Graph().as_default():
+                logits = tf.placeholder(tf.float32, [1, 2])
+                labels = tf.constant([[0.0, 1.0]])
+                loss = -tf.reduce_sum(labels * tf.log(tf.nn.softmax(logits)))
+                loss_of_the_first = -tf.reduce_sum(tf.constant([[1.0, 0.0]]) * tf.log(tf.nn.softmax(logits)))
+                stable = tf.reduce_sum(tf.nn.softmax_cross_entropy_with_logits_v2(labels=labels, logits=logits))
+                gradient = tf.gradients(loss, logits)[0]
+                rewrite = tf.ConfigProto()
+                rewrite.graph_options.rewrite_options.disable_meta_optimizer = not optimize
+                with tf.Session(config=rewrite) as session:
+                    feed = {logits: [[gap, 0.0]]}
+                    alone, right, good = (
+                        session.run(loss, feed),
+                        session.run(loss_of_the_first, feed),
+                        session.run(stable, feed),
+                    )
+                    together, slope = session.run([loss, gradient], feed)
+            values = {
+                "loss": alone,
+                "loss_if_right": right,
+                "loss_with_gradient": together,
+                "gradient": slope[0, 1],
+                "stable": good,
+            }
+            found.append(
+                {"gap": gap, "optimized": optimize} | {name: repr(float(value)) for name, value in values.items()}
+            )
+    return found
+
+
+def _broken(text: str) -> bool:
+    return not np.isfinite(float(text))
+
+
+def judge_r2rt_11(result: dict) -> Verdict:
+    rows = result["log_softmax"]
+    names = ("loss", "loss_if_right", "loss_with_gradient", "gradient")
+    first = {
+        (name, optimized): min(
+            (r["gap"] for r in rows if r["optimized"] is optimized and _broken(r[name])), default=None
+        )
+        for name in names
+        for optimized in (True, False)
+    }
+    stable = not any(_broken(row["stable"]) for row in rows)
+    gaps = [gap for gap in first.values() if gap is not None]
+    said = {True: "optimized", False: "not optimized"}
+    measured = "first gap that is not finite: " + "; ".join(
+        f"{said[optimized]}: "
+        + ", ".join(f"{name.replace('_', ' ')} {first[name, optimized] or 'none'}" for name in names)
+        for optimized in (True, False)
+    )
+    if not gaps:
+        return holds(measured, "Every loss and gradient tried is finite.")
+    differs = [name for name in names if first[name, True] != first[name, False]]
+    note = (
+        f"A logit gap of {min(gaps):g} makes it NaN or infinite"
+        + (
+            f" (the graph optimizer changes this for: {', '.join(n.replace('_', ' ') for n in differs)})"
+            if differs
+            else ""
+        )
+        + f"; softmax_cross_entropy_with_logits is {'finite throughout' if stable else 'not finite either'}."
+    )
+    return holds_if(f"no logit leads by {min(gaps):g} or more", measured, note)
+
+
+# --- r2rt-25: recurrent -----------------------------------------------------------------------------------------------
+
+
+def _statistics_per_step(generator) -> dict:
+    """How far a recurrent net's hidden sums are from one shared mean and variance, over its time steps."""
+    inputs = generator.normal(size=(256, RECURRENT_STEPS, 28))
+    to_hidden = generator.normal(0.0, 28**-0.5, (28, UNITS))
+    hidden_to_hidden = np.linalg.qr(generator.normal(size=(UNITS, UNITS)))[0]
+    hidden, sums = np.zeros((256, UNITS)), []
+    for step in range(RECURRENT_STEPS):
+        sums.append(hidden @ hidden_to_hidden)
+        hidden = np.tanh(sums[-1] + inputs[:, step] @ to_hidden)
+    variances = np.array([values.var(0).mean() for values in sums])
+    shared = np.stack(sums).var((0, 1)).mean()
+    return {
+        "variance_by_step": [round(float(v), 5) for v in variances],
+        "shared_variance": float(shared),
+        "steps_without_variance": int((variances == 0.0).sum()),
+        "normalized_deviation_by_shared": [round(float(d), 5) for d in np.sqrt(variances / (shared + EPSILON))],
+    }
+
+
+def judge_r2rt_25(result: dict) -> Verdict:
+    found = result["recurrent"]
+    deviations = found["normalized_deviation_by_shared"]
+    extra = [name for name in COOIJMANS if name != "statistics"]
+    measured = (
+        f"shared statistics leave deviations from {min(deviations):.2f} to {max(deviations):.2f} over {len(deviations)} steps; "
+        f"{found['steps_without_variance']} step(s) with no variance at all"
+    )
+    needed = max(abs(d - 1.0) for d in deviations) > 0.05
+    if not needed:
+        return does_not_hold(
+            measured, "Shared statistics fit every time step, so that separate ones are not even needed."
+        )
+    if found["steps_without_variance"] or extra:
+        note = f"Separate statistics are needed, but Cooijmans et al. take more: {' and '.join(extra)} are tricky too."
+        return holds_if("the zero-variance first step and a small gamma are seen to as well", measured, note)
+    return holds(measured, "Separate statistics are needed, and nothing else was found.")
+
+
+# --- solver-03, solver-04 ---------------------------------------------------------------------------------------------
+
+
+def _dead_relu(generator) -> dict:
+    values = generator.normal(-10.0, 1.0, (BATCH, UNITS)).astype(np.float32)
+    with tf.Graph().as_default():
+        x = tf.constant(values)
+        bare = tf.nn.relu(x)
+        mended = tf.nn.relu(bn_graph.batch_norm_wrapper(x, True))
+        slopes = [tf.gradients(tf.reduce_sum(tf.square(outputs - 1.0)), x)[0] for outputs in (bare, mended)]
+        results = _evaluate(bare, mended, *slopes)
+    names = ("active_bare", "active_normalized", "gradient_bare", "gradient_normalized")
+    return {
+        name: float((values > 0).mean()) if name.startswith("active") else float(np.abs(values).max())
+        for name, values in zip(names, results, strict=True)
+    }
+
+
+def judge_solver_03(result: dict) -> Verdict:
+    found = result["dead_relu"]
+    measured = (
+        f"active units {found['active_bare']:.0%}, largest gradient {found['gradient_bare']:.0e}; "
+        f"with batch norm before it {found['active_normalized']:.0%} and {found['gradient_normalized']:.0e}"
+    )
+    if found["active_bare"] == 0.0 and found["gradient_bare"] == 0.0:
+        return holds(measured, "Neither output nor gradient is left, so the units can't come back by themselves.")
+    return does_not_hold(measured, "Some units are active, or some gradient is left.")
+
+
+def _undone_by_gamma_and_beta(generator) -> dict:
+    values, others = generator.normal(3.0, 2.0, (BATCH, UNITS)), generator.normal(3.0, 2.0, (BATCH, UNITS))
+    gamma, beta = np.sqrt(values.var(0) + EPSILON), values.mean(0)
+    differences = {}
+    for name, batch in (("same_batch", values), ("another_batch", others)):
+        outputs = gamma * (batch - batch.mean(0)) / np.sqrt(batch.var(0) + EPSILON) + beta
+        differences[name] = float(np.abs(outputs - batch).max())
+    by_population = gamma * (others - values.mean(0)) / np.sqrt(values.var(0) + EPSILON) + beta
+    return differences | {"population": float(np.abs(by_population - others).max())}
+
+
+def judge_solver_04(result: dict) -> Verdict:
+    found = result["identity"]
+    measured = (
+        f"largest difference from the identity: {found['same_batch']:.0e} on the batch whose μ and σ these are, "
+        f"{found['another_batch']:.2g} on another of the same distribution, {found['population']:.0e} at inference by them"
+    )
+    if found["same_batch"] > 1e-9:
+        return does_not_hold(measured, "Not even the batch whose moments they are is given back.")
+    if found["another_batch"] > 1e-3:
+        note = "gamma and beta are constants and the batch's moments are not, so in training the next batch is not given back."
+        return holds_if("the batch is the one whose μ and σ they are", measured, note)
+    return holds(measured, "Other batches of the distribution are given back as well.")
+
+
+# --- solver-12: Adam and a bias that nothing depends on ---------------------------------------------------------------
+
+
+def _adam_walks_the_bias(generator) -> dict:
+    inputs = generator.normal(size=(32, 20)).astype(np.float32)
+    toward = generator.normal(size=(32, 16)).astype(np.float32)
+    distances = {}
+    for name, make in (
+        ("Adam", lambda: tf.train.AdamOptimizer(ADAM_RATE)),
+        ("gradient descent", lambda: tf.train.GradientDescentOptimizer(ADAM_RATE)),
+    ):
+        with tf.Graph().as_default(), tf.Session(config=bn_graph.session_config()) as session:
+            weights = tf.get_variable("w", initializer=generator.normal(size=(20, 16)).astype(np.float32) / 5)
+            bias = tf.get_variable("b", [16], initializer=tf.zeros_initializer())
+            outputs = bn_graph.batch_norm_wrapper(tf.constant(inputs) @ weights + bias, True)
+            loss = tf.reduce_mean(tf.square(outputs - toward))
+            gradient = tf.gradients(loss, bias)[0]
+            step = make().minimize(loss)
+            session.run(tf.global_variables_initializer())
+            slopes, walked = [], []
+            for _ in range(ADAM_STEPS):
+                slope, _ = session.run([gradient, step])
+                slopes.append(float(np.abs(slope).max()))
+                walked.append(round(float(np.abs(session.run(bias)).max()), 6))
+        distances[name] = {"largest_gradient": max(slopes), "walked": walked}
+    return distances
+
+
+def judge_solver_12(result: dict) -> Verdict:
+    adam, descent = result["adam"]["Adam"], result["adam"]["gradient descent"]
+    measured = (
+        f"the bias's gradient is at most {adam['largest_gradient']:.0e}; after {ADAM_STEPS} steps of {ADAM_RATE:g} it is "
+        f"{adam['walked'][-1]:.2g} with Adam, {descent['walked'][-1]:.0e} with gradient descent"
+    )
+    if adam["largest_gradient"] > 1e-4:
+        return does_not_hold(measured, "The bias has a gradient, so the layer after it is no batch norm of the batch.")
+    if adam["walked"][-1] > 100 * descent["walked"][-1] and adam["walked"][-1] > ADAM_RATE:
+        note = (
+            "It stands there and does nothing for the outputs. Adam divides the rounding by its own size and walks the bias "
+            "all the same; at inference the moving mean follows it."
+        )
+        return holds(measured, note)
+    return holds(measured, "It stands there and does nothing: neither outputs nor optimizer move it.")
+
+
+# --- article-02, article-03 -------------------------------------------------------------------------------------------
+
+
+def _pseudo_code(generator) -> dict:
+    """The article's loop over channels, without ε as it is printed, against the layer."""
+    values = generator.normal(size=(4, 5, 5, 3))
+    looped = np.empty_like(values)
+    for channel in range(3):
+        x = values[..., channel]
+        looped[..., channel] = (x - x.mean()) / np.sqrt(x.var())
+    with tf.Graph().as_default():
+        centered, _, variance, _ = moments.batch_statistics(tf.constant(values), [0, 1, 2])
+        (layer,) = _evaluate(moments.normalize(centered, variance, None, None, 1e-12))
+    constant = np.full((4, 5, 5), 7.0)
+    with np.errstate(invalid="ignore"):
+        broken = (constant - constant.mean()) / np.sqrt(constant.var())
+    return {
+        "largest_difference": float(np.abs(looped - layer).max()),
+        "constant_channel_is_nan": bool(np.isnan(broken).all()),
+    }
+
+
+def judge_article_02(result: dict) -> Verdict:
+    found = result["channels"]
+    nan = found["constant_channel_is_nan"]
+    measured = (
+        f"largest difference {found['largest_difference']:.0e}; a constant channel gives {'NaN' if nan else 'numbers'}"
+    )
+    if found["largest_difference"] > 1e-9:
+        return does_not_hold(measured, "The loop over channels and the layer differ by more than rounding.")
+    if nan:
+        return holds_if("no channel is constant", measured, "The pseudo-code leaves out ε, and divides 0 by 0 there.")
+    return holds(measured, "Constant channels included.")
+
+
+def _moving_recursion(generator) -> dict:
+    batches = generator.normal(2.0, 3.0, (5, 8, 4)).astype(np.float32)
+    decay = 0.99
+    mean = np.zeros(4)
+    with tf.Graph().as_default(), tf.Session(config=bn_graph.session_config()) as session:
+        x = tf.placeholder(tf.float32, [None, 4])
+        forms = {
+            "tf.layers": legacy_layers().batch_normalization(x, momentum=decay, training=True, name="theirs"),
+            "batch_norm_wrapper": bn_graph.batch_norm_wrapper(x, True, decay=decay, name="ours"),
+        }
+        fetches = [*forms.values(), tf.get_collection(tf.GraphKeys.UPDATE_OPS)]
+        moving = [variable for variable in bn_graph.moving_statistics() if variable.op.name.endswith("moving_mean")]
+        session.run(tf.global_variables_initializer())
+        for batch in batches:
+            session.run(fetches, {x: batch})
+            mean = mean * decay + batch.astype(np.float64).mean(0) * (1 - decay)
+        return {name: float(np.abs(value - mean).max()) for name, value in zip(forms, session.run(moving), strict=True)}
+
+
+def judge_article_03(result: dict) -> Verdict:
+    found = result["recursion"]
+    measured = "largest distance from the float64 recursion after 5 batches: " + ", ".join(
+        f"{name} {distance:.0e}" for name, distance in found.items()
+    )
+    if max(found.values()) < 1e-6:
+        return holds(measured, "Both follow it to float32 rounding.")
+    return does_not_hold(measured, "At least one library does something else.")
+
+
+# --- what a person sees -----------------------------------------------------------------------------------------------
+
+
+def draw(result: dict, folder: Path) -> None:
+    with figure(folder / "numerics.png", ncols=2, figsize=(11, 4.2)) as (_, axes):
+        axis = axes[0]
+        for optimizer, color in (("Adam", ORANGE), ("gradient descent", BLUE)):
+            axis.plot(result["adam"][optimizer]["walked"], color=color, label=optimizer)
+        axis.set_xlabel("training steps")
+        axis.set_ylabel("largest bias")
+        axis.set_title("A bias that nothing depends on (solver-12)")
+        axis.legend()
+        axis = axes[1]
+        deviations = result["recurrent"]["normalized_deviation_by_shared"]
+        axis.plot(range(1, len(deviations) + 1), deviations, color=ORANGE, marker="o", label="shared statistics")
+        axis.axhline(1.0, color=GREY, linestyle="--", label="statistics of its own for each step")
+        axis.set_ylim(0.0, None)
+        axis.set_xlabel("time step")
+        axis.set_ylabel("deviation after normalizing")
+        axis.set_title("Hidden sums of a recurrent net (r2rt-25)")
+        axis.legend()
+
+
+def summarize(result: dict, folder: Path) -> str:
+    lines = [""]
+    for claim, verdict in result["claims"].items():
+        lines += [f"{claim:<11} {verdict['verdict']}", f"{'':<11} {verdict['measured']}", f"{'':<11} {verdict['note']}"]
+    return "\n".join([*lines, "", f"Files: {folder}"])
+
+
+EXPERIMENT = Experiment(
+    name="numerics",
+    title=__doc__.splitlines()[0],
+    full=Mode(data=None, steps=1, seeds=[0]),
+    quick=Mode(data=None, steps=1, seeds=[0]),
+    run=run,
+    claims={
+        "r2rt-03": judge_r2rt_03,
+        "r2rt-04": judge_r2rt_04,
+        "r2rt-05": judge_r2rt_05,
+        "r2rt-06": judge_r2rt_06,
+        "r2rt-11": judge_r2rt_11,
+        "r2rt-25": judge_r2rt_25,
+        "solver-03": judge_solver_03,
+        "solver-04": judge_solver_04,
+        "solver-12": judge_solver_12,
+        "article-02": judge_article_02,
+        "article-03": judge_article_03,
+    },
+    draw=draw,
+    summarize=summarize,
+    figures={
+        "numerics.png": "Left: a bias before batch norm has a gradient of rounding only, yet Adam walks it away. Right: with one set "
+        "of statistics for all time steps the first step has no variance, and the next are not of deviation 1."
+    },
+)
+
+
+def main(argv: list[str] | None = None) -> int:
+    return harness.main(EXPERIMENT, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

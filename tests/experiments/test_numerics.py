@@ -1,0 +1,84 @@
+"""The algebraic claims: their verdicts, and that each verdict would change with the measurement."""
+
+import copy
+import json
+
+import pytest
+
+from experiments import numerics
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory) -> dict:
+    output = tmp_path_factory.mktemp("results")
+    assert numerics.main(["--output", str(output)]) == 0
+    return json.loads((output / "numerics" / "result.json").read_text())
+
+
+VERDICTS = {
+    "r2rt-03": "holds if the variance is large against ε",
+    "r2rt-04": "does not hold",
+    "r2rt-05": "holds",
+    "r2rt-06": "holds if the inputs lie near 0 by their own deviation",
+    "r2rt-25": "holds if the zero-variance first step and a small gamma are seen to as well",
+    "solver-03": "holds",
+    "solver-04": "holds if the batch is the one whose μ and σ they are",
+    "solver-12": "holds",
+    "article-02": "holds if no channel is constant",
+    "article-03": "holds",
+}
+
+
+@pytest.mark.parametrize("claim", VERDICTS)
+def test_verdicts_on_this_machine_are_those_of_the_algebra(result, claim):
+    assert result["claims"][claim]["verdict"] == VERDICTS[claim]
+
+
+def test_the_documents_loss_breaks_at_the_end_of_float32(result):
+    # exp(−g) is a subnormal float32 from g = 87.34 on, and 0 from 103.97 on; softmax adds the 1 of the other class.
+    assert result["claims"]["r2rt-11"]["verdict"].startswith("holds if no logit leads by")
+    broken = [row["gap"] for row in result["log_softmax"] if numerics._broken(row["gradient"])]
+    assert 80 < min(broken) <= 104
+    assert not any(numerics._broken(row["stable"]) for row in result["log_softmax"])
+
+
+def changed(result: dict, part: str, **values) -> dict:
+    contradicting = copy.deepcopy(result)
+    target = contradicting[part]
+    for each in target if isinstance(target, list) else [target]:
+        each.update(values)
+    return contradicting
+
+
+@pytest.mark.parametrize(
+    ("judge", "part", "values", "verdict"),
+    [
+        (numerics.judge_r2rt_03, "normalized", {"variance": 1.0}, "holds"),
+        (numerics.judge_r2rt_03, "normalized", {"largest_mean": 0.1}, "does not hold"),
+        (numerics.judge_r2rt_04, "shape", {"skewness": [2.0, 0.0], "kurtosis": [9.0, 3.0]}, "holds"),
+        (numerics.judge_r2rt_05, "bias", {"largest_gradient": 0.1}, "does not hold"),
+        (numerics.judge_r2rt_06, "formulas", {"difference": 1e-7}, "holds"),
+        (numerics.judge_r2rt_06, "formulas", {"difference": 1.0}, "does not hold"),
+        (
+            numerics.judge_r2rt_11,
+            "log_softmax",
+            {"loss": "1.0", "loss_if_right": "1.0", "loss_with_gradient": "1.0", "gradient": "1.0"},
+            "holds",
+        ),
+        (numerics.judge_r2rt_25, "recurrent", {"normalized_deviation_by_shared": [1.0, 1.01]}, "does not hold"),
+        (numerics.judge_solver_03, "dead_relu", {"gradient_bare": 0.5}, "does not hold"),
+        (numerics.judge_solver_04, "identity", {"another_batch": 1e-9}, "holds"),
+        (numerics.judge_solver_04, "identity", {"same_batch": 1.0}, "does not hold"),
+        (numerics.judge_article_02, "channels", {"constant_channel_is_nan": False}, "holds"),
+        (numerics.judge_article_02, "channels", {"largest_difference": 0.1}, "does not hold"),
+        (numerics.judge_article_03, "recursion", {"tf.layers": 0.5}, "does not hold"),
+    ],
+)
+def test_a_contradicting_measurement_changes_the_verdict(result, judge, part, values, verdict):
+    assert judge(changed(result, part, **values)).verdict == verdict
+
+
+def test_a_bias_with_a_gradient_would_make_solver_12_not_hold(result):
+    contradicting = copy.deepcopy(result)
+    contradicting["adam"]["Adam"]["largest_gradient"] = 0.1
+    assert numerics.judge_solver_12(contradicting).verdict == "does not hold"
