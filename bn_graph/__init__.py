@@ -32,13 +32,24 @@ _HOMES = {
     "bn_graph.layers.population": ["moving_statistics"],
     "bn_graph.names": ["NAME_MAPS"],
     "bn_graph.networks": ["Model", "Network", "build_graph", "normal_weights"],
-    "bn_graph.recalibrate": ["RecalibrationError", "recalibrate"],
+    "bn_graph.recalibration": ["RecalibrationError", "recalibrate"],
     "bn_graph.training": ["Solver", "resume", "session_config", "train"],
     "bn_graph.update_ops": ["DetachedUpdatesError", "check_train_op", "train_op"],
     "bn_graph.variables": ["batch_norm_layers", "inference_variables"],
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
-_MODULES = ["checkpoints", "datasets", "export", "interchange", "layers", "networks", "tf1", "training", "update_ops"]
+_MODULES = [
+    "checkpoints",
+    "datasets",
+    "export",
+    "interchange",
+    "layers",
+    "networks",
+    "recalibration",
+    "tf1",
+    "training",
+    "update_ops",
+]
 
 __all__ = sorted([*_HOME_OF, *_MODULES])
 

@@ -139,15 +139,16 @@ def test_saved_model_is_cut_at_an_input_that_is_no_placeholder(plain_graph, star
     features, _ = tf.data.make_one_shot_iterator(
         tf.data.Dataset.from_tensors((np.ones((4, 3), np.float32), 1))
     ).get_next()
-    w = tf.get_variable("w", [3, 2])
-    y = bn_graph.batch_norm_wrapper(features @ w, False, name="bn1")
+    w, flag = tf.get_variable("w", [3, 2]), tf.placeholder_with_default(False, [])
+    y = bn_graph.batch_norm_wrapper(features @ w, flag, name="bn1")
     session = start()
     with_random_values(session, random)
-    path = export_saved_model(session, tmp_path / "model", {"x": features}, {"y": y})
+    path = export_saved_model(session, tmp_path / "model", {"x": features}, {"y": y}, is_training=flag)
     served, x_name, y_name = loaded(path)
     with served:
         assert x_name == "x:0"
         np.testing.assert_allclose(served.run(y_name, {x_name: np.ones((4, 3))}), session.run(y), rtol=1e-6)
+        assert not [op.name for op in served.graph.get_operations() if "Iterator" in op.type]
 
 
 @pytest.mark.parametrize("policy", [None, "update_ops"])
@@ -173,6 +174,15 @@ def test_a_layer_without_gamma_or_statistics_by_name_is_refused_for_its_batch_va
     y = tf.layers.batch_normalization(x, training=True, center=False, scale=False, name="bn1")
     with pytest.raises(ExportError, match="still train in bn1"):
         export_frozen_graph(start(), tmp_path / "model.pb", {"x": x}, {"y": y})
+
+
+def test_a_layer_whose_gamma_is_read_without_its_statistics_is_refused(plain_graph, start, tmp_path):
+    x = tf.placeholder(tf.float32, [None, 3], name="x")
+    y = bn_graph.batch_norm_wrapper(
+        x, True, weights=tf.ones([4]), updates_collection="mine", name="bn1"
+    )  # no Mean in it
+    with pytest.raises(ExportError, match="still train in bn1:"):
+        export_saved_model(start(), tmp_path / "model", {"x": x}, {"y": y})
 
 
 def test_a_flag_that_is_not_named_is_asked_for(graph, start, tmp_path):
@@ -210,9 +220,30 @@ def test_variables_without_values_are_refused(plain_graph, tmp_path):
         export_saved_model(session, tmp_path / "model", {"x": x}, {"y": y})
 
 
-def test_a_loss_that_is_a_mean_of_squares_is_no_batch_norm(plain_graph, start, tmp_path):
+@pytest.mark.parametrize("axis", [None, 1])
+def test_a_mean_of_squares_that_ends_in_a_scalar_or_an_example_is_no_batch_norm(plain_graph, start, tmp_path, axis):
     x, y = network(False)
-    export_saved_model(start(), tmp_path / "model", {"x": x}, {"loss": tf.reduce_mean(tf.square(y))})
+    losses = {"of vectors": tf.reduce_mean(tf.square(y), axis), "of numbers": tf.reduce_mean(tf.square(y[:, 0]))}
+    export_saved_model(start(), tmp_path / "model", {"x": x}, losses)
+
+
+@pytest.mark.parametrize("axes", [[0], [0, 1], [-3, -2]])
+def test_a_variance_over_examples_is_batch_norm_whatever_the_rank(plain_graph, start, tmp_path, axes):
+    x = tf.placeholder(tf.float32, [None, 5, 3], name="x")
+    y = x * tf.rsqrt(tf.reduce_mean(tf.square(x), axes) + 1e-3, name="by_hand/scale")
+    with pytest.raises(ExportError, match="still train"):
+        export_saved_model(start(), tmp_path / "model", {"x": x}, {"y": y})
+
+
+def test_a_scale_of_exactly_one_is_folded_too(plain_graph, start, random, tmp_path):
+    x = tf.placeholder(tf.float32, [None, 3], name="x")
+    y = bn_graph.batch_norm_wrapper(x @ tf.get_variable("w", [3, 4]), False, epsilon=0.75, name="bn1")
+    session = start()
+    variance = next(variable for variable in tf.global_variables() if variable.op.name == "bn1/moving_variance")
+    set_values(session, [(variance, np.full(4, 0.25))])
+    frozen = export_frozen_graph(session, tmp_path / "model.pb", {"x": x}, {"y": y})
+    assert frozen.folded == ["bn1"]
+    assert "Mul" not in op_types(imported(frozen.path), frozen.outputs["y"])
 
 
 @pytest.mark.parametrize("export", [export_saved_model, export_frozen_graph])
@@ -338,8 +369,8 @@ def not_foldable(case):
         return x, bn_graph.batch_norm_wrapper(tf.nn.relu(z), False, name="bn1")
     if case == "its input is read elsewhere":
         return x, bn_graph.batch_norm_wrapper(z, False, name="bn1") + tf.nn.relu(z)
-    weights = tf.reshape(x[:, :1], [-1, 1]) * tf.ones([1, 3])  # computed from the inputs
-    return x, bn_graph.batch_norm_wrapper(tf.matmul(x, weights, transpose_a=True), False, name="bn1")
+    weights = tf.reduce_sum(x) * tf.ones([3, 4])  # computed from the inputs
+    return x, bn_graph.batch_norm_wrapper(x @ weights, False, name="bn1")
 
 
 @pytest.mark.parametrize(
@@ -392,6 +423,16 @@ def test_fixing_the_flag_decides_a_cond_in_a_cond(cond_kind, plain_graph):
     with tf.Graph().as_default(), tf.Session() as session:
         tf.import_graph_def(fixed, name="")
         assert [session.run(y.name, {"other:0": value}) for value in (True, False)] == [1.0, 3.0]
+
+
+def test_fixing_the_flag_decides_what_is_computed_from_it(cond_kind, plain_graph):
+    flag = tf.placeholder(tf.bool, [], name="flag")
+    y = tf.cond(tf.logical_not(flag), lambda: tf.constant(2.0), lambda: tf.constant(3.0))
+    fixed = without_training_branches(plain_graph.as_graph_def(), "flag")
+    assert not {node.op for node in fixed.node} & {"Switch", "Merge", "If", "StatelessIf"}
+    with tf.Graph().as_default(), tf.Session() as session:
+        tf.import_graph_def(fixed, name="")
+        assert session.run(y.name) == 2.0
 
 
 def test_fixing_the_flag_removes_a_loop_of_the_training_branch(cond_kind, plain_graph):

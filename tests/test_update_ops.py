@@ -15,6 +15,13 @@ NAN = np.full_like(BATCH, np.nan)
 DECAY, RATE = 0.5, 0.1
 
 
+@pytest.fixture
+def graph_of_kind(variable_kind):
+    """A fresh default graph for each kind of variable: for what has no `cond` in it."""
+    with tf.Graph().as_default() as fresh, tf.variable_scope("", use_resource=variable_kind == "resource"):
+        yield fresh
+
+
 def wrapper_layer(x, training=True, name="bn", collection=UPDATES, **options):
     return bn_graph.batch_norm_wrapper(x, training, decay=DECAY, updates_collection=collection, name=name, **options)
 
@@ -58,7 +65,7 @@ def run_and_see_changes(session: tf.Session, step, feed) -> set[str]:
 # --- collect ---
 
 
-def test_a_scope_is_matched_component_by_component(graph):
+def test_a_scope_is_matched_component_by_component(graph_of_kind):
     x = placeholder()
     for name in ("bn", "bn2", "xbn", "b.n", "net/bn"):
         wrapper_layer(x, name=name)
@@ -71,7 +78,7 @@ def test_a_scope_is_matched_component_by_component(graph):
     assert len(tf.get_collection(UPDATES, "bn")) > len(update_ops.collect("bn"))
 
 
-def test_no_scope_and_the_root_scope_are_all_each_once(graph):
+def test_no_scope_and_the_root_scope_are_all_each_once(graph_of_kind):
     wrapper_layer(placeholder(), name="a")
     wrapper_layer(placeholder(), name="b")
     entries = tf.get_collection(UPDATES)
@@ -81,7 +88,7 @@ def test_no_scope_and_the_root_scope_are_all_each_once(graph):
     assert update_ops.collect(tf.get_variable_scope()) == entries
 
 
-def test_a_variable_scope_opened_twice_has_its_updates_whatever_their_names(graph):
+def test_a_variable_scope_opened_twice_has_its_updates_whatever_their_names(graph_of_kind):
     with tf.variable_scope("net"):
         tf.get_variable("w", [2])
     with tf.variable_scope("net") as scope:
@@ -94,7 +101,7 @@ def test_a_variable_scope_opened_twice_has_its_updates_whatever_their_names(grap
 
 
 @pytest.mark.parametrize("layer", [wrapper_layer, tf_layer])
-def test_a_shared_layer_gives_the_updates_of_both_applications(graph, layer):
+def test_a_shared_layer_gives_the_updates_of_both_applications(graph_of_kind, layer):
     layer(placeholder())
     once = len(update_ops.collect("bn"))
     with tf.variable_scope("", reuse=True):
@@ -111,7 +118,7 @@ def test_a_layer_object_is_taken_by_its_variables(plain_graph):
     assert layers_of(update_ops.collect(layers)) == ["bn", "bn_other"]
 
 
-def test_an_unknown_scope_is_refused_and_a_known_one_without_updates_is_empty(graph):
+def test_an_unknown_scope_is_refused_and_a_known_one_without_updates_is_empty(graph_of_kind):
     wrapper_layer(placeholder(), training=False, name="layer1/bn")
     assert update_ops.collect("layer1") == []
     with pytest.raises(ValueError, match=r"scope 'layer_1'\. There are: 'layer1'"):
@@ -126,11 +133,11 @@ def test_an_empty_graph_has_no_scopes(plain_graph):
         update_ops.collect("bn")
 
 
-def test_another_collection_and_another_graph_can_be_asked(graph):
+def test_another_collection_and_another_graph_can_be_asked(graph_of_kind):
     wrapper_layer(placeholder(), collection="mine")
     assert update_ops.collect("bn") == []
     with tf.Graph().as_default():
-        assert layers_in(graph, update_ops.collect("bn", collection="mine", graph=graph)) == {"bn"}
+        assert layers_in(graph_of_kind, update_ops.collect("bn", collection="mine", graph=graph_of_kind)) == {"bn"}
 
 
 def layers_in(graph, entries) -> set[str]:
@@ -139,7 +146,7 @@ def layers_in(graph, entries) -> set[str]:
 
 
 @pytest.mark.parametrize("layer", [wrapper_layer, tf_layer])
-def test_one_towers_updates_run_alone(graph, layer, start):
+def test_one_towers_updates_run_alone(graph_of_kind, layer, start):
     towers = [placeholder() for _ in range(2)]
     for number, x in enumerate(towers):
         with tf.name_scope(f"tower_{number}"), tf.variable_scope("", reuse=number > 0):
@@ -184,7 +191,7 @@ def test_a_step_moves_statistics_and_parameters_and_inference_moves_nothing(
 
 
 @pytest.mark.parametrize("check_numerics", [False, True])
-def test_parameters_are_assigned_after_the_updates(graph, start, check_numerics):
+def test_parameters_are_assigned_after_the_updates(graph_of_kind, start, check_numerics):
     w, seen = tf.get_variable("w", [], initializer=tf.ones_initializer()), tf.get_variable("seen", [], trainable=False)
     # An update that notes what w is when it runs, and is slow to get there.
     chain = tf.ones([400, 400])
@@ -204,7 +211,7 @@ def test_parameters_are_assigned_after_the_updates(graph, start, check_numerics)
 
 @pytest.mark.parametrize(
     "optimizer",
-    [sgd, lambda: tf.train.MomentumOptimizer(RATE, 0.9), lambda: tf.train.AdamOptimizer(RATE)],
+    [sgd, lambda: tf.train.AdamOptimizer(RATE)],
 )
 @pytest.mark.parametrize("flag_kind", ["bool", "tensor"])
 def test_a_loss_that_is_not_finite_raises_and_changes_no_variable(graph, start, optimizer, flag_kind):
@@ -227,7 +234,7 @@ def test_a_loss_that_is_not_finite_raises_and_changes_no_variable(graph, start, 
     assert session.run(tf.train.get_global_step()) == 1
 
 
-def test_without_the_check_a_loss_that_is_not_finite_spoils_the_statistics(graph, start):
+def test_without_the_check_a_loss_that_is_not_finite_spoils_the_statistics(graph_of_kind, start):
     x = placeholder()
     step = update_ops.train_op(sgd(), loss_of(wrapper_layer(x)))
     session = start()
@@ -235,7 +242,7 @@ def test_without_the_check_a_loss_that_is_not_finite_spoils_the_statistics(graph
     assert np.isnan(session.run(variable("bn/moving_mean"))).all()
 
 
-def test_the_check_holds_back_the_weights_where_there_are_no_updates(graph, start):
+def test_the_check_holds_back_the_weights_where_there_are_no_updates(graph_of_kind, start):
     x, w = tf.placeholder(tf.float32, []), tf.get_variable("w", [], initializer=tf.ones_initializer())
     step = update_ops.train_op(sgd(), w * x, check_numerics=True)
     session = start()
@@ -263,7 +270,7 @@ def test_an_update_in_a_loop_of_control_flow_v1_can_not_be_held_back(graph, cond
         update_ops.train_op(sgd(), w * w, check_numerics=True)
 
 
-def test_the_check_leaves_the_layers_own_update_ops_free_of_the_loss(graph, start):
+def test_the_check_leaves_the_layers_own_update_ops_free_of_the_loss(graph_of_kind, start):
     x, target = placeholder(), placeholder()
     y = wrapper_layer(x)
     update_ops.train_op(sgd(), loss_of(y - target), check_numerics=True)
@@ -273,7 +280,7 @@ def test_the_check_leaves_the_layers_own_update_ops_free_of_the_loss(graph, star
 
 
 @pytest.mark.parametrize("layer", [wrapper_layer, tf_layer])
-def test_checked_and_unchecked_steps_do_the_same(graph, start, layer):
+def test_checked_and_unchecked_steps_do_the_same(graph_of_kind, start, layer):
     x = placeholder()
     loss = loss_of(layer(x))
     steps = [update_ops.train_op(sgd(), loss, check_numerics=check) for check in (False, True)]
@@ -293,7 +300,9 @@ def test_in_place_updates_run_by_themselves_and_can_not_wait_for_the_loss(graph,
     loss = loss_of(wrapper_layer(x, training, collection=None))
     with pytest.raises(ValueError, match=r"can't hold back .*bn/moving_mean.*updates_collection"):
         update_ops.train_op(sgd(), loss, check_numerics=True)
-    step = update_ops.train_op(sgd(), loss)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        step = update_ops.train_op(sgd(), loss)
     update_ops.check_train_op(step)
     session = start()
     feed = {x: BATCH} if training is True else {x: BATCH, training: True}
@@ -309,7 +318,7 @@ def test_scope_and_update_ops_exclude_each_other(plain_graph):
 
 
 @pytest.mark.parametrize("layer", [wrapper_layer, tf_layer])
-def test_too_few_update_ops_are_warned_of_by_layer(graph, layer):
+def test_too_few_update_ops_are_warned_of_by_layer(graph_of_kind, layer):
     loss = loss_of(layer(layer(placeholder(), name="one"), name="two"))
     with pytest.warns(UserWarning, match=r"goes through: two\. "):
         update_ops.train_op(sgd(), loss, update_ops=update_ops.collect("one"))
@@ -319,13 +328,22 @@ def test_too_few_update_ops_are_warned_of_by_layer(graph, layer):
         update_ops.train_op(sgd(), loss, update_ops=update_ops.collect("two") + update_ops.collect("one")[:1])
 
 
-def test_updates_in_a_collection_of_ones_own_are_missed_and_can_be_given(graph):
+def test_updates_in_a_collection_of_ones_own_are_missed_and_can_be_given(graph_of_kind):
     loss = loss_of(wrapper_layer(placeholder(), collection="mine"))
     with pytest.warns(UserWarning, match=r"goes through: bn\. "):
         update_ops.train_op(sgd(), loss)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         update_ops.train_op(sgd(), loss, update_ops=update_ops.collect(collection="mine"))
+
+
+def test_layers_outside_the_scope_are_left_out_on_purpose(graph_of_kind):
+    loss = loss_of(wrapper_layer(wrapper_layer(placeholder(), name="one"), name="two"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        step = update_ops.train_op(sgd(), loss, scope="one")
+    with pytest.raises(update_ops.DetachedUpdatesError, match=r"ops: two\. "):
+        update_ops.check_train_op(step)
 
 
 def build_gan():
@@ -349,7 +367,7 @@ def build_gan():
 
 
 @pytest.mark.parametrize("check_numerics", [False, True])
-def test_each_network_of_a_gan_moves_only_its_own_statistics(graph, start, check_numerics):
+def test_each_network_of_a_gan_moves_only_its_own_statistics(graph_of_kind, start, check_numerics):
     noise, real, generator_loss, discriminator_loss, own = build_gan()
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # the other network's updates are left out on purpose
@@ -368,7 +386,7 @@ def test_each_network_of_a_gan_moves_only_its_own_statistics(graph, start, check
         assert {f"{name}/bn/moving_mean", f"{name}/bn/moving_variance"} <= changed
 
 
-def test_given_updates_of_the_network_that_is_trained_are_enough(graph):
+def test_given_updates_of_the_network_that_is_trained_are_enough(graph_of_kind):
     _, _, generator_loss, _, own = build_gan()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -378,7 +396,7 @@ def test_given_updates_of_the_network_that_is_trained_are_enough(graph):
 
 
 @pytest.mark.parametrize("layer", [wrapper_layer, tf_layer])
-def test_several_towers_train_with_the_updates_of_one(graph, start, layer):
+def test_several_towers_train_with_the_updates_of_one(graph_of_kind, start, layer):
     towers, losses = [placeholder() for _ in range(2)], []
     for number, x in enumerate(towers):
         with tf.name_scope(f"tower_{number}"), tf.variable_scope("", reuse=number > 0):
@@ -395,7 +413,7 @@ def test_several_towers_train_with_the_updates_of_one(graph, start, layer):
 
 
 @pytest.mark.parametrize("check_numerics", [False, True])
-def test_a_monitored_session_runs_it_in_a_finalized_graph(graph, tmp_path, check_numerics):
+def test_a_monitored_session_runs_it_in_a_finalized_graph(graph_of_kind, tmp_path, check_numerics):
     x = tf.constant(BATCH)
     step = update_ops.train_op(
         tf.train.AdamOptimizer(RATE),
@@ -442,7 +460,7 @@ def test_a_train_op_without_the_updates_is_refused_by_layer(graph, cond_kind, va
     update_ops.check_train_op([half, *update_ops.collect("net/two")])
 
 
-def test_a_refused_train_op_indeed_leaves_the_statistics(graph, start):
+def test_a_refused_train_op_indeed_leaves_the_statistics(graph_of_kind, start):
     x = placeholder()
     step = sgd().minimize(loss_of(wrapper_layer(x)))
     with pytest.raises(update_ops.DetachedUpdatesError):
@@ -450,15 +468,15 @@ def test_a_refused_train_op_indeed_leaves_the_statistics(graph, start):
     assert run_and_see_changes(start(), step, {x: BATCH}) == {"bn/gamma", "bn/beta"}
 
 
-def test_updates_that_stand_in_no_collection_are_missed_all_the_same(graph):
+def test_updates_that_stand_in_no_collection_are_missed_all_the_same(graph_of_kind):
     loss = loss_of(tf_layer(placeholder()))
-    graph.clear_collection(UPDATES)
+    graph_of_kind.clear_collection(UPDATES)
     with pytest.raises(update_ops.DetachedUpdatesError, match=r"ops: bn\. "):
         update_ops.check_train_op(sgd().minimize(loss))
 
 
 @pytest.mark.parametrize("zero_debias", [False, True])
-def test_a_layer_made_by_hand_with_an_exponential_average_is_known_by_its_update_op(graph, zero_debias, start):
+def test_a_layer_made_by_hand_with_an_exponential_average_is_known_by_its_update_op(graph_of_kind, zero_debias, start):
     x = placeholder()
     with tf.variable_scope("hand"):
         mean, variance = tf.nn.moments(x, [0])
@@ -489,7 +507,7 @@ def test_layers_with_options_are_missed_too(graph, flag_kind, option):
     update_ops.check_train_op(update_ops.train_op(sgd(), loss, check_numerics=True))
 
 
-def test_a_number_shared_with_the_train_op_is_not_a_forward_pass(graph):
+def test_a_number_shared_with_the_train_op_is_not_a_forward_pass(graph_of_kind):
     x = placeholder()
     rate = tf.placeholder(tf.float32, []) * 0.1
     w, other = tf.get_variable("w", [2]), tf.get_variable("elsewhere/moving_mean", [2], trainable=False)
@@ -497,7 +515,7 @@ def test_a_number_shared_with_the_train_op_is_not_a_forward_pass(graph):
     update_ops.check_train_op(tf.train.GradientDescentOptimizer(rate).minimize(loss_of(x * w)))
 
 
-def test_layers_that_the_train_op_does_not_go_through_are_not_complained_of(graph):
+def test_layers_that_the_train_op_does_not_go_through_are_not_complained_of(graph_of_kind):
     x = placeholder()
     with tf.variable_scope("trunk"):
         trunk = x * tf.get_variable("w", [2])
@@ -510,7 +528,7 @@ def test_layers_that_the_train_op_does_not_go_through_are_not_complained_of(grap
 
 
 @pytest.mark.parametrize("layer", [wrapper_layer, tf_layer])
-def test_training_through_an_inference_copy_of_a_layer_is_no_fault(graph, layer):
+def test_training_through_an_inference_copy_of_a_layer_is_no_fault(graph_of_kind, layer):
     x = placeholder()
     w = tf.get_variable("w", [2])
     layer(x)
@@ -520,7 +538,7 @@ def test_training_through_an_inference_copy_of_a_layer_is_no_fault(graph, layer)
 
 
 @pytest.mark.parametrize("layer", [wrapper_layer, tf_layer])
-def test_layers_built_for_inference_have_no_updates_to_miss(graph, layer):
+def test_layers_built_for_inference_have_no_updates_to_miss(graph_of_kind, layer):
     step = sgd().minimize(loss_of(layer(placeholder(), training=False)))
     tf.global_variables_initializer()
     tf.train.Saver()
@@ -528,7 +546,7 @@ def test_layers_built_for_inference_have_no_updates_to_miss(graph, layer):
     update_ops.check_train_op(step)
 
 
-def test_one_channel_and_no_gamma_or_beta_are_told_apart_too(graph):
+def test_one_channel_and_no_gamma_or_beta_are_told_apart_too(graph_of_kind):
     x = tf.placeholder(tf.float32, [None, 1])
     w = tf.get_variable("w", [1])
     tf_layer(x * w, name="elsewhere", center=False, scale=False)
@@ -542,8 +560,8 @@ def test_an_unknown_train_op_is_named(plain_graph):
         update_ops.check_train_op("typo")
 
 
-def test_checking_adds_nothing_to_the_graph(graph):
+def test_checking_adds_nothing_to_the_graph(graph_of_kind):
     step = update_ops.train_op(sgd(), loss_of(wrapper_layer(placeholder())))
-    graph.finalize()
+    graph_of_kind.finalize()
     update_ops.check_train_op(step)
     update_ops.collect("bn")

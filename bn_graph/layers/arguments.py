@@ -139,7 +139,7 @@ def refuse_static_single_value(inputs: tf.Tensor, axis: int) -> None:
 
 
 def with_run_time_checks(
-    inputs: tf.Tensor, axis: int, *, weights: tf.Tensor | None, virtual_batch_size: int | None
+    inputs: tf.Tensor, axis: int, *, weights: tf.Tensor | None, virtual_batch_size: int | None, unbiased: bool
 ) -> tf.Tensor:
     """`inputs` of a training batch, behind assertions of what only a run can tell."""
     checks = []
@@ -163,6 +163,14 @@ def with_run_time_checks(
         weights = tf.cast(weights, tf.float32)
         found = [tf.reduce_sum(weights), tf.reduce_min(weights)]
         checks.append(tf.debugging.Assert(tf.logical_and(found[0] > 0, found[1] >= 0), [message, *found]))
+        if unbiased:
+            enough = (
+                found[0] * tf.cast(tf.size(inputs) / inputs.shape.as_list()[axis] / tf.size(weights), tf.float32) > 1
+            )
+            message = (
+                "unbiased_variance divides by the weights' sum less 1, so they must sum to more than 1 per channel; got"
+            )
+            checks.append(tf.debugging.Assert(enough, [message, found[0]]))
     if not checks:
         return inputs
     with tf.control_dependencies(checks):

@@ -127,7 +127,7 @@ def batch_norm_wrapper(
         TypeError: `inputs` are not floats.
         tf.errors.InvalidArgumentError: at a training run that is fed fewer than two values per channel. The mean
             of one value is that value, so every output would be beta whatever the input, and an empty batch would
-            turn the moving statistics into NaN. (PyTorch refuses the same.) Likewise weights that sum to 0, and a
+            turn the moving statistics into NaN. (PyTorch refuses the same.) Likewise weights that sum to 0 (to at most 1 with `unbiased_variance`), and a
             batch that is no multiple of `virtual_batch_size`. Nothing is updated.
 
     Source: r2rt, "Implementing Batch Normalization in Tensorflow", *Fixing the model for test time*; Ioffe &
@@ -182,7 +182,12 @@ def batch_norm_wrapper(
             update=update,
             epsilon=epsilon,
             fused=fused,
-            checked=partial(arguments.with_run_time_checks, weights=weights, virtual_batch_size=virtual_batch_size),
+            checked=partial(
+                arguments.with_run_time_checks,
+                weights=weights,
+                virtual_batch_size=virtual_batch_size,
+                unbiased=unbiased_variance,
+            ),
             updates_collections=None if updates_collection is None else [updates_collection],
         )
 
@@ -217,7 +222,6 @@ def connect(
     Returns:
         The outputs, of the shape and dtype of `inputs`.
     """
-    _record(inputs, axis, layer, scope)
     gamma, beta, statistics = layer
 
     def train() -> transforms.Normalized:
@@ -227,21 +231,24 @@ def connect(
         moments_of_population = [variable.read_value() for variable in statistics]
         return transforms.by_population(inputs, axis, gamma, beta, epsilon, *moments_of_population, fused=fused)
 
+    update_ops = []
     if training is False:
-        return _like(inputs, infer().outputs)
-    outputs, mean, variance = train() if training is True else tf.cond(training, train, infer)
-
-    if training is True:
+        outputs = infer().outputs
+    elif training is True:
+        outputs, mean, variance = train()
         update_ops = update(mean, variance)
     else:
+        outputs, mean, variance = tf.cond(training, train, infer)
         update_ops = population.run_when(training, lambda: update(mean, variance), statistics)
-    if updates_collections is None:
-        with tf.control_dependencies(update_ops):
-            return _like(inputs, outputs)
-    for key in updates_collections:
+
+    for key in updates_collections or ():
         for op in update_ops:
             tf.add_to_collection(key, op)
-    return _like(inputs, outputs)
+    with tf.control_dependencies(update_ops if updates_collections is None else []):
+        outputs = tf.identity(outputs, name="outputs")
+    outputs.set_shape(inputs.shape)
+    _record(inputs, outputs, axis, layer, epsilon, scope)
+    return outputs
 
 
 def _parameter(
@@ -278,19 +285,22 @@ def _plain_transform(
     return partial(transforms.by_moments, unbiased=unbiased, weights=weights)
 
 
-def _record(inputs: tf.Tensor, axis: int, layer: Parameters, scope: str | None) -> None:
+def _record(
+    inputs: tf.Tensor, outputs: tf.Tensor, axis: int, layer: Parameters, epsilon: float, scope: str | None
+) -> None:
     """Leaves a note of this call in the graph, as a string, so that it outlives a meta graph."""
+    variables = {
+        "gamma": layer.gamma,
+        "beta": layer.beta,
+        "moving_mean": layer.statistics.mean,
+        "moving_variance": layer.statistics.variance,
+    }
     note = {
         "scope": layer.statistics.mean.op.name.rpartition("/")[0] if scope is None else scope,
         "inputs": inputs.name,
+        "outputs": outputs.name,
         "axis": axis,
-        "moving_mean": layer.statistics.mean.op.name,
-        "moving_variance": layer.statistics.variance.op.name,
+        "epsilon": float(epsilon),
     }
+    note |= {name: variable.op.name for name, variable in variables.items() if variable is not None}
     tf.add_to_collection(LAYERS, json.dumps(note))
-
-
-def _like(inputs: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
-    outputs = tf.identity(outputs, name="outputs")
-    outputs.set_shape(inputs.shape)
-    return outputs

@@ -241,6 +241,14 @@ def test_weights_that_vanish_or_are_negative_are_refused_and_update_nothing(grap
     np.testing.assert_array_equal(value_of(session, "moving_mean"), np.zeros(3))
 
 
+def test_weights_too_light_for_an_unbiased_variance_are_refused(graph, start, random):
+    inputs, flag, outputs = layer(weights=tf.constant([0.2, 0.2, 0.1]), unbiased_variance=True)
+    session = start()
+    with pytest.raises(tf.errors.InvalidArgumentError, match="must sum to more than 1"):
+        session.run(outputs, {inputs: random.normal(size=(3, CHANNELS)), flag: True})
+    np.testing.assert_array_equal(value_of(session, "moving_variance"), np.ones(3))
+
+
 # --- the fused kernel -------------------------------------------------------------------------------------------------
 
 
@@ -356,13 +364,13 @@ def test_a_name_used_twice_without_reuse_is_an_error(graph):
 
 
 def test_each_call_leaves_a_note_that_outlives_a_meta_graph(graph):
-    inputs, _, _ = layer((None, CHANNELS, 4), axis=1, name="bn")
+    inputs, _, outputs = layer((None, CHANNELS, 4), axis=1, scale=False, name="bn")
     meta = tf.train.export_meta_graph(as_text=False)
     with tf.Graph().as_default() as imported:
         tf.train.import_meta_graph(meta)
         (note,) = [json.loads(text) for text in imported.get_collection(LAYERS)]
-    expected = {"scope": "bn", "inputs": inputs.name, "axis": 1}
-    expected |= {"moving_mean": "bn/moving_mean", "moving_variance": "bn/moving_variance"}
+    expected = {"scope": "bn", "inputs": inputs.name, "outputs": outputs.name, "axis": 1, "epsilon": 1e-3}
+    expected |= {name: f"bn/{name}" for name in ("beta", "moving_mean", "moving_variance")}
     assert note == expected
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import bn_graph
-from bn_graph import recalibrate as module
-from bn_graph.recalibrate import RecalibrationError, recalibrate
+from bn_graph import recalibration as module
+from bn_graph.recalibration import RecalibrationError, recalibrate
 from bn_graph.tf1 import legacy_layers, tf
 
 EPSILON = 1e-3
@@ -160,7 +160,7 @@ def shifted_moments(z, flag, name):
     tf.add_to_collection(tf.GraphKeys.UPDATE_OPS, tf.assign_sub(pop_mean, 0.1 * (pop_mean - mean)))
     tf.add_to_collection(tf.GraphKeys.UPDATE_OPS, tf.assign_sub(pop_var, 0.1 * (pop_var - variance)))
     if flag is True:
-        return _normalized(z, mean, variance)
+        return (z - shift - shifted) * tf.rsqrt(variance + EPSILON)
     return _normalized(z, *tf.cond(flag, lambda: (mean, variance), lambda: (pop_mean + 0.0, pop_var + 0.0)))
 
 

@@ -74,7 +74,7 @@ class PooledStatistics:
     Source: Chan, Golub & LeVeque 1979; Welford 1962.
 
     Example:
-        >>> from bn_graph.recalibrate import PooledStatistics
+        >>> from bn_graph.recalibration import PooledStatistics
         >>> pooled = PooledStatistics()
         >>> pooled.update(1, 2.0, 0.0)  # the batch [2]
         >>> pooled.update(2, 5.0, 1.0)  # the batch [4, 6]
@@ -117,7 +117,7 @@ class AlgorithmTwo:
     Source: Ioffe & Szegedy 2015, Algorithm 2, step 10.
 
     Example:
-        >>> from bn_graph.recalibrate import AlgorithmTwo
+        >>> from bn_graph.recalibration import AlgorithmTwo
         >>> paper = AlgorithmTwo()
         >>> paper.update(2, 5.0, 1.0)
         >>> paper.update(2, 1.0, 4.0)
@@ -209,7 +209,7 @@ def recalibrate(
 
     Example:
         >>> import bn_graph
-        >>> from bn_graph.recalibrate import recalibrate
+        >>> from bn_graph.recalibration import recalibrate
         >>> from bn_graph.tf1 import tf
         >>> with tf.Graph().as_default(), tf.Session() as session:
         ...     x = tf.placeholder(tf.float32, [None, 1])
