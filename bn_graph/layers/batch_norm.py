@@ -127,8 +127,9 @@ def batch_norm_wrapper(
         TypeError: `inputs` are not floats.
         tf.errors.InvalidArgumentError: at a training run that is fed fewer than two values per channel. The mean
             of one value is that value, so every output would be beta whatever the input, and an empty batch would
-            turn the moving statistics into NaN. (PyTorch refuses the same.) Likewise weights that sum to 0 (to at most 1 with `unbiased_variance`), and a
-            batch that is no multiple of `virtual_batch_size`. Nothing is updated.
+            turn the moving statistics into NaN. (PyTorch refuses the same.) Likewise weights that sum to
+            0, or to at most 1 with `unbiased_variance`, and a batch that is no multiple of `virtual_batch_size`. Nothing
+            is updated.
 
     Source: r2rt, "Implementing Batch Normalization in Tensorflow", *Fixing the model for test time*; Ioffe &
     Szegedy 2015, Algorithms 1 and 2; Ioffe 2017 (renorm); Hoffer et al. 2017 (virtual batches).

@@ -198,7 +198,9 @@ class ConvolutionalBatchNormalizer:
                 update=store,
                 epsilon=self.epsilon,
                 fused=fused,
-                checked=lambda x, axis: arguments.with_run_time_checks(x, axis, weights=None, virtual_batch_size=None),
+                checked=lambda x, axis: arguments.with_run_time_checks(
+                    x, axis, weights=None, virtual_batch_size=None, unbiased=False
+                ),
                 updates_collections=None,
                 scope=self._scope,
             )
