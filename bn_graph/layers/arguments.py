@@ -164,9 +164,8 @@ def with_run_time_checks(
         found = [tf.reduce_sum(weights), tf.reduce_min(weights)]
         checks.append(tf.debugging.Assert(tf.logical_and(found[0] > 0, found[1] >= 0), [message, *found]))
         if unbiased:
-            enough = (
-                found[0] * tf.cast(tf.size(inputs) / inputs.shape.as_list()[axis] / tf.size(weights), tf.float32) > 1
-            )
+            values_per_weight = tf.cast(tf.size(inputs), tf.float32) / tf.cast(tf.size(weights), tf.float32)
+            enough = found[0] * values_per_weight / inputs.shape.as_list()[axis] > 1.0
             message = (
                 "unbiased_variance divides by the weights' sum less 1, so they must sum to more than 1 per channel; got"
             )
