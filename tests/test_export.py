@@ -9,6 +9,7 @@ import bn_graph
 from bn_graph import reachability
 from bn_graph.branches import without_training_branches
 from bn_graph.export import ExportError, UnfoldedWarning, export_frozen_graph, export_saved_model
+from bn_graph.folding import fold_batch_norm
 from bn_graph.layers.convolutional import ConvolutionalBatchNormalizer
 from bn_graph.tf1 import tf
 from bn_graph.variables import set_values
@@ -506,3 +507,69 @@ def test_the_saved_model_is_a_function_in_tensorflow_2(start, random, tmp_path):
         path = export_saved_model(session, tmp_path / "model", {"x": x}, {"y": y})
     function = tensorflow.saved_model.load(path).signatures["serving_default"]
     np.testing.assert_allclose(function(x=tensorflow.constant(batch))["y"].numpy(), expected, rtol=1e-6)
+
+
+def check_folded(linear, arithmetic, left, batch):
+    """Folds `arithmetic` on a linear op in a graph of constants, and demands the ops that are left and the numbers."""
+    with tf.Graph().as_default() as graph, tf.Session() as session:
+        x = tf.placeholder(tf.float32, [None, *batch.shape[1:]], name="x")
+        tf.identity(arithmetic(linear(x)), name="y")
+        expected = session.run("y:0", {"x:0": batch})
+        folded = fold_batch_norm(graph.as_graph_def(), ["y"])
+    assert sorted(node.op for node in folded.node if node.op not in ("Const", "Placeholder", "Identity")) == left
+    with tf.Graph().as_default(), tf.Session() as session:
+        tf.import_graph_def(folded, name="")
+        np.testing.assert_allclose(session.run("y:0", {"x:0": batch}), expected, rtol=1e-5, atol=1e-5)
+
+
+PER_CHANNEL = np.array([2.0, -3.0, 0.5], np.float32)
+
+
+@pytest.mark.parametrize(
+    "arithmetic",
+    [
+        lambda z: z * PER_CHANNEL + 1.0,
+        lambda z: PER_CHANNEL - z * PER_CHANNEL,
+        lambda z: (z - PER_CHANNEL) / PER_CHANNEL,
+        lambda z: PER_CHANNEL[None] * (7.0 - z),
+        lambda z: tf.nn.bias_add(z, PER_CHANNEL) * 2.0,
+        lambda z: tf.stop_gradient(z) * (PER_CHANNEL * tf.rsqrt(tf.constant(PER_CHANNEL) ** 2 + 1e-3)),
+    ],
+)
+def test_any_arithmetic_by_constants_per_channel_is_folded(random, arithmetic):
+    weights = random.normal(size=(4, 3)).astype(np.float32)
+    check_folded(lambda x: x @ weights, arithmetic, ["BiasAdd", "MatMul"], random.normal(size=(5, 4)))
+
+
+@pytest.mark.parametrize(
+    ("arithmetic", "left"),
+    [
+        (lambda z: z * tf.reduce_sum(z), ["MatMul", "Mul", "Sum"]),
+        (lambda z: z * np.float32([[1.0], [2.0], [3.0], [4.0], [5.0]]), ["MatMul", "Mul"]),  # by example
+        (lambda z: PER_CHANNEL / z, ["MatMul", "RealDiv"]),
+        (lambda z: z + PER_CHANNEL, ["AddV2", "MatMul"]),  # a bias alone is none of our business
+        (lambda z: z * z, ["MatMul", "Mul"]),
+    ],
+)
+def test_other_arithmetic_is_left_as_it_is(random, arithmetic, left):
+    weights = random.normal(size=(4, 3)).astype(np.float32)
+    check_folded(lambda x: x @ weights, arithmetic, left, random.normal(size=(5, 4)))
+
+
+def test_a_transposed_matmul_is_left_as_it_is(random):
+    weights = random.normal(size=(3, 4)).astype(np.float32)
+    check_folded(
+        lambda x: tf.matmul(x, weights, transpose_b=True),
+        lambda z: z * PER_CHANNEL,
+        ["MatMul", "Mul"],
+        random.normal(size=(5, 4)),
+    )
+
+
+def test_exports_are_not_tied_to_the_devices_of_training(plain_graph, start, tmp_path):
+    with tf.device("/cpu:0"):
+        x, y = network(False)
+    path = export_saved_model(start(), tmp_path / "model", {"x": x}, {"y": y})
+    served, _, _ = loaded(path)
+    with served:
+        assert {op.device for op in served.graph.get_operations()} == {""}

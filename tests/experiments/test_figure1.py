@@ -1,0 +1,94 @@
+"""What must hold whatever the machine, and that the judge can say otherwise."""
+
+import copy
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import bn_graph
+from experiments import bn_vs_plain, figure1
+
+STEPS = 300  # of digits
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("results")
+    assert figure1.main(["--mode", "quick", "--steps", str(STEPS), "--output", str(folder)]) == 0
+    return folder / "figure1"
+
+
+@pytest.fixture(scope="module")
+def result(output) -> dict:
+    return json.loads((output / "result.json").read_text())
+
+
+def changed(result: dict, **fields) -> dict:
+    other = copy.deepcopy(result)
+    for each in other["runs"]:
+        assert fields.keys() <= each.keys()
+        each.update(fields)
+    return other
+
+
+def test_the_result_has_a_verdict_the_search_and_the_figure(output, result):
+    assert result["claims"]["r2rt-02"]["verdict"].startswith(("holds", "does not hold"))
+    taken = [
+        row for row in result["search"] if (row["rate"], row["deviation"]) == (result["rate"], result["deviation"])
+    ]
+    best = max(row["without"] for row in result["search"])
+    assert len(taken) == 1 and taken[0]["without"] >= best - figure1.TIE
+    assert 10_000 < (output / "figure1.png").stat().st_size < 300_000
+    assert (output / "result.json").stat().st_size < 300_000
+
+
+def test_the_papers_images_are_binary():
+    digits = bn_graph.load("digits")
+    binary = figure1.binarized(digits)
+    assert set(np.unique(binary.train.images)) == {0.0, 1.0}
+    np.testing.assert_array_equal(binary.test.images == 1, digits.test.images > 0.5)
+    np.testing.assert_array_equal(binary.test.labels, digits.test.labels)
+    assert binary.train.images.dtype == np.float32
+
+
+def test_the_percentiles_are_in_order_and_reach_the_last_step(result):
+    for network, steps in (("paper", STEPS), ("r2rt", STEPS // figure1.R2RT_SHARE)):
+        curves = result["curves"][network]
+        assert bn_vs_plain.read(curves["step"])[0][-1] == steps
+        for form in figure1.FORMS:
+            low, middle, high = bn_vs_plain.read(curves[f"percentiles_{form}"])
+            assert (low <= middle).all() and (middle <= high).all()
+
+
+def test_the_mean_with_batch_norm_is_beta_in_both_networks(result):
+    for each in result["runs"]:
+        assert each["paper_mean_minus_beta"] < 1e-4
+        assert each["r2rt_mean_minus_beta"] < 1e-4
+
+
+def test_a_band_that_stays_has_not_moved_and_one_that_shifts_by_its_width_has_by_one():
+    still = np.tile(np.array([-1.0, 0.0, 1.0])[:, None], (10, 1, 1))
+    assert figure1.band_movement(still)[0] == 0
+    moved = still.copy()
+    moved[:-1] += 2.0  # nine of ten times it lies one width, 2, from its end
+    assert figure1.band_movement(moved)[0] == pytest.approx(0.9)
+
+
+def test_the_typical_unit_is_the_one_in_the_middle():
+    bands = np.tile(np.array([-1.0, 0.0, 1.0])[:, None], (4, 1, 3))
+    bands[:-1] += np.array([9.0, 1.0, 4.0])
+    assert figure1.typical_unit(bands) == 2
+
+
+def test_r2rt_02_can_come_out_otherwise(result):
+    steady = {f"{network}_movement_{form}": 0.1 for network in ("paper", "r2rt") for form in figure1.FORMS}
+    moving = steady | {"paper_movement_plain": 1.0, "r2rt_movement_plain": 0.5}
+    judge = figure1.judge_r2rt_02
+    assert judge(changed(result, **moving)).verdict == "holds if percentiles are drawn, as the paper does"
+    assert judge(changed(result, **moving, r2rt_mean_minus_beta=0.4)).verdict == "holds"
+    only_paper = judge(changed(result, **(moving | {"r2rt_movement_plain": 0.1})))
+    assert only_paper.verdict == "does not hold" and "r2rt's 1.0 times" in only_paper.note
+    neither = judge(changed(result, **steady))
+    assert neither.verdict == "does not hold" and "paper's own network" in neither.note

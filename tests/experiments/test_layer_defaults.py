@@ -1,0 +1,125 @@
+"""Signatures, defaults and dated calls: what was read from the live libraries, and judges that can be contradicted."""
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+
+from experiments import layer_defaults as experiment
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> tuple[dict, Path]:
+    output = tmp_path_factory.mktemp("results")
+    assert experiment.main(["--mode", "quick", "--output", str(output)]) == 0
+    folder = output / experiment.EXPERIMENT.name
+    return json.loads((folder / "result.json").read_text()), folder
+
+
+@pytest.fixture
+def result(finished) -> dict:
+    """A copy that a test may contradict."""
+    return copy.deepcopy(finished[0])
+
+
+def verdict(claim: str, result: dict) -> str:
+    return experiment.EXPERIMENT.claims[claim](result).verdict
+
+
+@pytest.mark.parametrize(
+    ("claim", "expected"),
+    {
+        "article-04": "holds",
+        "article-06": "holds",
+        "article-08": "does not hold",
+        "r2rt-10": "holds if i is a Python int",
+        "r2rt-24": "dated",
+        "solver-11": "dated",
+        "solver-13": "does not hold",
+    }.items(),
+)
+def test_verdicts(finished, claim, expected):
+    assert finished[0]["claims"][claim]["verdict"] == expected
+
+
+def test_qa_01_is_dated_where_none_of_the_three_is_installed(finished):
+    found = [finished[0]["modules_found"][name] for name in ("tensorflow.contrib", "tf_slim", "tflearn")]
+    expected = "holds" if any(found) else "dated"
+    assert finished[0]["claims"]["qa-01"]["verdict"].startswith(expected)
+
+
+def test_contribs_defaults_differ_in_three_and_center_is_not_one(finished):
+    measured = finished[0]["claims"]["article-08"]["measured"]
+    for expected in (
+        "momentum/decay 0.99/0.999",
+        "scale True/False",
+        "training/is_training False/True",
+        "center is True",
+    ):
+        assert expected in measured
+
+
+@pytest.mark.parametrize("option", ["renorm", "virtual_batch_size", "adjustment"])
+def test_each_option_of_tf_layers_does_what_it_says(finished, option):
+    found = finished[0]["options"][option]
+    assert found["largest_error"] < 1e-5
+    assert found["differs_from_plain_by"] > 0.1
+    assert finished[0]["combinations"][f"fused=True with {option}"]["same_as"] == [option]
+
+
+def test_virtual_batches_of_tf_layers_are_not_of_neighbours(finished):
+    assert finished[0]["options"]["virtual_batch_size"]["error_if_of_neighbours"] > 0.1
+
+
+def test_is_0_warns_and_picks_by_identity(finished):
+    found = finished[0]["step_test"]
+    assert found["warning"].startswith("SyntaxWarning")
+    assert found["same_steps"] and found["picked"] == 200
+    assert found["picked_of_numpy_integers"] == 0
+    assert found["picked_beyond_the_cache"] == 0
+
+
+def test_a_model_name_with_a_blank_is_refused(finished):
+    assert "not a valid" in finished[0]["model_names"]["Batch Norm"]
+    assert finished[0]["model_names"]["BatchNorm"] == ""
+
+
+def test_the_figure_is_drawn_from_the_result_alone(finished, tmp_path):
+    experiment.draw(finished[0], tmp_path)
+    assert 10_000 < (tmp_path / "layer_defaults.png").stat().st_size < 300_000
+
+
+@pytest.mark.parametrize(
+    ("claim", "path", "value", "expected"),
+    [
+        ("article-04", "made_by/tf.nn.batch_normalization/update_ops", 2, "does not hold"),
+        ("article-04", "signatures/tf.nn.batch_normalization/offset", "None", "does not hold"),
+        ("article-06", "signatures/tf.layers.batch_normalization/momentum", "0.9", "does not hold"),
+        ("article-06", "signatures/tf.layers.batch_normalization/synchronized", "False", "does not hold"),
+        ("qa-01", "modules_found/tflearn", True, "holds if it is tflearn"),
+        ("r2rt-10", "step_test/same_steps", False, "does not hold"),
+        ("r2rt-10", "step_test/picked_of_numpy_integers", 200, "holds"),
+        ("solver-13", "model_names/Batch Norm", "", "holds"),
+    ],
+)
+def test_a_contradicting_measurement_changes_the_verdict(result, claim, path, value, expected):
+    *folders, last = path.split("/")
+    place = result
+    for folder in folders:
+        place = place[folder]
+    place[last] = value
+    assert verdict(claim, result) == expected
+
+
+def test_article_08_would_hold_if_scale_and_center_alone_differed(result):
+    contrib = result["signatures"]["slim form"]
+    contrib |= {"center": "False", "decay": "0.99", "is_training": "False"}
+    assert verdict("article-08", result) == "holds"
+
+
+def test_what_is_still_there_is_not_dated(result):
+    result["modules_found"] = dict.fromkeys(result["modules_found"], True)
+    result["attributes"] = {name: {"tensorflow": True, "compat.v1": True} for name in result["attributes"]}
+    for claim in ("qa-01", "r2rt-24", "solver-11"):
+        assert verdict(claim, result) == "holds"

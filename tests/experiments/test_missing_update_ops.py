@@ -1,0 +1,125 @@
+"""With and without the update ops; and verdicts that change with the measurement."""
+
+import copy
+import json
+
+import pytest
+
+from experiments import missing_update_ops
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    output = tmp_path_factory.mktemp("results")
+    assert missing_update_ops.main(["--mode", "quick", "--output", str(output)]) == 0
+    return json.loads((output / "missing_update_ops" / "result.json").read_text())
+
+
+@pytest.fixture
+def result(finished):
+    return copy.deepcopy(finished)
+
+
+def verdict(result, claim):
+    return missing_update_ops.EXPERIMENT.claims[claim](result).verdict
+
+
+def test_without_the_dependency_the_statistics_stand_where_they_began(result):
+    run = result["runs"][0]
+    assert run["without"]["unmoved"] and set(run["without"]["moving_variance"]) == {1.0}
+    assert not run["with"]["unmoved"]
+
+
+def test_without_the_dependency_only_is_training_false_suffers(result):
+    run = result["runs"][0]
+    # The updates don't touch the weights, so the two trainings are the same one.
+    assert run["with"]["training_true"] == pytest.approx(run["without"]["training_true"], abs=1e-3)
+    assert run["with"]["training_false"][1] > run["without"]["training_false"][1] + 0.1
+
+
+def test_the_printed_snippet_has_three_gaps_before_it_runs(result):
+    outcomes = [each["outcome"].split(":")[0] for each in result["snippet"]]
+    assert outcomes[:3] == ["NameError", "AttributeError", "InvalidArgumentError"]
+    assert outcomes[3] == "runs; statistics [[0.0, 0.0, 0.0], [1.0, 1.0, 1.0]]"
+
+
+def test_exact_claims_come_out_the_same_on_every_machine(result):
+    verdicts = {claim: each["verdict"] for claim, each in result["claims"].items()}
+    assert verdicts == {
+        "article-01": "holds",
+        "article-07": "holds",
+        "article-10": "dated",
+        "article-13": "holds if the train op means gradients and their applying",
+        "solver-09": 'holds if "in the graph" means above the train op',
+        "solver-10": "holds if no name, read as a regular expression, begins another's",
+    }
+
+
+def test_a_layer_applied_twice_in_training_has_four_updates_of_two_variables(result):
+    found = result["collected"]
+    assert found["train and train, one scope"] == 4 and found["train and train, one scope: variables"] == 2
+    assert found["train and infer, one scope"] == 2
+
+
+def test_a_prefix_takes_another_models_updates_and_the_library_does_not(result):
+    cases = {(each["models"], each["scope"]): each for each in result["scopes"]}
+    assert cases["bn, bn2", "bn"]["foreign"] == cases["net.1, net_1", "net.1"]["foreign"] == 2
+    assert cases["bn, opened twice", "bn/"]["missed"] == 2
+    assert all(each["library_right"] for each in cases.values())
+
+
+def test_unscoped_updates_want_the_other_models_placeholder(result):
+    found = result["consequences"]
+    assert found["the document's two, with scope"] == "runs"
+    assert "batchnorm/train_mode" in found["the document's two, without scope"]
+    assert found["bn beside bn2, both in training"] == "runs; moves bn2's statistics"
+
+
+def test_article_01_depends_on_the_gap_between_the_phases(result):
+    result["runs"].append(copy.deepcopy(result["runs"][0]))
+    without = result["runs"][1]["without"]
+    without["training_false"] = without["training_true"]
+    assert verdict(result, "article-01") == "holds if the seed is unlucky"
+    result["runs"] = result["runs"][1:]
+    assert verdict(result, "article-01") == "does not hold"
+
+
+def test_updates_before_building_contradict_article_07(result):
+    result["collected"]["before building"] = 2
+    assert verdict(result, "article-07") == "does not hold"
+
+
+def test_article_10_depends_on_the_printout(result):
+    result["printed"]["rank 4, ref variables"] = missing_update_ops.DOCUMENT_PRINTS
+    assert verdict(result, "article-10") == "holds if built with rank 4, ref variables"
+    result["printed"]["rank 4, resource variables"] = missing_update_ops.DOCUMENT_PRINTS
+    assert verdict(result, "article-10") == "holds"
+    result["printed"] = {"rank 4, resource variables": [], "rank 2, resource variables": ["something"]}
+    assert verdict(result, "article-10") == "does not hold"
+
+
+def test_article_13_depends_on_what_waits(result):
+    result["ordered"]["with"]["forward"] = [37, 37]
+    assert verdict(result, "article-13") == "holds"
+    result["order_of_runs"]["with"]["updates_first"] -= 1
+    assert verdict(result, "article-13") == "does not hold"
+
+
+def test_solver_09_depends_on_where_the_updates_are(result):
+    result["in_the_graph"]["updates_in_the_graph"] = 0
+    assert verdict(result, "solver-09") == "holds"
+    result["in_the_graph"]["updates_above_the_train_op_without"] = 2
+    assert verdict(result, "solver-09") == "does not hold"
+
+
+def test_solver_10_depends_on_what_each_scope_takes(result):
+    result["scopes"][0]["foreign"] = 2
+    assert verdict(result, "solver-10") == "does not hold"
+    for case in result["scopes"]:
+        case |= {"missed": 0, "foreign": 0}
+    assert verdict(result, "solver-10") == "holds"
+
+
+def test_the_figure_is_drawn_from_the_result_alone(result, tmp_path):
+    missing_update_ops.draw(result, tmp_path)
+    assert 10_000 < (tmp_path / "missing_update_ops.png").stat().st_size < 300_000

@@ -1,0 +1,118 @@
+"""The report: what it reads, what it refuses, and that README's tables are the reference's."""
+
+import json
+
+import pytest
+
+from experiments import control_dependencies, register, report, reproduce
+
+
+@pytest.fixture
+def results(tmp_path):
+    """A folder with the real result of one quick experiment."""
+    assert control_dependencies.main(["--output", str(tmp_path)]) == 0
+    return tmp_path
+
+
+def test_the_register_has_the_90_claims_and_each_has_an_experiment():
+    claims = register.claims()
+    assert len(claims) == 90
+    counted = {key: sum(claim.startswith(f"{key}-") for claim in claims) for key in register.documents()}
+    assert counted == {"qa": 19, "solver": 16, "r2rt": 25, "flags": 13, "article": 17}
+    assert all(claim["kind"] in ("exact", "statistical", "api", "source") for claim in claims.values())
+
+
+@pytest.mark.parametrize("name", register.experiments())
+def test_every_claim_is_judged_by_the_experiment_that_the_register_names(name):
+    module = __import__(f"experiments.{name}", fromlist=["EXPERIMENT"])
+    owned = {claim for claim, entry in register.claims().items() if entry["experiment"] == name}
+    assert set(module.EXPERIMENT.claims) == owned
+    assert module.EXPERIMENT.name == name
+
+
+def test_the_page_stands_alone_and_has_every_claim_that_was_measured(results, capsys):
+    assert report.main(["--output", str(results)]) == 0
+    page = (results / "report.html").read_text()
+    assert "article-09" in page
+    assert "data:image/png;base64," in page
+    assert 'src="http' not in page and 'href="http' not in page
+    claims = json.loads((results / "claims.json").read_text())
+    expected = {"verdict", "document", "measured", "note", "experiment", "mode", "data", "seeds"}
+    assert set(claims["article-09"]) == expected
+    assert claims["article-09"]["mode"] == "quick"
+
+
+def test_text_of_a_result_can_not_break_the_page(results):
+    path = results / "control_dependencies" / "result.json"
+    result = json.loads(path.read_text())
+    result["claims"]["article-09"]["note"] = "<script>alert(1)</script>"
+    path.write_text(json.dumps(result))
+    assert report.main(["--output", str(results)]) == 0
+    assert "<script>alert(1)" not in (results / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda text: text[: len(text) // 2], "is no complete result"),
+        (lambda text: text.replace('"format": 1', '"format": 0'), "is of format 0; this version reads format 1"),
+        (lambda text: "[]", "is of format 'list'"),
+        (lambda text: '{"format": 1}', "lacks claims, data, experiment, mode, seeds, versions"),
+    ],
+)
+def test_a_damaged_result_is_one_line_and_earlier_reports_stay(results, capsys, damage, says):
+    assert report.main(["--output", str(results)]) == 0
+    before = (results / "report.html").read_bytes()
+    path = results / "control_dependencies" / "result.json"
+    path.write_text(damage(path.read_text()))
+    capsys.readouterr()
+    assert report.main(["--output", str(results)]) == 2
+    message = capsys.readouterr().err
+    assert says in message and str(path) in message and "make control-dependencies" in message
+    assert message.count("\n") == 1
+    assert (results / "report.html").read_bytes() == before
+
+
+def test_a_reference_without_every_full_result_is_refused(results):
+    with pytest.raises(report.UsageError, match="missing: single_example, "):
+        report.update_reference(results, results / "reference")
+    assert not (results / "reference").exists()
+
+
+def test_a_changed_verdict_is_shown_beside_the_reference(results):
+    own = report.load_results(results)
+    reference = {"control_dependencies": json.loads(json.dumps(own["control_dependencies"]))}
+    reference["control_dependencies"]["claims"]["article-09"]["verdict"] = "does not hold"
+    folders = {"control_dependencies": results / "control_dependencies"}
+    assert "the committed reference run says: does not hold" in report.page(own, reference, folders)
+    assert "the committed reference run says" not in report.page(own, own, folders)
+
+
+def test_tables_go_between_their_markers_and_nowhere_else():
+    text = "a\n<!-- generated: x -->\nold\n<!-- end: x -->\nb\n"
+    assert report.with_tables(text, {"x": "new"}) == "a\n<!-- generated: x -->\nnew\n<!-- end: x -->\nb\n"
+    with pytest.raises(report.UsageError, match="must have the markers"):
+        report.with_tables("no markers", {"x": "new"})
+
+
+def test_verdicts_fall_into_four_kinds():
+    assert [report.group(v) for v in ("holds", "holds if big", "does not hold", "dated")] == [
+        "holds",
+        "holds if",
+        "does not hold",
+        "dated",
+    ]
+
+
+def test_an_unknown_experiment_is_one_line_and_exit_2(capsys):
+    assert reproduce.main(["single-exmple"]) == 2
+    message = capsys.readouterr().err
+    assert "there is no experiment single_exmple" in message and message.count("\n") == 1
+
+
+def test_reproduce_leaves_out_what_is_done_and_runs_what_is_broken(results):
+    assert reproduce.is_done("control_dependencies", "quick", results)
+    assert not reproduce.is_done("control_dependencies", "full", results)
+    path = results / "control_dependencies" / "result.json"
+    path.write_text(path.read_text()[:100])
+    assert not reproduce.is_done("control_dependencies", "quick", results)
