@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from bn_graph.folding import fold_batch_norm
-from bn_graph.inference_graph import ExportError, InferenceGraph, extract, open_session
+from bn_graph.graphs.folding import fold_batch_norm
+from bn_graph.graphs.inference_graph import ExportError, InferenceGraph, extract, open_session
 from bn_graph.layers.population import MOVING_STATISTICS, moving_statistics
 from bn_graph.tf1 import tf
 from bn_graph.variables import layer_scope
@@ -66,7 +66,7 @@ def export_saved_model(
         FileExistsError: `directory` exists.
         ExportError: the outputs still train with the flag at False, as in a graph built with ``is_training=True`` (the
             layers are named); inputs and outputs don't fit each other; a variable holds no value. More in
-            `bn_graph.inference_graph.extract`.
+            `bn_graph.graphs.inference_graph.extract`.
         OSError: it can't be written.
 
     Example:
@@ -115,7 +115,7 @@ def export_frozen_graph(
     Args:
         session, inputs, outputs, is_training: as for `export_saved_model`.
         path: of the file, made with its parents; must not exist yet.
-        fold: whether to fold, as `bn_graph.folding` says.
+        fold: whether to fold, as `bn_graph.graphs.folding` says.
 
     Returns:
         `FrozenGraph`. Its tensor names are those of the session's graph, except that an input which was no placeholder

@@ -24,7 +24,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from bn_graph.reachability import global_variables_by_name
+from bn_graph.graphs.reachability import global_variables_by_name
 from bn_graph.tf1 import tf
 from bn_graph.variables import LayerVariables, batch_norm_layers, set_values
 

@@ -28,8 +28,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bn_graph import layer_calls, population_mode, reachability
-from bn_graph.layer_calls import LayerCall
+from bn_graph.graphs import layer_calls, population_mode, reachability
+from bn_graph.graphs.layer_calls import LayerCall
 from bn_graph.layers import population
 from bn_graph.tf1 import tf
 

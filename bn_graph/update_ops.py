@@ -13,9 +13,9 @@ import re
 import warnings
 from collections.abc import Callable, Container, Iterable, Sequence
 
-from bn_graph import reachability
+from bn_graph.graphs import reachability
+from bn_graph.graphs.reachability import GraphIndex
 from bn_graph.layers.population import moving_statistics
-from bn_graph.reachability import GraphIndex
 from bn_graph.tf1 import tf
 
 __all__ = ["DetachedUpdatesError", "check_train_op", "collect", "train_op"]

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bn_graph import reachability
+from bn_graph.graphs import reachability
 from bn_graph.layers.population import moving_statistics
 from bn_graph.tf1 import tf
 

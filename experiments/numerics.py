@@ -543,8 +543,8 @@ EXPERIMENT = Experiment(
     draw=draw,
     summarize=summarize,
     figures={
-        "numerics.png": "Left: a bias before batch norm has a gradient of rounding only, yet Adam walks it away. Right: with one set "
-        "of statistics for all time steps the first step has no variance, and the next are not of deviation 1."
+        "numerics.png": "Left: a bias before batch norm has a gradient of rounding only, yet Adam walks it away. Right: "
+        "with one set of statistics for all time steps the first step has no variance, and the next are not of deviation 1."
     },
 )
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 import bn_graph
-from bn_graph import reachability
-from bn_graph.branches import without_training_branches
 from bn_graph.export import ExportError, UnfoldedWarning, export_frozen_graph, export_saved_model
-from bn_graph.folding import fold_batch_norm
+from bn_graph.graphs import reachability
+from bn_graph.graphs.branches import without_training_branches
+from bn_graph.graphs.folding import fold_batch_norm
 from bn_graph.layers.convolutional import ConvolutionalBatchNormalizer
 from bn_graph.tf1 import tf
 from bn_graph.variables import set_values

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 import bn_graph
-from bn_graph import reachability, update_ops
+from bn_graph import update_ops
+from bn_graph.graphs import reachability
 from bn_graph.tf1 import legacy_layers, tf
 
 UPDATES = tf.GraphKeys.UPDATE_OPS

@@ -25,9 +25,8 @@ def finished(tmp_path_factory):
 def test_every_rate_and_batch_size_is_run_in_both_forms(finished):
     (run,) = finished[0]["runs"]
     for optimizer, rates in experiment.RATES.items():
-        assert {form: len(values) for form, values in run["rates"][optimizer].items()} == dict.fromkeys(
-            experiment.FORMS, len(rates)
-        )
+        lengths = {form: len(values) for form, values in run["rates"][optimizer].items()}
+        assert lengths == dict.fromkeys([*experiment.FORMS, "by own statistics"], len(rates))
     assert {form: len(values) for form, values in run["batches"].items()} == dict.fromkeys(experiment.FORMS, 6)
 
 
@@ -96,7 +95,7 @@ HIGH, LOW = [0.9] * 7, [0.9] * 4 + [0.1] * 3
 def test_flags_12_follows_the_highest_usable_rates(finished, descent, adam, expected):
     result = copy.deepcopy(finished[0])
     for optimizer, (having, lacking) in (("gradient descent", descent), ("Adam", adam)):
-        result["runs"][0]["rates"][optimizer] = {"with": having, "without": lacking}
+        result["runs"][0]["rates"][optimizer] = {"with": having, "without": lacking, "by own statistics": HIGH}
     assert experiment.judge_flags_12(result).verdict == expected
 
 

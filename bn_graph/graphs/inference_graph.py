@@ -2,7 +2,7 @@
 
 What `bn_graph.export` writes is made here, in four steps:
 
-1. `bn_graph.branches`: the flag becomes a constant and every ``cond`` on it its False branch;
+1. `bn_graph.graphs.branches`: the flag becomes a constant and every ``cond`` on it its False branch;
 2. what the outputs do not need is left out;
 3. what is left is refused if it still trains (`refuse_training`) or can't stand by itself;
 4. it is built anew, in a graph of its own, with variables of the same names, kinds and values.
@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bn_graph import reachability
-from bn_graph.branches import without_training_branches
+from bn_graph.graphs import reachability
+from bn_graph.graphs.branches import without_training_branches
 from bn_graph.layers.population import MOVING_STATISTICS, is_ref_variable, moving_statistics
 from bn_graph.tf1 import tf
 from bn_graph.variables import batch_norm_layers, layer_scope, set_values
@@ -67,7 +67,7 @@ def extract(
 
     Example:
         >>> import bn_graph
-        >>> from bn_graph.inference_graph import extract
+        >>> from bn_graph.graphs.inference_graph import extract
         >>> from bn_graph.tf1 import tf
         >>> with tf.Graph().as_default() as graph, tf.Session() as session:
         ...     x, flag = tf.placeholder(tf.float32, [None, 2]), tf.placeholder(tf.bool, [])
@@ -102,7 +102,7 @@ def open_session(extracted: InferenceGraph) -> tf.Session:
     """A session of the extracted graph in which its variables hold their values; to be closed by the caller.
 
     Example:
-        >>> from bn_graph.inference_graph import extract, open_session
+        >>> from bn_graph.graphs.inference_graph import extract, open_session
         >>> from bn_graph.tf1 import tf
         >>> with tf.Graph().as_default(), tf.Session() as session:
         ...     x = tf.placeholder(tf.float32, [])
@@ -133,7 +133,7 @@ def refuse_training(graph: tf.Graph, graph_def: tf.GraphDef, outputs: Iterable[s
 
     Example:
         >>> import bn_graph
-        >>> from bn_graph.inference_graph import refuse_training
+        >>> from bn_graph.graphs.inference_graph import refuse_training
         >>> from bn_graph.tf1 import tf
         >>> with tf.Graph().as_default() as graph:
         ...     y = bn_graph.batch_norm_wrapper(tf.placeholder(tf.float32, [None, 2]), is_training=True, name="bn1")

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import bn_graph
-from bn_graph import reachability
+from bn_graph.graphs import reachability
 from bn_graph.tf1 import legacy_layers, tf
 
 UPDATES = tf.GraphKeys.UPDATE_OPS

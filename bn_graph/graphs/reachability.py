@@ -86,7 +86,7 @@ def index(graph: tf.Graph | tf.GraphDef) -> GraphIndex:
         `GraphIndex`. It refers to the GraphDef's protos and doesn't copy them.
 
     Example:
-        >>> from bn_graph import reachability
+        >>> from bn_graph.graphs import reachability
         >>> from bn_graph.tf1 import tf
         >>> with tf.Graph().as_default() as graph:
         ...     _ = tf.constant(1.0, name="one")
@@ -105,7 +105,7 @@ def producer(input_name: str) -> str:
     """The node behind an input or tensor name: without the ``^`` of a control edge and without the port.
 
     Example:
-        >>> from bn_graph.reachability import producer
+        >>> from bn_graph.graphs.reachability import producer
         >>> producer("^bn1/update"), producer("bn1/cond:2"), producer("in_a_function:output:0")
         ('bn1/update', 'bn1/cond', 'in_a_function')
     """
@@ -126,7 +126,7 @@ def upstream(index: GraphIndex, names: Iterable[str] | str) -> set[str]:
         ValueError: the graph has no node of such a name.
 
     Example:
-        >>> from bn_graph import reachability
+        >>> from bn_graph.graphs import reachability
         >>> from bn_graph.tf1 import tf
         >>> with tf.Graph().as_default() as graph:
         ...     a, b = tf.constant(1.0, name="a"), tf.constant(2.0, name="b")
@@ -149,7 +149,7 @@ def variables(index: GraphIndex) -> list[str]:
     """The names of all variables' ops in the graph, in the order of its nodes.
 
     Example:
-        >>> from bn_graph import reachability
+        >>> from bn_graph.graphs import reachability
         >>> from bn_graph.tf1 import tf
         >>> with tf.Graph().as_default() as graph:
         ...     _ = tf.get_variable("w", [2])
@@ -174,7 +174,7 @@ def variables_read(index: GraphIndex, names: Iterable[str] | str) -> set[str]:
 
     Example:
         >>> import bn_graph
-        >>> from bn_graph import reachability
+        >>> from bn_graph.graphs import reachability
         >>> from bn_graph.tf1 import tf
         >>> with tf.Graph().as_default() as graph:
         ...     y = bn_graph.batch_norm_wrapper(tf.placeholder(tf.float32, [None, 2]), is_training=False, name="bn1")
@@ -211,7 +211,7 @@ def variables_written(index: GraphIndex, names: Iterable[str] | str) -> set[str]
 
     Example:
         >>> import bn_graph
-        >>> from bn_graph import reachability
+        >>> from bn_graph.graphs import reachability
         >>> from bn_graph.tf1 import tf
         >>> with tf.Graph().as_default() as graph:
         ...     y = bn_graph.batch_norm_wrapper(tf.placeholder(tf.float32, [None, 2]), is_training=True, name="bn1")
@@ -235,7 +235,7 @@ def writers(index: GraphIndex, names: Iterable[str] | str) -> dict[str, set[str]
         ValueError: the graph has no node of such a name.
 
     Example:
-        >>> from bn_graph import reachability
+        >>> from bn_graph.graphs import reachability
         >>> from bn_graph.tf1 import tf
         >>> with tf.Graph().as_default() as graph, tf.variable_scope("", use_resource=False):
         ...     update = tf.assign_add(tf.get_variable("w", [2]), [1.0, 2.0], name="update")
@@ -265,7 +265,7 @@ def assigned_by(index: GraphIndex, name: str) -> set[str]:
         ValueError: the graph has no such node.
 
     Example:
-        >>> from bn_graph import reachability
+        >>> from bn_graph.graphs import reachability
         >>> from bn_graph.tf1 import legacy_layers, tf
         >>> with tf.Graph().as_default() as graph:
         ...     x = tf.placeholder(tf.float32, [None, 2])
@@ -285,7 +285,7 @@ def global_variables_by_name(graph: tf.Graph | None = None) -> dict[str, tf.Vari
         graph: the default graph if None.
 
     Example:
-        >>> from bn_graph.reachability import global_variables_by_name
+        >>> from bn_graph.graphs.reachability import global_variables_by_name
         >>> from bn_graph.tf1 import tf
         >>> with tf.Graph().as_default():
         ...     _ = tf.get_variable("w", [2])

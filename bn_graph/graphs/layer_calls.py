@@ -135,7 +135,7 @@ def flatten(graph_def: tf.GraphDef) -> FlatGraph:
         `FlatGraph`. An argument of a function is resolved to what the caller hands in.
 
     Example:
-        >>> from bn_graph import layer_calls
+        >>> from bn_graph.graphs import layer_calls
         >>> from bn_graph.tf1 import tf
         >>> with tf.Graph().as_default() as graph:
         ...     _ = tf.negative(tf.constant(1.0, name="one"), name="minus")
@@ -192,7 +192,7 @@ def upstream_data(
         past_choices: whether to go on beyond a ``cond`` or ``where``, of which a run takes one side only.
 
     Example:
-        >>> from bn_graph import layer_calls
+        >>> from bn_graph.graphs import layer_calls
         >>> from bn_graph.tf1 import tf
         >>> with tf.Graph().as_default() as graph:
         ...     _ = tf.negative(tf.constant(1.0, name="one"), name="minus")
@@ -229,7 +229,7 @@ def find_calls(graph: tf.Graph) -> list[LayerCall]:
     ``batch_norm_wrapper``) leave in a graph.
 
     Example:
-        >>> from bn_graph import layer_calls
+        >>> from bn_graph.graphs import layer_calls
         >>> from bn_graph.tf1 import legacy_layers, tf
         >>> with tf.Graph().as_default() as graph:
         ...     x = tf.placeholder(tf.float32, [None, 2], name="x")
@@ -434,7 +434,7 @@ def normalizes_by_batch(flat: FlatGraph, name: str) -> bool:
     """Whether a node is a fused kernel in training mode, or the ``Mean`` over the examples of squared deviations.
 
     Example:
-        >>> from bn_graph import layer_calls
+        >>> from bn_graph.graphs import layer_calls
         >>> from bn_graph.tf1 import tf
         >>> with tf.Graph().as_default() as graph:
         ...     mean, variance = tf.nn.moments(tf.placeholder(tf.float32, [None, 2]), [0])

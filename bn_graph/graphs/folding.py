@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bn_graph import reachability
+from bn_graph.graphs import reachability
 from bn_graph.tf1 import tf
 
 __all__ = ["fold_batch_norm"]
@@ -55,7 +55,7 @@ def fold_batch_norm(graph_def: tf.GraphDef, outputs: Sequence[str]) -> tf.GraphD
     Source: Jacob et al. 2018, "Quantization and Training of Neural Networks", 3.2: w_fold = γ·w/√(σ² + ε).
 
     Example:
-        >>> from bn_graph.folding import fold_batch_norm
+        >>> from bn_graph.graphs.folding import fold_batch_norm
         >>> from bn_graph.tf1 import tf
         >>> with tf.Graph().as_default() as graph:
         ...     x = tf.placeholder(tf.float32, [None, 2])

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 
-from bn_graph import reachability
+from bn_graph.graphs import reachability
 from bn_graph.tf1 import tf
 
 __all__ = ["without_training_branches"]
@@ -27,7 +27,7 @@ def without_training_branches(graph_def: tf.GraphDef, flag: str) -> tf.GraphDef:
         A GraphDef whose remaining nodes have the names they had.
 
     Example:
-        >>> from bn_graph.branches import without_training_branches
+        >>> from bn_graph.graphs.branches import without_training_branches
         >>> from bn_graph.tf1 import tf
         >>> with tf.Graph().as_default() as graph:
         ...     flag = tf.placeholder(tf.bool, [], name="flag")

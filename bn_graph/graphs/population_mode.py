@@ -13,7 +13,7 @@ Nothing in the copy assigns a variable. The graph itself is not touched, and may
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from bn_graph.layer_calls import (
+from bn_graph.graphs.layer_calls import (
     FUSED,
     INSIDE,
     REF_ASSIGNS,
@@ -60,7 +60,7 @@ def in_population_mode(graph: tf.Graph, calls: Sequence[LayerCall]) -> Populatio
 
     Example:
         >>> import bn_graph
-        >>> from bn_graph import layer_calls, population_mode
+        >>> from bn_graph.graphs import layer_calls, population_mode
         >>> from bn_graph.tf1 import tf
         >>> with tf.Graph().as_default() as graph:
         ...     x = tf.placeholder(tf.float32, [None, 1], name="x")
