@@ -44,7 +44,7 @@ def verdict(claim: str, result: dict) -> str:
         "qa-19": "holds",
         "flags-09": "holds",
         "flags-10": "holds",
-        "flags-11": "holds if it is legacy Keras, or the flag was set after a fit",
+        "flags-11": "holds if it is legacy Keras, or the flag was set after a fit (not run_eagerly)",
     }.items(),
 )
 def test_verdicts(finished, claim, expected):

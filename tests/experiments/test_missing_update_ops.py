@@ -72,7 +72,7 @@ def test_unscoped_updates_want_the_other_models_placeholder(result):
     found = result["consequences"]
     assert found["the document's two, with scope"] == "runs"
     assert "batchnorm/train_mode" in found["the document's two, without scope"]
-    assert found["bn beside bn2, both in training"] == "runs; moves bn2's statistics"
+    assert found["bn beside bn2, both in training"] == "runs and moves bn2's statistics"
 
 
 def test_article_01_depends_on_the_gap_between_the_phases(result):
@@ -80,7 +80,15 @@ def test_article_01_depends_on_the_gap_between_the_phases(result):
     without = result["runs"][1]["without"]
     without["training_false"] = without["training_true"]
     assert verdict(result, "article-01") == "holds if the seed is unlucky"
+    without["training_false"] = [1.0, without["training_true"][1] - 0.06]
+    assert verdict(result, "article-01").startswith('holds if "badly" means 6.0 to ')
     result["runs"] = result["runs"][1:]
+    without["training_false"] = without["training_true"]
+    assert verdict(result, "article-01") == "does not hold"
+
+
+def test_statistics_that_moved_contradict_article_01(result):
+    result["runs"][0]["without"]["unmoved"] = False
     assert verdict(result, "article-01") == "does not hold"
 
 

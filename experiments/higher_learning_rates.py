@@ -1,0 +1,424 @@
+"""Learning rates and training batch sizes with and without batch norm; and whether gamma and beta learn to undo it.
+
+Documents: flags, "trainable against training", *Opening* and *Conclusion*, claims flags-12 and flags-13; and the Model
+and Solver classes' *Introduction*, claim solver-16.
+
+    make higher-learning-rates        or        python -m experiments.higher_learning_rates --mode full
+
+None of the documents sweeps anything; the network is the solver's (inputs–32–32–10, ReLU, `tf.layers` batch norm before
+it). Every pair of networks has the same weights and batches. Trainings are short, since it is early in training that
+rates differ, and predictions are by population statistics, as in use.
+
+For solver-16 the layer is put where it is not needed in three ways: the loss asks for the layer's own inputs back; a
+network that was trained without it gets it put in and is otherwise frozen; and ordinary training of everything.
+"""
+
+import itertools
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+import bn_graph
+from bn_graph.tf1 import legacy_layers, tf
+from bn_graph.variables import set_values
+from experiments import harness
+from experiments.figures import BLUE, ORANGE, figure
+from experiments.harness import Experiment, Mode, Verdict, does_not_hold, holds, holds_if, spread
+
+HIDDEN_UNITS = (32, 32)  # the solver document's
+BATCH_SIZE = 32  # the solver document's
+EPSILON = 1e-3  # tf.layers' default, which the document has
+STEPS = 1000  # 0.6 of an epoch at batch 32: enough for 0.9 and more where a rate is usable
+QUICK_STEPS = 300
+RATES = {
+    "gradient descent": (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0),
+    "Adam": (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0),  # 0.01 is the solver document's
+}
+BATCH_SIZES = (1, 2, 4, 8, 32, 128)  # the claim list's, and one above the document's
+BATCH_RATES = (0.001, 0.01)  # of Adam; each form is taken at the better of the two, so that neither is favoured
+UNDO_RATE = 0.01  # of Adam, in the experiments on gamma and beta
+FORMS = ("with", "without")
+
+USABLE = 0.05  # a rate is usable if accuracy is at most this much below the form's own best
+NOT_SEEN = 0.002  # one standard error of 10,000 images at accuracy 0.95
+UNDONE = 0.1  # gamma and beta have undone the layer if a tenth of their distance, or less, is left
+
+
+class _Network(NamedTuple):
+    """What is run of a network: ``step(images, labels, rate, is_training)`` trains; `layers` are pairs of gamma and beta."""
+
+    x: tf.Tensor
+    y_: tf.Tensor
+    is_training: tf.Tensor
+    loss: tf.Tensor
+    accuracy: tf.Tensor
+    initializer: tf.Operation
+    step: Callable[..., None]
+    weights: list[tf.Variable]
+    sums: list[tf.Tensor]
+    layers: list[tuple[tf.Variable, tf.Variable]]
+
+
+def build(
+    session: tf.Session, sizes: Sequence[int], form: str, optimizer: str, *, train_weights: bool = True
+) -> _Network:
+    """The solver document's network in the default graph. Rate and mode are fed, so that one graph serves a whole sweep."""
+    x, y_ = (tf.placeholder(tf.float32, [None, width]) for width in (sizes[0], sizes[-1]))
+    is_training, rate = tf.placeholder(tf.bool, []), tf.placeholder(tf.float32, [])
+    weights, sums, layer = [], [], x
+    for number, shape in enumerate(itertools.pairwise(sizes), start=1):
+        weights.append(tf.get_variable(f"w{number}", shape, trainable=train_weights))
+        bias = tf.get_variable(f"b{number}", shape[1:], initializer=tf.zeros_initializer(), trainable=train_weights)
+        weights.append(bias)
+        layer = tf.matmul(layer, weights[-2]) + bias
+        if number < len(sizes) - 1:
+            sums.append(layer)
+            if form == "with":
+                # tf.layers and not the library's wrapper, which refuses to train on a batch of one.
+                layer = legacy_layers().batch_normalization(layer, training=is_training, name=f"bn{number}")
+            layer = tf.nn.relu(layer)
+    loss = tf.reduce_mean(tf.nn.softmax_cross_entropy_with_logits_v2(labels=y_, logits=layer))
+    accuracy = tf.reduce_mean(tf.cast(tf.equal(tf.argmax(layer, 1), tf.argmax(y_, 1)), tf.float32))
+    chosen = {"gradient descent": tf.train.GradientDescentOptimizer, "Adam": tf.train.AdamOptimizer}[optimizer](rate)
+    if form == "without" and not train_weights:
+        raise ValueError("nothing would be trained")
+    train_op = bn_graph.train_op(chosen, loss)
+    named = {variable.op.name: variable for variable in tf.global_variables()}
+    numbers = range(1, len(sizes) - 1) if form == "with" else ()
+    layers = [(named[f"bn{number}/gamma"], named[f"bn{number}/beta"]) for number in numbers]
+    initializer = tf.global_variables_initializer()
+    # Made once a sweep: TensorFlow optimizes the graph anew for each callable, which takes as long as many steps.
+    step = session.make_callable(train_op, [x, y_, rate, is_training])
+    return _Network(x, y_, is_training, loss, accuracy, initializer, step, weights, sums, layers)
+
+
+def initial_weights(sizes: Sequence[int], seed: int) -> list[np.ndarray]:
+    """Glorot's uniform weights and zero biases, as tf.layers.dense has them."""
+    generator = np.random.default_rng(seed)
+    values = []
+    for rows, columns in itertools.pairwise(sizes):
+        limit = np.sqrt(6 / (rows + columns))
+        values += [generator.uniform(-limit, limit, (rows, columns)).astype(np.float32), np.zeros(columns, np.float32)]
+    return values
+
+
+def train(
+    session: tf.Session,
+    network: _Network,
+    weights: list[np.ndarray],
+    dataset: bn_graph.Dataset,
+    *,
+    batch: int,
+    rate: float,
+    steps: int,
+    seed: int,
+) -> float:
+    """Trains from `weights` on, whatever the session held; returns the accuracy on the test set in inference mode."""
+    session.run(network.initializer)
+    set_values(session, zip(network.weights, weights, strict=True))
+    batches = bn_graph.batches(dataset.train, batch, seed=seed)
+    for _ in range(steps):
+        network.step(*next(batches), rate, True)
+    return score(session, network, dataset)
+
+
+def score(session: tf.Session, network: _Network, dataset: bn_graph.Dataset, by_batch: bool = False) -> float:
+    """Accuracy on the test set, by population statistics or by its own. Neither runs an update op: tf.layers' are apart."""
+    feeds = {network.x: dataset.test.images, network.y_: dataset.test.labels, network.is_training: by_batch}
+    return float(f"{session.run(network.accuracy, feeds):.5g}")
+
+
+def run(settings: harness.Settings) -> dict:
+    return {"runs": [_run_seed_once(settings, seed) for seed in settings.seeds]}
+
+
+def _run_seed_once(settings: harness.Settings, seed: int) -> dict:
+    """A seed's measurements; each part is kept when it is done, so that a run that was stopped goes on after it."""
+    folder = harness.work_directory(
+        settings,
+        f"{settings.dataset.name}-seed{seed}-steps{settings.steps}",
+        rates={name: list(rates) for name, rates in RATES.items()},
+        batches=[list(BATCH_SIZES), list(BATCH_RATES), BATCH_SIZE],
+        undo=UNDO_RATE,
+    )
+    parts = {"rates": _sweep_rates, "batches": _sweep_batches, "undo": _undo}
+    for name in harness.progress_bar(f"seed {seed}: rates, batches, undoing")(range(len(parts))):
+        part, measure = list(parts.items())[name]
+        if not (folder / f"{part}.json").exists():
+            harness.write_json(folder / f"{part}.json", measure(settings, seed))
+    return {"seed": seed} | {part: json.loads((folder / f"{part}.json").read_text()) for part in parts}
+
+
+def _sizes(dataset: bn_graph.Dataset) -> tuple[int, ...]:
+    return (dataset.train.images.shape[1], *HIDDEN_UNITS, dataset.train.labels.shape[1])
+
+
+def _sweep_rates(settings: harness.Settings, seed: int) -> dict:
+    """Accuracy by optimizer, form and rate; with batch norm also by the test set's own statistics.
+
+    Those tell apart what a high rate does to the weights and what it does to moving averages, which lag behind them.
+    """
+    sizes, dataset = _sizes(settings.dataset), settings.dataset
+    weights, options = initial_weights(sizes, seed), {"batch": BATCH_SIZE, "steps": settings.steps, "seed": seed}
+    result = {}
+    for optimizer, rates in RATES.items():
+        result[optimizer] = {"with": [], "without": [], "by own statistics": []}
+        for form in FORMS:
+            with tf.Graph().as_default(), tf.Session(config=bn_graph.session_config()) as session:
+                network = build(session, sizes, form, optimizer)
+                for rate in rates:
+                    result[optimizer][form].append(train(session, network, weights, dataset, rate=rate, **options))
+                    if form == "with":
+                        result[optimizer]["by own statistics"].append(score(session, network, dataset, by_batch=True))
+    return result
+
+
+def _sweep_batches(settings: harness.Settings, seed: int) -> dict:
+    """Accuracy by form and batch size, as many steps at each; at the better of two rates."""
+    sizes = _sizes(settings.dataset)
+    result = {}
+    for form in FORMS:
+        with tf.Graph().as_default(), tf.Session(config=bn_graph.session_config()) as session:
+            network = build(session, sizes, form, "Adam")
+            weights, options = initial_weights(sizes, seed), {"steps": settings.steps, "seed": seed}
+            result[form] = [
+                max(
+                    train(session, network, weights, settings.dataset, batch=batch, rate=rate, **options)
+                    for rate in BATCH_RATES
+                )
+                for batch in BATCH_SIZES
+            ]
+    return result
+
+
+# --- Undoing the layer ------------------------------------------------------------------------------------------------
+
+
+def _undo(settings: harness.Settings, seed: int) -> dict:
+    """What is left, of 1, of the way from gamma = 1, beta = 0 to undoing the layer, in three settings."""
+    sizes, dataset = _sizes(settings.dataset), settings.dataset
+    options = {"batch": BATCH_SIZE, "rate": UNDO_RATE, "steps": settings.steps, "seed": seed}
+    with tf.Graph().as_default(), tf.Session(config=bn_graph.session_config()) as session:
+        plain = build(session, sizes, "without", "Adam")
+        accuracy_plain = train(session, plain, initial_weights(sizes, seed), dataset, **options)
+        trained = session.run(plain.weights)
+        feeds = {plain.x: dataset.train.images, plain.is_training: False}
+        sums = session.run(plain.sums, feeds)
+    result = {"asked for": _identity(sums[0], settings.steps, seed), "accuracy_plain": accuracy_plain}
+    for name, weights, train_weights in (("put in", trained, False), ("ordinary", initial_weights(sizes, seed), True)):
+        with tf.Graph().as_default(), tf.Session(config=bn_graph.session_config()) as session:
+            network = build(session, sizes, "with", "Adam", train_weights=train_weights)
+            session.run(network.initializer)
+            set_values(session, zip(network.weights, weights, strict=True))
+            before = score(session, network, dataset)
+            after = train(session, network, weights, dataset, **options)
+            result[name] = _left(session, network, dataset) | {"accuracy_before": before, "accuracy_after": after}
+    return result
+
+
+def _left(session: tf.Session, network: _Network, dataset: bn_graph.Dataset) -> dict[str, float]:
+    """How far gamma and beta are from √(σ² + ε) and μ, beside how far 1 and 0 are; σ and μ of all training images now.
+
+    The images are run in training mode, since that is how the inputs of the second layer came about in training.
+    """
+    feeds = {network.x: dataset.train.images, network.is_training: True}
+    rows = zip(session.run(network.sums, feeds), session.run(network.layers), strict=True)
+    return distance_left([(values.mean(0), values.var(0), gamma, beta) for values, (gamma, beta) in rows])
+
+
+def distance_left(layers: Sequence[tuple[np.ndarray, ...]]) -> dict[str, float]:
+    """Of (mean, variance, gamma, beta) of each layer: the distance at the start and what share of it there is now."""
+    start, now = [], []
+    for mean, variance, gamma, beta in layers:
+        deviation = np.sqrt(variance + EPSILON)
+        start += [1 - deviation, 0 - mean]
+        now += [gamma - deviation, beta - mean]
+    first, last = (float(np.linalg.norm(np.concatenate(parts))) for parts in (start, now))
+    return {"distance_before": float(f"{first:.5g}"), "distance_after": float(f"{last:.5g}"), "left": last / first}
+
+
+def _identity(values: np.ndarray, steps: int, seed: int) -> dict[str, float]:
+    """A layer that only has to hand its inputs on: gamma and beta are trained so that outputs equal inputs."""
+    examples = bn_graph.Split(values, values)
+    with tf.Graph().as_default(), tf.Session(config=bn_graph.session_config()) as session:
+        x = tf.placeholder(tf.float32, [None, values.shape[1]])
+        outputs = bn_graph.batch_norm_wrapper(x, True, epsilon=EPSILON, name="bn1")
+        train_op = tf.train.AdamOptimizer(10 * UNDO_RATE).minimize(tf.reduce_mean(tf.square(outputs - x)))
+        session.run(tf.global_variables_initializer())
+        batches = bn_graph.batches(examples, 10 * BATCH_SIZE, seed=seed)  # larger: μ and σ of a batch differ less
+        for _ in range(steps):
+            session.run(train_op, {x: next(batches)[0]})
+        gamma, beta = session.run(tf.trainable_variables())
+    return distance_left([(values.mean(0), values.var(0), gamma, beta)])
+
+
+# --- What the claims ask of it ----------------------------------------------------------------------------------------
+
+
+def _accuracies(result: dict, optimizer: str, form: str) -> np.ndarray:
+    """Median over the seeds, for every rate."""
+    return np.median([each["rates"][optimizer][form] for each in result["runs"]], axis=0)
+
+
+def highest_usable(accuracies: Sequence[float], rates: Sequence[float]) -> float:
+    """The highest rate that costs at most `USABLE` of accuracy against the best one."""
+    return max(rate for rate, accuracy in zip(rates, accuracies, strict=True) if accuracy >= max(accuracies) - USABLE)
+
+
+def judge_flags_12(result: dict) -> Verdict:
+    usable = {
+        optimizer: [
+            highest_usable(_accuracies(result, optimizer, form), rates) for form in (*FORMS, "by own statistics")
+        ]
+        for optimizer, rates in RATES.items()
+    }
+    measured = "; ".join(
+        f"{optimizer}: up to {having:g} with ({own:g} by the test set's own statistics), {lacking:g} without"
+        for optimizer, (having, lacking, own) in usable.items()
+    )
+    best = {optimizer: [max(_accuracies(result, optimizer, form)) for form in FORMS] for optimizer in RATES}
+    note = (
+        f"Usable is what costs at most {USABLE} of the form's best accuracy after {result['steps']:,} steps. Best: "
+        + "; ".join(
+            f"{optimizer}, {having:.3f} with and {lacking:.3f} without" for optimizer, (having, lacking) in best.items()
+        )
+    )
+    higher = [optimizer for optimizer, (having, lacking, _) in usable.items() if having > lacking]
+    if len(higher) == len(RATES):
+        return holds(measured, f"{note}.")
+    if higher:
+        return holds_if(f"the optimizer is {higher[0]}", measured, f"{note}.")
+    return does_not_hold(measured, f"{note}.")
+
+
+def _ahead_by_batch(result: dict) -> dict[int, float]:
+    """By how much of accuracy batch norm is ahead at each batch size; the median over the seeds."""
+    ahead = [np.subtract(each["batches"]["with"], each["batches"]["without"]) for each in result["runs"]]
+    return dict(zip(BATCH_SIZES, np.median(ahead, axis=0).tolist(), strict=True))
+
+
+def judge_flags_13(result: dict) -> Verdict:
+    ahead = _ahead_by_batch(result)
+    measured = "ahead by " + ", ".join(f"{value:+.3f} at {batch}" for batch, value in ahead.items())
+    large = [value for batch, value in ahead.items() if batch >= BATCH_SIZE]
+    losing = [batch for batch, value in ahead.items() if value < -NOT_SEEN]
+    note = (
+        f"Each form at the better of Adam's {BATCH_RATES[0]} and {BATCH_RATES[1]}, {result['steps']:,} steps of a feed-forward "
+        f"network; batch norm loses at training batches of {', '.join(map(str, losing)) or 'no size'}. "
+        "Recurrent networks were not run here."
+    )
+    if min(large) < -NOT_SEEN:
+        return does_not_hold(measured, note)
+    if not losing:
+        return does_not_hold(measured, f"Small batches suit it as well. {note.rpartition('. ')[0]}.")
+    return holds(measured, note)
+
+
+def judge_solver_16(result: dict) -> Verdict:
+    asked, put_in, ordinary = (
+        [each["undo"][name]["left"] for each in result["runs"]] for name in ("asked for", "put in", "ordinary")
+    )
+    measured = (
+        f"of the distance is left: {spread(ordinary, 2)} in ordinary training, {spread(put_in, 2)} put into a trained "
+        f"network, {spread(asked, 2)} if the loss asks for it"
+    )
+    accuracy = {
+        key: float(np.median([each["undo"]["put in"][key] for each in result["runs"]]))
+        for key in ("accuracy_before", "accuracy_after")
+    }
+    plain = float(np.median([each["undo"]["accuracy_plain"] for each in result["runs"]]))
+    note = (
+        "Gamma = √(σ² + ε), beta = μ can be learned, but the loss need not lead there. Put into a trained network, they "
+        f"brought accuracy from {accuracy['accuracy_before']:.3f} to {accuracy['accuracy_after']:.3f} (without the layer "
+        f"{plain:.3f}), {'by' if np.median(put_in) <= UNDONE else 'and not by'} undoing it."
+    )
+    undone = [np.median(values) <= UNDONE for values in (asked, put_in, ordinary)]
+    if all(undone):
+        return holds(measured, "All three are undone.")
+    if undone[1]:
+        return holds_if("all other weights stand still", measured, note)
+    if undone[0]:
+        return holds_if("the loss asks for the layer's own inputs", measured, note)
+    return does_not_hold(measured, "Gamma and beta did not undo the layer even where the loss asks for its inputs.")
+
+
+# --- What a reader sees -----------------------------------------------------------------------------------------------
+
+
+def draw(result: dict, folder: Path) -> None:
+    """Accuracy against rate, for each optimizer, and against the training batch."""
+    colours = {"with": BLUE, "without": ORANGE}
+    markers = {"with": "o", "without": "s"}
+    with figure(folder / "higher_learning_rates.png", ncols=3, sharey=True, figsize=(12, 4.2)) as (drawing, axes):
+        for axis, (optimizer, rates) in zip(axes, RATES.items(), strict=False):
+            for form in FORMS:
+                values = [each["rates"][optimizer][form] for each in result["runs"]]
+                _curve(axis, rates, values, colours[form], markers[form], f"{form} batch norm")
+            own = np.median([each["rates"][optimizer]["by own statistics"] for each in result["runs"]], axis=0)
+            axis.plot(rates, own, color=BLUE, linestyle=":", label="with, by the test set's own statistics")
+            axis.set(xscale="log", xlabel="learning rate", title=optimizer[:1].upper() + optimizer[1:])
+        for form in FORMS:
+            values = [each["batches"][form] for each in result["runs"]]
+            _curve(axes[2], BATCH_SIZES, values, colours[form], markers[form], f"{form} batch norm")
+        axes[2].set(xscale="log", xlabel="examples in a training batch", title="Adam, the better of two rates")
+        axes[2].set_xticks(BATCH_SIZES, map(str, BATCH_SIZES))
+        axes[2].minorticks_off()
+        axes[0].set(ylabel="test accuracy (by population statistics)", ylim=(0, 1))
+        axes[2].legend(*axes[0].get_legend_handles_labels(), loc="lower right")
+        seeds = len(result["runs"])
+        drawing.suptitle(
+            f"{result['data'].replace('mnist', 'MNIST')}, {result['steps']:,} steps, {seeds} seed{'s' * (seeds > 1)}: "
+            "medians, and from the least to the most",
+            fontsize=10,
+        )
+
+
+def _curve(
+    axis, places: Sequence[float], values: Sequence[Sequence[float]], colour: str, marker: str, label: str
+) -> None:
+    axis.plot(places, np.median(values, axis=0), color=colour, marker=marker, label=label)
+    axis.fill_between(places, np.min(values, axis=0), np.max(values, axis=0), color=colour, alpha=0.2, linewidth=0)
+
+
+def summarize(result: dict, folder: Path) -> str:
+    lines = [""]
+    for optimizer, rates in RATES.items():
+        lines.append(f"{optimizer + ', rate':30}" + "".join(f"{rate:>8g}" for rate in rates))
+        for form in ("with", "by own statistics", "without"):
+            lines.append(f"  {form:28}" + "".join(f"{value:>8.3f}" for value in _accuracies(result, optimizer, form)))
+    lines.append(f"{'training batch':30}" + "".join(f"{batch:>8}" for batch in BATCH_SIZES))
+    for form in FORMS:
+        values = np.median([each["batches"][form] for each in result["runs"]], axis=0)
+        lines.append(f"  {form:28}" + "".join(f"{value:>8.3f}" for value in values))
+    lines += ["", *(f"{claim}  {given['verdict']}: {given['measured']}" for claim, given in result["claims"].items())]
+    lines += ["", f"Files  {folder / 'result.json'}   {folder / 'higher_learning_rates.png'}"]
+    return "\n".join(lines)
+
+
+EXPERIMENT = Experiment(
+    name="higher_learning_rates",
+    title=__doc__.splitlines()[0],
+    full=Mode(data="mnist", steps=STEPS, seeds=[0, 1, 2]),
+    quick=Mode(data="digits", steps=QUICK_STEPS, seeds=[0]),
+    run=run,
+    claims={"flags-12": judge_flags_12, "flags-13": judge_flags_13, "solver-16": judge_solver_16},
+    draw=draw,
+    summarize=summarize,
+    figures={
+        "higher_learning_rates.png": "Test accuracy after a short training, with batch norm and without. Left and middle: "
+        "how far to the right each curve stays up is how high a learning rate it bears. Right: small training batches, "
+        "where batch norm fails."
+    },
+)
+
+
+def main(argv: list[str] | None = None) -> int:
+    return harness.main(EXPERIMENT, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,99 @@
+"""The convolutional helper: what it keeps and orders, and that the verdicts follow from the measurements."""
+
+import copy
+import json
+
+import pytest
+
+from experiments import conv_normalizer as experiment
+from experiments.conv_normalizer import FRESH, INSIDE, KINDS, LIBRARY, STALE, SUGGESTED
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory) -> dict:
+    output = tmp_path_factory.mktemp("results")
+    assert experiment.main(["--mode", "quick", "--output", str(output)]) == 0
+    assert (output / "conv_normalizer" / "conv_normalizer.png").stat().st_size < 300_000
+    return json.loads((output / "conv_normalizer" / "result.json").read_text())
+
+
+@pytest.fixture
+def changed(result) -> dict:
+    return copy.deepcopy(result)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_orders_the_suggested_averages_after_the_assigns(result, kind):
+    assert result["ordered"][f"{SUGGESTED}, {kind}"] == {"stores": 2, "writes": 2, "writes_after_stores": 0}
+    assert result["ordered"][f"{INSIDE}, {kind}"]["writes_after_stores"] == 2
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_librarys_helper_always_averages_the_present_batch(result, kind):
+    assert result["race"][LIBRARY][kind]["outcomes"] == {FRESH: result["sessions"]}
+
+
+def test_resource_variables_averaged_inside_the_dependency_are_the_present_steps(result):
+    assert result["race"][INSIDE]["resource"]["outcomes"] == {FRESH: result["sessions"]}
+
+
+def test_average_is_none_before_apply_and_starts_at_the_variables_start(result):
+    assert result["average"]["before_apply"] == "None"
+    assert result["average"]["starts_at"] == [[0.0], [1.0]]
+    assert result["average"]["share_of_batch_after_one_step"] == pytest.approx(1 - experiment.DECAY, abs=1e-6)
+
+
+def test_trained_networks_predict_real_digits(result):
+    assert all(each[order]["accuracy"] > 0.8 for each in result["trained"] for order in (SUGGESTED, LIBRARY))
+
+
+def test_exact_verdicts(result):
+    verdicts = {claim: each["verdict"] for claim, each in result["claims"].items()}
+    assert {verdicts[claim] for claim in ("qa-02", "qa-03", "qa-04", "qa-05")} == {"holds"}
+    assert verdicts["qa-06"] != "holds"
+    assert verdicts["qa-07"] == "holds if get_assigner was called before"
+
+
+@pytest.mark.parametrize("key", ["scaled_from_modern", "unscaled_from_given_moments", "gamma_changes_unscaled"])
+def test_qa_02_does_not_hold_if_gamma_acts_or_the_formula_differs(changed, key):
+    changed["function"][key] = 0.5
+    assert experiment.judge_qa_02(changed).verdict == "does not hold"
+
+
+@pytest.mark.parametrize("key", ["convolution_from_012", "dense_from_0"])
+def test_qa_03_does_not_hold_for_moments_over_other_axes(changed, key):
+    changed["axes"][key] = 0.5
+    assert experiment.judge_qa_03(changed).verdict == "does not hold"
+
+
+def test_qa_04_does_not_hold_for_another_start_or_a_missing_shadow(changed):
+    without_shadow = copy.deepcopy(changed)
+    without_shadow["variables"] = without_shadow["variables"][:-1]
+    assert experiment.judge_qa_04(without_shadow).verdict == "does not hold"
+    changed["variables"][0]["trainable"] = True
+    assert experiment.judge_qa_04(changed).verdict == "does not hold"
+
+
+@pytest.mark.parametrize("key", ["outputs_from_batch", "stored_variance_from_batch"])
+def test_qa_05_does_not_hold_if_the_batch_is_not_what_is_used_and_stored(changed, key):
+    changed["training_step"][key] = 0.5
+    assert experiment.judge_qa_05(changed).verdict == "does not hold"
+
+
+def test_qa_06_follows_the_counted_outcomes(changed):
+    for kind in KINDS:
+        changed["race"][SUGGESTED][kind]["outcomes"] = {FRESH: changed["sessions"]}
+    assert experiment.judge_qa_06(changed).verdict == "holds if the threads happen to run so"
+    changed["ordered"][f"{SUGGESTED}, resource"]["writes_after_stores"] = 2
+    assert experiment.judge_qa_06(changed).verdict == "holds"
+    for order in (SUGGESTED, INSIDE):
+        for kind in KINDS:
+            changed["race"][order][kind]["outcomes"] = {STALE: changed["sessions"]}
+    assert experiment.judge_qa_06(changed).verdict == "does not hold"
+
+
+def test_qa_07_follows_what_average_returns_and_what_inference_uses(changed):
+    changed["average"]["before_apply"] = "<tf.Variable>"
+    assert experiment.judge_qa_07(changed).verdict == "holds"
+    changed["average"]["inference_from_averages"] = 1.0
+    assert experiment.judge_qa_07(changed).verdict == "does not hold"
