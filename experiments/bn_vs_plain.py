@@ -521,6 +521,10 @@ def speed_ups(result: dict, form: str) -> list[float]:
     return [plain / reached if reached else 0.0 for plain, reached in pairs]
 
 
+def _times_fewer(factor: float) -> str:
+    return f"{factor:.1f} times fewer steps" if factor else "it never came"
+
+
 def judge_r2rt_01(result: dict) -> Verdict:
     steps = result["paper_steps"]
     alone, package = (steps["Inception"] / steps[name] for name in (PAPER_ALONE, PAPER_PACKAGE))
@@ -530,7 +534,7 @@ def judge_r2rt_01(result: dict) -> Verdict:
         for name, form in (("with", "population"), ("without", "plain"))
     }
     measured = (
-        f"paper: {package:.1f} times ({PAPER_PACKAGE}), {alone:.1f} with batch norm alone; this network: {here:.1f}"
+        f"paper: {package:.1f} times ({PAPER_PACKAGE}), {alone:.1f} with batch norm alone; here: {_times_fewer(here)}"
     )
     gap = (
         f"Training minus test accuracy of the small network is {gaps['with']:.3f} with batch norm and {gaps['without']:.3f} "
@@ -575,14 +579,14 @@ def judge_r2rt_08(result: dict) -> Verdict:
     scaled = float(np.median(np.subtract(column(result, "final_scaled_batch"), column(result, "final_scaled_plain"))))
     measured = (
         f"at the end {spread(batch)} with, {spread(plain)} without; by moving statistics {spread(population)}; "
-        f"{faster:.1f} times fewer steps to the plain network's best"
+        f"{_times_fewer(faster)} to the plain network's best"
     )
     start = medians(result, "final_scaled_plain")[0]
     beside = (
         f"from weights scaled by 1/√inputs it is {scaled:+.4f}, and without batch norm the accuracy is then {start:.4f}"
     )
     if gain < NOTICEABLE or faster <= 1.0:
-        return does_not_hold(measured, f"The smallest gain of {len(plain)} run(s) is {gain:+.4f}; {beside}.")
+        return does_not_hold(measured, f"The gain is {gain:+.4f}{' at worst' if len(plain) > 1 else ''}; {beside}.")
     moved = float(np.median(np.subtract(population, batch)))
     kept = f"Moving statistics instead of the test set's own change its accuracy with batch norm by {moved:+.4f}"
     if scaled < NOTICEABLE:

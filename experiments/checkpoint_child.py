@@ -10,9 +10,6 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-# What goes wrong here is the measurement, and is told in the answer; TensorFlow's warnings would tell it twice.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-
 import numpy as np
 
 import bn_graph

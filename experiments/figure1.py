@@ -238,7 +238,7 @@ def draw(result: dict, folder: Path) -> None:
         for name, part, why in (("paper", "fair", "best without"), ("kind", "kind", "kindest to batch norm"))
     }
     rows["r2rt"] = "r2rt's network: 2 hidden layers, N(0, 1),\ngrey images, rate 0.6 (0.01 on the sum of 60)"
-    with figure(folder / "figure1.png", nrows=3, ncols=3, figsize=(11, 9.2)) as (drawing, axes):
+    with figure(folder / "figure1.png", nrows=3, ncols=3, figsize=(10.2, 8.8)) as (drawing, axes):
         for row, (name, title) in zip(axes, rows.items(), strict=True):
             curves = {key: read(each) for key, each in result["curves"][name].items() if isinstance(each, list)}
             _draw_accuracy(row[0], curves, title)
@@ -278,7 +278,7 @@ def _draw_bands(axes, curves: dict, units: dict) -> None:
     margin = 0.15 * np.ptp(shown)
     for axis in axes:
         axis.set_ylim(shown.min() - margin, shown.max() + margin)
-        axis.legend(loc="upper right", fontsize=8, frameon=True, framealpha=0.85, edgecolor="none")
+        axis.legend(loc="lower right", fontsize=7, frameon=True, framealpha=0.85, edgecolor="none")
     axes[0].set_ylabel("sigmoid's input")
 
 

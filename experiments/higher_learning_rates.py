@@ -212,11 +212,8 @@ def _undo(settings: harness.Settings, seed: int) -> dict:
     for name, weights, train_weights in (("put in", trained, False), ("ordinary", initial_weights(sizes, seed), True)):
         with tf.Graph().as_default(), tf.Session(config=bn_graph.session_config()) as session:
             network = build(session, sizes, "with", "Adam", train_weights=train_weights)
-            session.run(network.initializer)
-            set_values(session, zip(network.weights, weights, strict=True))
-            before = score(session, network, dataset)
             after = train(session, network, weights, dataset, **options)
-            result[name] = _left(session, network, dataset) | {"accuracy_before": before, "accuracy_after": after}
+            result[name] = _left(session, network, dataset) | {"accuracy_after": after}
     return result
 
 
@@ -326,15 +323,12 @@ def judge_solver_16(result: dict) -> Verdict:
         f"of the distance is left: {spread(ordinary, 2)} in ordinary training, {spread(put_in, 2)} put into a trained "
         f"network, {spread(asked, 2)} if the loss asks for it"
     )
-    accuracy = {
-        key: float(np.median([each["undo"]["put in"][key] for each in result["runs"]]))
-        for key in ("accuracy_before", "accuracy_after")
-    }
     plain = float(np.median([each["undo"]["accuracy_plain"] for each in result["runs"]]))
+    after = float(np.median([each["undo"]["put in"]["accuracy_after"] for each in result["runs"]]))
     note = (
-        "Gamma = √(σ² + ε), beta = μ can be learned, but the loss need not lead there. Put into a trained network, they "
-        f"brought accuracy from {accuracy['accuracy_before']:.3f} to {accuracy['accuracy_after']:.3f} (without the layer "
-        f"{plain:.3f}), {'by' if np.median(put_in) <= UNDONE else 'and not by'} undoing it."
+        "Gamma = √(σ² + ε), beta = μ can be learned, but the loss need not lead there. Put into a trained network that "
+        f"scores {plain:.3f}, they brought it to {after:.3f} in {result['steps']:,} steps, "
+        f"{'by' if np.median(put_in) <= UNDONE else 'and not by'} undoing the layer."
     )
     undone = [np.median(values) <= UNDONE for values in (asked, put_in, ordinary)]
     if all(undone):

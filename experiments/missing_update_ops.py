@@ -333,7 +333,7 @@ def _statistics_moved_by_another_model() -> str:
         session.run(train_op)
         moved = [variable for variable in bn_graph.moving_statistics() if variable.op.name.startswith("bn2/")]
         means = session.run(moved[0])
-    return "runs and moves bn2's statistics" if np.any(means != 0.0) else "runs and leaves bn2's statistics alone"
+    return "runs; moves bn2's statistics" if np.any(means != 0.0) else "runs; leaves bn2's statistics alone"
 
 
 def _accuracies(result: dict, form: str, phase: str) -> list[float]:
@@ -450,7 +450,7 @@ def judge_solver_10(result: dict) -> Verdict:
         f"{case['models']}: '{case['scope']}' takes {case['taken']}, own {case['own']}" for case in cases
     )
     unscoped = result["consequences"]["the document's two, without scope"].split(":")[0]
-    silent = result["consequences"]["bn beside bn2, both in training"]
+    silent = result["consequences"]["bn beside bn2, both in training"].removeprefix("runs; ")
     note = (
         f"The scope is the beginning of a regular expression: {len(wrong)} of {len(cases)} cases go wrong, and a step of bn "
         f"beside bn2 {silent}. With no scope, training the document's no_norm alone: {unscoped}."

@@ -30,7 +30,7 @@ LARGEST = 300_000
 """Bytes that one committed file of the reference may have."""
 
 _GROUPS = ("does not hold", "holds if", "dated", "holds")
-_MARKS = {"holds": "✓", "holds if": "◐", "does not hold": "✗", "dated": "⌛"}
+_MARKS = {"holds": "✓", "holds if": "◐", "does not hold": "✗", "dated": "○"}
 
 
 def load_result(path: Path) -> dict:

@@ -11,11 +11,9 @@ import argparse
 import os
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-
-# The restores that go wrong are shown in the table; TensorFlow's warnings of them would stand before it.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import numpy as np
 
@@ -136,9 +134,24 @@ def _predict(restore: Callable[[tf.Session], None], split: bn_graph.Split) -> li
 
 def _tried(restore: Callable[[tf.Session], None], split: bn_graph.Split) -> list[int] | str:
     try:
-        return _predict(restore, split)
+        with _without_native_warnings():
+            return _predict(restore, split)
     except (tf.errors.OpError, ValueError) as error:
         return type(error).__name__
+
+
+@contextmanager
+def _without_native_warnings() -> Iterator[None]:
+    """Drops what native code writes to stderr: that a restore goes wrong is told in the table."""
+    sys.stderr.flush()
+    terminal, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(terminal, 2)
+        os.close(terminal)
+        os.close(nowhere)
 
 
 def _save_trainables(prefix: str, split: bn_graph.Split, path: str) -> str:

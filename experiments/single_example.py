@@ -17,6 +17,7 @@ but for the third training the test set is never run through the training graph.
 """
 
 import json
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -146,7 +147,7 @@ def _run_seed(settings: harness.Settings, seed: int) -> dict:
         "test_accuracy_after_at_once": float(np.mean(np.array(after["at_once"]) == labels)),
         "one_at_a_time_equals_at_once": after["one_at_a_time"] == after["at_once"],
         "largest_difference_of_logits": after["largest_difference_of_logits"],
-        "checkpoint": checkpoint,
+        "checkpoint": os.path.relpath(checkpoint, settings.output),
         "document_loop": {
             "last_scored_step": leak["last_scored_step"],
             "last_score": leak["scores"][-1],

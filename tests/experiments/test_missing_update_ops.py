@@ -72,7 +72,7 @@ def test_unscoped_updates_want_the_other_models_placeholder(result):
     found = result["consequences"]
     assert found["the document's two, with scope"] == "runs"
     assert "batchnorm/train_mode" in found["the document's two, without scope"]
-    assert found["bn beside bn2, both in training"] == "runs and moves bn2's statistics"
+    assert found["bn beside bn2, both in training"] == "runs; moves bn2's statistics"
 
 
 def test_article_01_depends_on_the_gap_between_the_phases(result):
