@@ -11,7 +11,7 @@ see `bn_graph.names`.
 import difflib
 import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -113,18 +113,27 @@ def make_inference_saver(
 
 
 def _refuse_left_out_statistics(var_list: Sequence[tf.Variable]) -> None:
+    graph = var_list[0].graph if var_list else tf.get_default_graph()
     saved = {variable.op.name for variable in var_list}
-    layers = {name.rpartition("/")[0] for name in saved if name.rpartition("/")[2] in ("gamma", "beta")}
+    known = saved | {variable.op.name for variable in graph.get_collection(tf.GraphKeys.GLOBAL_VARIABLES)}
+    parameters = [name for name in known if name.rpartition("/")[2] in ("gamma", "beta")]
+    layers = {name.rpartition("/")[0] for name in parameters}
+    saved_layers = {name.rpartition("/")[0] for name in parameters if name in saved}
     left_out = [
         name
-        for name in (variable.op.name for variable in moving_statistics(var_list[0].graph if var_list else None))
-        if name.rpartition("/")[0] in layers and name not in saved
+        for name in (variable.op.name for variable in moving_statistics(graph))
+        if name not in saved and _innermost(layers, name) in saved_layers
     ]
     if left_out:
         raise ValueError(
             f"The Saver would leave out moving statistics of layers whose gamma or beta it saves: {', '.join(left_out)}. "
             "Without them the restored network can't predict. Leave out var_list, or add bn_graph.moving_statistics()."
         )
+
+
+def _innermost(scopes: Iterable[str], name: str) -> str | None:
+    """The layer that a statistic belongs to: an average's shadow lies some scopes below its own."""
+    return max((scope for scope in scopes if name.startswith(f"{scope}/")), key=len, default=None)
 
 
 def save(saver: tf.train.Saver, session: tf.Session, prefix: str | os.PathLike, **save_options) -> str:

@@ -294,6 +294,7 @@ def write_json(path: Path, content: dict) -> None:
             file.write("\n")
             file.flush()
             os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)  # mkstemp makes files that only their owner may read
         os.replace(temporary, path)
     except BaseException:
         os.unlink(temporary)

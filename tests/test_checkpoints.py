@@ -73,6 +73,24 @@ def test_saver_of_trainable_variables_and_moving_statistics_is_accepted():
         bn_graph.make_saver(tf.trainable_variables() + bn_graph.moving_statistics())
 
 
+def test_saver_without_an_averages_shadow_is_refused():
+    with tf.Graph().as_default():
+        average = tf.train.ExponentialMovingAverage(0.9)
+        layer = bn_graph.ConvolutionalBatchNormalizer(2, 1e-3, average, True, name="bn")
+        layer.get_assigner()
+        own = [variable for variable in tf.global_variables() if variable.op.name.count("/") == 1]
+        assert {variable.op.name for variable in own} == {"bn/mean", "bn/variance", "bn/beta", "bn/gamma"}
+        with pytest.raises(ValueError, match="bn/mean/"):
+            bn_graph.make_saver(own)
+
+
+def test_saver_of_an_outer_layer_need_not_save_an_inner_ones_statistics():
+    with tf.Graph().as_default(), tf.variable_scope("block"):
+        outer = [tf.get_variable(name, [2]) for name in ("gamma", "beta")]
+        bn_graph.batch_norm_wrapper(tf.placeholder(tf.float32, [None, 2]), False, name="inner")
+        bn_graph.make_saver(outer)
+
+
 def test_saver_that_saves_nothing_of_a_layer_need_not_save_its_statistics():
     graph, session, _, _ = build_and_train(0)
     with graph.as_default(), session:

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.usefixtures("plain_graph")
 def test_statistics_are_those_of_numpy_with_reduced_dimensions_kept(shape, axis, start, random):
     inputs = random.normal(2.0, 3.0, shape)
     reduced = [dimension for dimension in range(len(shape)) if dimension != axis]
-    centered, mean, variance = start().run(moments.batch_statistics(tf.constant(inputs), reduced))
+    centered, mean, variance, _ = start().run(moments.batch_statistics(tf.constant(inputs), reduced))
 
     expected_mean, expected_variance = oracle.statistics(inputs, axis)
     kept = [size if dimension == axis else 1 for dimension, size in enumerate(shape)]
@@ -27,12 +27,12 @@ def test_statistics_are_those_of_numpy_with_reduced_dimensions_kept(shape, axis,
 
 
 def test_variance_is_biased(start):
-    _, _, variance = start().run(moments.batch_statistics(tf.constant([[1.0], [3.0]]), [0]))
+    _, _, variance, _ = start().run(moments.batch_statistics(tf.constant([[1.0], [3.0]]), [0]))
     np.testing.assert_array_equal(variance, [[np.var([1.0, 3.0], ddof=0)]])
 
 
 def test_variance_of_equal_values_is_zero_however_large_they_are(start):
-    centered, mean, variance = start().run(moments.batch_statistics(tf.fill([7, 1], tf.constant(123456.7)), [0]))
+    centered, mean, variance, _ = start().run(moments.batch_statistics(tf.fill([7, 1], tf.constant(123456.7)), [0]))
     np.testing.assert_array_equal(centered, np.zeros((7, 1)))
     np.testing.assert_array_equal(variance, [[0.0]])
     np.testing.assert_array_equal(mean, [[np.float32(123456.7)]])
@@ -50,14 +50,14 @@ def test_variance_of_equal_values_is_zero_however_large_they_are(start):
 def test_half_precisions_are_computed_in_float32_and_others_in_their_own(dtype, expected):
     assert moments.compute_dtype(dtype) == expected
     computed = moments.batch_statistics(tf.zeros([2, 3], dtype), [0])
-    assert [tensor.dtype for tensor in computed] == [expected] * 3
+    assert [tensor.dtype for tensor in computed] == [expected] * 4
 
 
 @pytest.mark.parametrize("offset", [0.0, 256.0, 1e6])
 def test_float32_statistics_keep_their_digits_far_from_zero(offset, start, random):
     # The oracle reads the same numbers as the layer: rounded to float32 first, which at 1e6 is to multiples of 1/16.
     inputs = random.normal(offset, 1.0, (64, 3)).astype(np.float32)
-    centered, mean, variance = start().run(moments.batch_statistics(tf.constant(inputs), [0]))
+    centered, mean, variance, _ = start().run(moments.batch_statistics(tf.constant(inputs), [0]))
     expected_mean, expected_variance = oracle.statistics(inputs)
     np.testing.assert_allclose(centered, inputs.astype(np.float64) - expected_mean, atol=1e-6)
     np.testing.assert_allclose(mean[0], expected_mean, rtol=1e-7, atol=1e-6)
@@ -69,7 +69,7 @@ def test_float32_statistics_of_a_large_batch_are_as_good_far_from_zero(offset, s
     # 64 images of 28×28. A plain float32 sum of so many values is good to some 1e-5 around 0 (measured: 5e-6).
     values = random.normal(offset, 1.0, (64 * 28 * 28, 3)).astype(np.float32)
     inputs = tf.placeholder(tf.float32, [None, 3])
-    centered, _, variance = start().run(moments.batch_statistics(inputs, [0]), {inputs: values})
+    centered, _, variance, _ = start().run(moments.batch_statistics(inputs, [0]), {inputs: values})
     expected_mean, expected_variance = oracle.statistics(values)
     np.testing.assert_allclose(centered, values.astype(np.float64) - expected_mean, atol=2e-5)
     np.testing.assert_allclose(variance[0], expected_variance, rtol=2e-5)
@@ -80,18 +80,25 @@ def test_statistics_of_float16_inputs_whose_sum_overflows_float16_are_finite(sta
     inputs[::2] = 20000.0
     with np.errstate(over="ignore"):
         assert np.isinf(inputs.sum(dtype=np.float16))
-    _, mean, variance = start().run(moments.batch_statistics(tf.constant(inputs), [0]))
+    _, mean, variance, _ = start().run(moments.batch_statistics(tf.constant(inputs), [0]))
     expected_mean, expected_variance = oracle.statistics(inputs)
     np.testing.assert_allclose(mean[0], expected_mean, rtol=1e-6)
     np.testing.assert_allclose(variance[0], expected_variance, rtol=1e-6)
 
 
-def test_gradients_flow_through_all_three_results(start, random):
+@pytest.mark.parametrize("static", [[6, 4, 2], [None, 4, 2], [None, None, 2]])
+def test_the_count_is_of_values_per_channel(static, start):
+    inputs = tf.placeholder(tf.float32, static)
+    count = moments.batch_statistics(inputs, [0, 1]).count
+    assert start().run(count, {inputs: np.zeros((6, 4, 2))}) == 6 * 4
+
+
+def test_gradients_flow_through_all_but_the_count(start, random):
     point = random.normal(3.0, 1.0, (4, 2))
     weights = [random.normal(size=shape) for shape in [(4, 2), (1, 2), (1, 2)]]
     inputs = tf.placeholder(tf.float64, [4, 2])
     computed = moments.batch_statistics(inputs, [0])
-    loss = tf.add_n([tf.reduce_sum(tensor * weight) for tensor, weight in zip(computed, weights, strict=True)])
+    loss = tf.add_n([tf.reduce_sum(tensor * weight) for tensor, weight in zip(computed[:3], weights, strict=True)])
     got = start().run(tf.gradients(loss, inputs)[0], {inputs: point})
 
     def expected_loss(values):
