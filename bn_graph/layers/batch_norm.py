@@ -303,5 +303,6 @@ def _record(
         "axis": axis,
         "epsilon": float(epsilon),
     }
-    note |= {name: variable.op.name for name, variable in variables.items() if variable is not None}
+    # `name` and not `op.name`: a scope's partitioner may have cut gamma and beta into parts, which have no op in common.
+    note |= {name: variable.name.partition(":")[0] for name, variable in variables.items() if variable is not None}
     tf.add_to_collection(LAYERS, json.dumps(note))
