@@ -29,6 +29,7 @@ from experiments import register
 __all__ = [
     "Experiment",
     "Mode",
+    "OneLineParser",
     "Settings",
     "UsageError",
     "Verdict",
@@ -130,7 +131,7 @@ class Settings(NamedTuple):
     output: Path
 
 
-class _OneLineParser(argparse.ArgumentParser):
+class OneLineParser(argparse.ArgumentParser):
     """argparse, with errors of one line: no usage block between the reader and what was wrong."""
 
     def error(self, message: str):
@@ -206,7 +207,7 @@ def _settings(experiment: Experiment, argv: list[str] | None) -> tuple[Settings,
 
 
 def _parser(experiment: Experiment) -> argparse.ArgumentParser:
-    parser = _OneLineParser(prog=f"python -m experiments.{experiment.name}", description=experiment.title)
+    parser = OneLineParser(prog=f"python -m experiments.{experiment.name}", description=experiment.title)
     parser.add_argument(
         "--mode", default="quick", choices=("quick", "full"), help="full: the document's own settings, MNIST"
     )

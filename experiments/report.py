@@ -7,7 +7,6 @@
 An experiment without a result here is shown by its reference result, and the page says so.
 """
 
-import argparse
 import base64
 import json
 import os
@@ -21,7 +20,7 @@ from pathlib import Path
 import jinja2
 
 from experiments import register
-from experiments.harness import FORMAT, UsageError, write_json
+from experiments.harness import FORMAT, OneLineParser, UsageError, write_json
 
 ROOT = Path(__file__).parents[1]
 REFERENCE = ROOT / "reference"
@@ -214,12 +213,12 @@ def _write_report(results: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m experiments.report", description=__doc__.splitlines()[0])
+    parser = OneLineParser(prog="python -m experiments.report", description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path("results"), help="folder of results (default: %(default)s)")
     parser.add_argument("--update-reference", action="store_true", help="take the full results as the reference")
     parser.add_argument("--check-readme", action="store_true", help="exit 1 if README's tables are not the reference's")
-    given = parser.parse_args(argv)
     try:
+        given = parser.parse_args(argv)
         if given.update_reference:
             update_reference(given.output, REFERENCE)
             write_text(README, with_tables(README.read_text(encoding="utf-8"), readme_tables(load_results(REFERENCE))))
@@ -235,7 +234,7 @@ def main(argv: list[str] | None = None) -> int:
             return 0 if current else 1
         _write_report(given.output)
         return 0
-    except UsageError as error:
+    except (UsageError, OSError) as error:
         print(f"report: {error}", file=sys.stderr)
         return 2
 

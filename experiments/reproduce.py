@@ -7,7 +7,6 @@ An experiment whose result of this mode, data directory and version is there alr
 guessed from the committed reference's own times.
 """
 
-import argparse
 import os
 import subprocess
 import sys
@@ -15,7 +14,7 @@ import time
 from pathlib import Path
 
 from experiments import register
-from experiments.harness import UsageError
+from experiments.harness import OneLineParser, UsageError
 from experiments.report import REFERENCE, load_result
 
 _QUICK_SECONDS = 20.0
@@ -60,12 +59,16 @@ def reproduce(names: list[str], mode: str, output: Path) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m experiments.reproduce", description=__doc__.splitlines()[0])
+    parser = OneLineParser(prog="python -m experiments.reproduce", description=__doc__.splitlines()[0])
     parser.add_argument("experiment", nargs="*", help="only these (default: all)")
     parser.add_argument("--mode", choices=("quick", "full"), default="quick")
     parser.add_argument("--output", type=Path, default=Path("results"))
     parser.add_argument("--fresh", action="store_true", help="run those that are there already, too")
-    given = parser.parse_args(argv)
+    try:
+        given = parser.parse_args(argv)
+    except UsageError as error:
+        print(f"reproduce: {error}", file=sys.stderr)
+        return 2
     names = [name.replace("-", "_") for name in given.experiment] or register.experiments()
     unknown = [name for name in names if name not in register.experiments()]
     if unknown:

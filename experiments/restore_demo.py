@@ -23,7 +23,7 @@ from bn_graph.quiet import start_tensorflow_quietly
 start_tensorflow_quietly()
 
 from bn_graph.tf1 import tf  # noqa: E402
-from experiments.harness import UsageError  # noqa: E402
+from experiments.harness import OneLineParser, UsageError  # noqa: E402
 from experiments.predict_from_checkpoint import HIDDEN_UNITS  # noqa: E402
 
 FIRST = 10  # images that are shown if none are named
@@ -41,13 +41,8 @@ def main(argv: list[str] | None = None) -> int:
         return 2
 
 
-class _OneLineParser(argparse.ArgumentParser):
-    def error(self, message: str):
-        raise UsageError(f"{message} (see --help)")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _OneLineParser(prog="python -m experiments.restore_demo", description=__doc__.splitlines()[0])
+    parser = OneLineParser(prog="python -m experiments.restore_demo", description=__doc__.splitlines()[0])
     parser.add_argument(
         "--images", type=_place, nargs="+", help="places in the test set, from 0 (default: the first ten)"
     )

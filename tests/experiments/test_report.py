@@ -116,3 +116,16 @@ def test_reproduce_leaves_out_what_is_done_and_runs_what_is_broken(results):
     path = results / "control_dependencies" / "result.json"
     path.write_text(path.read_text()[:100])
     assert not reproduce.is_done("control_dependencies", "quick", results)
+
+
+@pytest.mark.parametrize("module", [report, reproduce])
+def test_wrong_arguments_are_one_line_and_exit_2(module, capsys):
+    assert module.main(["--no-such-option"]) == 2
+    message = capsys.readouterr().err
+    assert "--no-such-option" in message and message.count("\n") == 1
+
+
+def test_a_report_that_can_not_be_written_is_one_line_and_exit_2(capsys):
+    assert report.main(["--output", "/proc/nowhere"]) == 2
+    message = capsys.readouterr().err
+    assert "/proc/nowhere" in message and message.count("\n") == 1
