@@ -85,7 +85,7 @@ def export_saved_model(
         array([[1.414]], dtype=float32)
         >>> folder.cleanup()
     """
-    with _written_next_to(directory) as unfinished:
+    with written_next_to(directory) as unfinished:
         extracted = extract(session, inputs, outputs, is_training)
         with extracted.graph.as_default(), open_session(extracted) as copied:
             signature = tf.saved_model.predict_signature_def(extracted.inputs, extracted.outputs)
@@ -142,7 +142,7 @@ def export_frozen_graph(
         ...     frozen.folded, frozen.unfolded, frozen.inputs
         (['bn1'], [], {'x': 'x:0'})
     """
-    with _written_next_to(path) as unfinished:
+    with written_next_to(path) as unfinished:
         extracted = extract(session, inputs, outputs, is_training)
         graph_def = _frozen(extracted)
         layers = _layers_with_constants(extracted, graph_def)
@@ -181,7 +181,7 @@ def _layers_with_constants(extracted: InferenceGraph, graph_def: tf.GraphDef) ->
 
 
 @contextmanager
-def _written_next_to(path: str | os.PathLike) -> Iterator[str]:
+def written_next_to(path: str | os.PathLike) -> Iterator[str]:
     """A name to write under, beside `path`, that becomes `path` once all is written, and is removed if anything fails."""
     path = os.path.abspath(path)
     if os.path.lexists(path):

@@ -1,0 +1,265 @@
+"""What the commands feed to a graph: arrays of examples from an ``.npz`` file, and single values ``NAME=VALUE``."""
+
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+from bn_graph.tf1 import tf
+
+__all__ = ["FeedError", "batch_size_of", "batches", "examples", "placeholders", "resolve", "singles", "unfed"]
+
+_OF_SAVERS = re.compile(r"(^|/)save(_\d+)?/(filename|Const)(_\d+)?$")
+
+
+class FeedError(ValueError):
+    """Data or a value that the graph can't be fed; the message is one line."""
+
+
+def placeholders(graph: tf.Graph) -> list[tf.Tensor]:
+    """The placeholders of a graph, those of its savers aside.
+
+    Example:
+        >>> from bn_graph.commands.feeds import placeholders
+        >>> from bn_graph.tf1 import tf
+        >>> with tf.Graph().as_default() as graph:
+        ...     _ = tf.placeholder(tf.float32, [None, 2], name="x")
+        ...     [tensor.name for tensor in placeholders(graph)]
+        ['x:0']
+    """
+    ops = [op for op in graph.get_operations() if op.type.startswith("Placeholder")]
+    return [op.outputs[0] for op in ops if not _OF_SAVERS.search(op.name)]
+
+
+def resolve(graph: tf.Graph, name: str) -> tf.Tensor:
+    """The tensor of which `name` speaks: its full name, with or without port, or the end of one placeholder's name.
+
+    Raises:
+        FeedError: there is none, or more than one placeholder ends so.
+
+    Example:
+        >>> from bn_graph.commands.feeds import resolve
+        >>> from bn_graph.tf1 import tf
+        >>> with tf.Graph().as_default() as graph:
+        ...     _ = tf.placeholder(tf.float32, [None, 2], name="input/x")
+        ...     resolve(graph, "x").name
+        'input/x:0'
+    """
+    try:
+        return graph.get_tensor_by_name(name if ":" in name else f"{name}:0")
+    except (KeyError, ValueError):
+        pass
+    known = placeholders(graph)
+    ending = [tensor for tensor in known if tensor.op.name.endswith(f"/{name.removesuffix(':0')}")]
+    if len(ending) == 1:
+        return ending[0]
+    if ending:
+        raise FeedError(f"{name} may be any of {', '.join(tensor.op.name for tensor in ending)}; give the full name.")
+    listed = ", ".join(describe(tensor) for tensor in known) or "none"
+    raise FeedError(f"The graph has no tensor named {name}. Its placeholders: {listed}.")
+
+
+def describe(tensor: tf.Tensor) -> str:
+    """Name, dtype and shape.
+
+    Example:
+        >>> from bn_graph.commands.feeds import describe
+        >>> from bn_graph.tf1 import tf
+        >>> with tf.Graph().as_default():
+        ...     describe(tf.placeholder(tf.float32, [None, 2], name="x"))
+        'x (float32, [?, 2])'
+    """
+    dims = tensor.shape.as_list() if tensor.shape.rank is not None else None
+    shape = "shape unknown" if dims is None else f"[{', '.join('?' if dim is None else str(dim) for dim in dims)}]"
+    return f"{tensor.name.removesuffix(':0')} ({tensor.dtype.base_dtype.name}, {shape})"
+
+
+def singles(graph: tf.Graph, pairs: Sequence[str]) -> dict[str, np.ndarray]:
+    """The values of ``NAME=VALUE`` arguments, by names of tensors.
+
+    Raises:
+        FeedError: no such tensor, or the value isn't one of its dtype, or the tensor isn't a scalar.
+
+    Example:
+        >>> from bn_graph.commands.feeds import singles
+        >>> from bn_graph.tf1 import tf
+        >>> with tf.Graph().as_default() as graph:
+        ...     _ = tf.placeholder(tf.bool, [], name="is_training")
+        ...     singles(graph, ["is_training=false"])
+        {'is_training:0': array(False)}
+    """
+    values = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not (name and equals and text):
+            raise FeedError(f"--feed {pair}: expected NAME=VALUE, as in --feed keep_prob=1.0.")
+        tensor = resolve(graph, name)
+        if tensor.name in values:
+            raise FeedError(f"--feed {pair}: {tensor.name} has been given a value already.")
+        if tensor.shape.rank not in (0, None):
+            raise FeedError(f"--feed {pair}: {describe(tensor)} is no scalar; put its values into the data.")
+        values[tensor.name] = _scalar(pair, text, tensor)
+    return values
+
+
+def _scalar(pair: str, text: str, tensor: tf.Tensor) -> np.ndarray:
+    dtype = tensor.dtype.base_dtype
+    try:
+        if dtype.is_bool:
+            return np.array({"true": True, "1": True, "false": False, "0": False}[text.lower()])
+        if dtype.is_floating or dtype.is_integer:
+            number = float(text) if dtype.is_floating else int(text)
+            value = np.array(number).astype(dtype.as_numpy_dtype)
+            if dtype.is_integer and int(value) != number:
+                raise OverflowError
+            return value
+    except (KeyError, ValueError, OverflowError) as error:
+        kind = "true or false" if dtype.is_bool else f"a number of dtype {dtype.name}"
+        raise FeedError(f"--feed {pair}: {describe(tensor)} takes {kind}, got {text!r}.") from error
+    raise FeedError(f"--feed {pair}: {describe(tensor)} takes neither a number nor true or false.")
+
+
+def examples(graph: tf.Graph, path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """The arrays of an ``.npz`` file, by the names of the tensors that they are for, in those tensors' dtypes.
+
+    Args:
+        graph: whose tensors the arrays' names name, as `resolve` says.
+        path: of a file as ``np.savez`` writes it; all arrays have as many entries along their first axis.
+
+    Raises:
+        FeedError: it can't be read as such; an array has a dtype or shape that its tensor doesn't take, or is empty.
+
+    Example:
+        >>> import tempfile
+        >>> import numpy as np
+        >>> from bn_graph.commands.feeds import examples
+        >>> from bn_graph.tf1 import tf
+        >>> with tempfile.TemporaryDirectory() as folder, tf.Graph().as_default() as graph:
+        ...     _ = tf.placeholder(tf.float32, [None, 2], name="x")
+        ...     np.savez(f"{folder}/data.npz", x=[[1, 2]])
+        ...     examples(graph, f"{folder}/data.npz")
+        {'x:0': array([[1., 2.]], dtype=float32)}
+    """
+    data: dict[str, np.ndarray] = {}
+    for name, array in _arrays(path).items():
+        tensor = resolve(graph, name)
+        if tensor.name in data:
+            raise FeedError(f"{path}: {tensor.name} is there twice, once as {name}.")
+        data[tensor.name] = _fitted(f"{path}: {name}", array, tensor)
+    lengths = {name: len(array) for name, array in data.items()}
+    if len(set(lengths.values())) > 1:
+        listed = ", ".join(f"{name.removesuffix(':0')} {length}" for name, length in lengths.items())
+        raise FeedError(f"{path}: the arrays have different numbers of examples: {listed}.")
+    return data
+
+
+def _arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    try:
+        with open(path, "rb") as file:
+            opened = np.load(file, allow_pickle=False)
+            if not isinstance(opened, np.lib.npyio.NpzFile):
+                raise FeedError(
+                    f"{path} holds a single array; save it with its placeholder's name: np.savez(path, x=…)."
+                )
+            arrays = {name: opened[name] for name in opened.files}
+    except FeedError:
+        raise
+    except OSError as error:
+        raise FeedError(f"{path} can't be read: {error.strerror or error}.") from error
+    except Exception as error:  # zipfile, zlib and NumPy each have several kinds for damaged files
+        line = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise FeedError(f"{path} is no .npz file of plain arrays: {line}.") from error
+    strange = [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]
+    if strange or not arrays:
+        raise FeedError(f"{path} holds {'something that is no array: ' + strange[0] if strange else 'no arrays'}.")
+    return arrays
+
+
+def _fitted(where: str, array: np.ndarray, tensor: tf.Tensor) -> np.ndarray:
+    """`array` in the tensor's dtype."""
+    dtype = tensor.dtype.base_dtype
+    if array.ndim == 0:
+        raise FeedError(f"{where} is a single value, where the first axis must be the examples; pass it with --feed.")
+    if array.size == 0:
+        raise FeedError(f"{where} is empty: its shape is {list(array.shape)}.")
+    if tensor.shape.rank is not None:
+        expected = [None, *tensor.shape.as_list()[1:]]
+        if tensor.shape.rank == 0 or not tf.TensorShape(expected).is_compatible_with(array.shape):
+            raise FeedError(f"{where} has shape {list(array.shape)}, which {describe(tensor)} doesn't take.")
+    if dtype == tf.string:
+        fits, converted = array.dtype.kind in "SU", array.astype(object)
+    elif dtype.as_numpy_dtype is None or not (
+        dtype.is_bool or dtype.is_floating or dtype.is_integer or dtype.is_complex
+    ):
+        fits, converted = False, array
+    else:
+        fits = array.dtype.kind in "biufc" and (
+            np.can_cast(array.dtype, dtype.as_numpy_dtype, "same_kind")
+            or (dtype.is_floating and array.dtype.kind in "biuf")
+        )
+        converted = array.astype(dtype.as_numpy_dtype) if fits else array
+        fits = fits and not (dtype.is_integer and not np.array_equal(converted, array))
+    if not fits:
+        raise FeedError(f"{where} is {array.dtype}, whose values {describe(tensor)} doesn't take.")
+    return converted
+
+
+def batch_size_of(graph: tf.Graph, data: Mapping[str, np.ndarray], wanted: int | None, default: int) -> int:
+    """How many examples to feed together: what the placeholders' shapes fix, or `wanted`, or `default`.
+
+    Raises:
+        FeedError: they contradict each other, or there are fewer examples than that.
+
+    Example:
+        >>> import numpy as np
+        >>> from bn_graph.commands.feeds import batch_size_of
+        >>> from bn_graph.tf1 import tf
+        >>> with tf.Graph().as_default() as graph:
+        ...     _ = tf.placeholder(tf.float32, [4, 2], name="x")
+        ...     batch_size_of(graph, {"x:0": np.zeros([9, 2])}, None, default=100)
+        4
+    """
+    shapes = {name: graph.get_tensor_by_name(name).shape for name in data}
+    fixed = {name: shape[0] for name, shape in shapes.items() if shape.rank and shape.as_list()[0] is not None}
+    sizes = {int(getattr(size, "value", size)) for size in fixed.values()} | ({wanted} if wanted else set())
+    if len(sizes) > 1:
+        listed = ", ".join(describe(graph.get_tensor_by_name(name)) for name in fixed)
+        raise FeedError(f"The batch size is fixed by the graph: {listed}; {wanted or 'one size'} doesn't fit that.")
+    size = sizes.pop() if sizes else default
+    length = len(next(iter(data.values()))) if data else 0
+    if data and fixed and length < size:
+        raise FeedError(f"The graph takes batches of {size} examples, and the data has {length}.")
+    return size
+
+
+def batches(data: Mapping[str, np.ndarray], size: int, whole: bool) -> Iterator[dict[str, np.ndarray]]:
+    """The examples in order, `size` at a time; a smaller last batch is left out if `whole`.
+
+    Example:
+        >>> import numpy as np
+        >>> from bn_graph.commands.feeds import batches
+        >>> [batch["x:0"].tolist() for batch in batches({"x:0": np.arange(5)}, 2, whole=False)]
+        [[0, 1], [2, 3], [4]]
+    """
+    length = len(next(iter(data.values())))
+    for start in range(0, length - length % size if whole else length, size):
+        yield {name: array[start : start + size] for name, array in data.items()}
+
+
+def unfed(graph: tf.Graph, needed: set[str], fed: Sequence[str]) -> list[tf.Tensor]:
+    """The placeholders (without default) among the ops `needed` that are not among the tensors `fed`.
+
+    Example:
+        >>> from bn_graph.commands.feeds import unfed
+        >>> from bn_graph.tf1 import tf
+        >>> with tf.Graph().as_default() as graph:
+        ...     _ = tf.placeholder(tf.bool, [], name="is_training")
+        ...     [tensor.name for tensor in unfed(graph, {"is_training"}, [])]
+        ['is_training:0']
+    """
+    return [
+        tensor
+        for tensor in placeholders(graph)
+        if tensor.op.name in needed and tensor.name not in fed and tensor.op.type != "PlaceholderWithDefault"
+    ]

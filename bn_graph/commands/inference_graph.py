@@ -1,0 +1,214 @@
+"""``python -m bn_graph inference-graph``: a SavedModel of somebody's graph that uses population statistics throughout."""
+
+import argparse
+import os
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from bn_graph.commands import CommandError
+
+if TYPE_CHECKING:  # TensorFlow takes seconds to import, and the parser shall not wait for it
+    from bn_graph.meta_graphs import Restored
+    from bn_graph.population_export import Turned
+    from bn_graph.tf1 import tf
+
+__all__ = ["add_arguments", "run"]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's arguments to `parser`.
+
+    Example:
+        >>> import argparse
+        >>> from bn_graph.commands import inference_graph
+        >>> parser = argparse.ArgumentParser()
+        >>> inference_graph.add_arguments(parser)
+        >>> parser.parse_args("--meta m.meta --checkpoint m --output y --out served".split()).input
+        []
+    """
+    parser.add_argument("--meta", required=True, help="the graph: a .meta file")
+    parser.add_argument("--checkpoint", required=True, help="prefix of the checkpoint; it is only read")
+    parser.add_argument("--output", required=True, metavar="NAME", help="the tensor to serve")
+    parser.add_argument(
+        "--input",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a tensor to feed; the placeholders that the output needs, if none is given",
+    )
+    parser.add_argument(
+        "--feed",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="makes a scalar placeholder a constant: keep_prob=1.0; switches (bool) that aren't named are fixed to false",
+    )
+    parser.add_argument("--example", metavar="D.npz", help="examples for the check, where random ones can't be made up")
+    parser.add_argument("--out", required=True, metavar="DIR", help="the SavedModel's directory; must not exist")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Writes the SavedModel as the arguments say, checks it, and prints what it did.
+
+    Args:
+        arguments: as `add_arguments` defines them.
+
+    Returns:
+        The exit status: 0; 1 if examples get other answers alone than in a batch; 2, with one line on stderr, for what
+        the user can mend; 130 after Ctrl-C. With all but 0 nothing is left at ``--out``.
+
+    Example:
+        >>> import argparse
+        >>> from bn_graph.commands import inference_graph
+        >>> parser = argparse.ArgumentParser()
+        >>> inference_graph.add_arguments(parser)
+        >>> inference_graph.run(parser.parse_args("--meta no.meta --checkpoint m --output y --out served".split()))
+        2
+    """
+    from bn_graph.quiet import start_tensorflow_quietly
+
+    try:
+        start_tensorflow_quietly()
+        from bn_graph.commands.feeds import FeedError
+        from bn_graph.export import ExportError
+        from bn_graph.meta_graphs import MetaGraphError
+        from bn_graph.population_export import CheckFailed, PopulationExportError
+
+        return _write(arguments)
+    except KeyboardInterrupt:
+        print("inference-graph: stopped; nothing was written.", file=sys.stderr)
+        return 130
+    except CheckFailed as error:
+        print(f"inference-graph: {error} Nothing was written.", file=sys.stderr)
+        return 1
+    except (CommandError, FeedError, MetaGraphError, PopulationExportError, ExportError, OSError) as error:
+        print(f"inference-graph: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+
+
+def _write(arguments: argparse.Namespace) -> int:
+    from bn_graph import meta_graphs, population_export
+    from bn_graph.commands import feeds
+
+    if os.path.lexists(arguments.out):
+        raise CommandError(f"{arguments.out} exists; name another --out, or remove it first.")
+    meta = meta_graphs.read(arguments.meta)
+    graph = meta_graphs.import_graph(meta)
+    output = feeds.resolve(graph, arguments.output)
+    cut = [feeds.resolve(graph, name).name for name in arguments.input]
+    fixed = feeds.singles(graph, arguments.feed)
+    switches = _open_switches(graph, output, {*fixed, *cut})
+    turned = population_export.turn(graph, output, fixed | {name: np.array(False) for name in switches})
+    inputs = _inputs(turned, cut)
+    restored = meta_graphs.restore(graph, meta, arguments.checkpoint)
+    _refuse_missing(turned, restored, inputs)
+    examples = _examples(turned, arguments.example, inputs)
+    signature = {tensor.name.removesuffix(":0"): tensor for tensor in inputs}
+    difference = population_export.write(
+        turned, restored.values, arguments.out, signature, output.name.removesuffix(":0"), examples
+    )
+    _warn_of_statistics(turned, restored)
+    for name in switches:
+        flag = name.removesuffix(":0")
+        print(f"{flag} is fixed to false; if it must be true, give --feed {flag}=true.")
+    print(f"Written: {arguments.out}: {', '.join(map(feeds.describe, inputs))} → {arguments.output}.")
+    print(f"Layers that use population statistics: {', '.join(_layer_names(turned)) or 'none'}.")
+    print(f"One at a time and in a batch, outputs differ by at most {difference:.3g}.")
+    return 0
+
+
+def _open_switches(graph: "tf.Graph", output: "tf.Tensor", taken: set[str]) -> list[str]:
+    """Scalar bool placeholders on the way to the output that nobody spoke of: they switch between modes."""
+    from bn_graph.commands import feeds
+    from bn_graph.graphs import reachability
+
+    needed = reachability.upstream(reachability.index(graph), [output])
+    return [
+        tensor.name
+        for tensor in feeds.placeholders(graph)
+        if tensor.op.name in needed
+        and tensor.name not in taken
+        and tensor.dtype.base_dtype.is_bool
+        and tensor.shape.rank in (0, None)
+    ]
+
+
+def _inputs(turned: "Turned", cut: list[str]) -> "list[tf.Tensor]":
+    """The tensors to feed: `cut`, or every placeholder that the output needs."""
+    from bn_graph.commands import feeds
+    from bn_graph.graphs import reachability
+
+    index = reachability.index(turned.graph)
+    gone = [name for name in cut if name.partition(":")[0] not in reachability.upstream(index, [turned.output])]
+    if gone:
+        raise CommandError(f"The output doesn't depend on --input {', '.join(gone)}.")
+    for name in cut:
+        index.nodes[name.partition(":")[0]].ClearField("input")
+    open_ones = feeds.unfed(turned.graph, reachability.upstream(index, [turned.output]), cut)
+    if cut and open_ones:
+        listed = ", ".join(map(feeds.describe, open_ones))
+        raise CommandError(f"The output needs {listed} too: name it with --input, or fix it with --feed NAME=VALUE.")
+    scalars = [tensor for tensor in open_ones if tensor.shape.rank == 0]
+    if scalars:
+        raise CommandError(f"The output needs the scalar {feeds.describe(scalars[0])}: fix it with --feed NAME=VALUE.")
+    inputs = [turned.graph.get_tensor_by_name(name) for name in cut] or open_ones
+    if not inputs:
+        raise CommandError("The output needs no placeholder: name the tensor to feed with --input NAME.")
+    return inputs
+
+
+def _refuse_missing(turned: "Turned", restored: "Restored", inputs: "list[tf.Tensor]") -> None:
+    from bn_graph import meta_graphs
+    from bn_graph.graphs import reachability
+
+    statistics = {name for pair in turned.statistics for name in pair}
+    index = reachability.index(turned.graph)
+    for tensor in inputs:
+        index.nodes[tensor.op.name].ClearField("input")
+    read = reachability.variables_read(index, [turned.output])
+    lacking = [name for name in restored.missing if name in read - statistics - meta_graphs.statistics_of(turned.graph)]
+    if lacking:
+        raise CommandError(f"The checkpoint lacks {', '.join(lacking[:5])}, which the output needs.")
+
+
+def _examples(turned: "Turned", path: str | None, inputs: "list[tf.Tensor]") -> dict[str, np.ndarray] | None:
+    from bn_graph.commands import feeds
+
+    if path is None:
+        return None
+    data = feeds.examples(turned.graph, path)
+    lacking = [tensor for tensor in inputs if tensor.name not in data]
+    if lacking:
+        raise CommandError(f"{path} has no array for the input {feeds.describe(lacking[0])}.")
+    wanted = {tensor.name: data[tensor.name] for tensor in inputs}
+    feeds.batch_size_of(turned.graph, wanted, None, default=1)
+    return {name.removesuffix(":0"): array for name, array in wanted.items()}
+
+
+def _layer_names(turned: "Turned", pairs: "list[tuple[str, str]] | None" = None) -> list[str]:
+    pairs = turned.statistics if pairs is None else pairs
+    return [mean.rpartition("/")[0] or mean for mean, _ in pairs]
+
+
+def _warn_of_statistics(turned: "Turned", restored: "Restored") -> None:
+    """One line each for statistics that the checkpoint lacks, and for those that were never updated."""
+    missing = [pair for pair in turned.statistics if set(pair) & set(restored.missing)]
+    initial = [pair for pair in turned.statistics if pair not in missing and _is_initial(restored.values, *pair)]
+    for pairs, what in (
+        (missing, "are not in the checkpoint"),
+        (initial, "were never updated (means 0, variances all 1 or 0)"),
+    ):
+        if pairs:
+            print(
+                f"inference-graph: warning: the statistics of {', '.join(_layer_names(turned, pairs))} {what}; if the "
+                "network was trained on batch statistics, run `python -m bn_graph recalibrate` first.",
+                file=sys.stderr,
+            )
+
+
+def _is_initial(values: Mapping[str, np.ndarray], mean: str, variance: str) -> bool:
+    same = np.unique(values[variance])  # an ExponentialMovingAverage of a tensor starts from 0
+    return bool((values[mean] == 0).all() and len(same) == 1 and same[0] in (0, 1))

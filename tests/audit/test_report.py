@@ -1,0 +1,311 @@
+"""Reports as text, JSON, SARIF and GitHub's commands: everything that was found is there, and nothing breaks the form."""
+
+import io
+import json
+from urllib.parse import unquote, urlparse
+
+import pytest
+
+from bn_graph.audit.explanations import RULES
+from bn_graph.audit.findings import ADVICE, ERROR, WARNING, CannotTell, Finding, LayerRow, Report
+from bn_graph.audit.report import FORMATS, compact, printable, render, wants_colour
+
+NAMES = tuple(f"conv{number}/bn" for number in range(1, 10))
+
+
+def row(name="bn", **changed):
+    row = LayerRow(name, "fused V3", "batch", "population", "none", "yes", "initial", {"gamma": f"{name}/gamma"})
+    return row._replace(**changed)
+
+
+def finding(code="BN001", level=ERROR, layers=NAMES, **changed):
+    found = Finding(code, level, layers, "No train op runs the updates.", ("Adam ← gradients",), "Depend on them.")
+    return found._replace(**changed)
+
+
+def report(path="logs/model.meta", kind="meta graph", **changed):
+    whole = Report(
+        path,
+        kind,
+        "logs/model",
+        tuple(map(row, NAMES)),
+        (finding(), finding("BN007", WARNING, NAMES[:2]), finding("BN101", ADVICE, NAMES[:1])),
+        (CannotTell("BN004", NAMES[:1], "The switch is a placeholder."),),
+        nodes=12345,
+    )
+    return whole._replace(**changed)
+
+
+# --- text -------------------------------------------------------------------------------------------------------------
+
+
+def test_text_has_heading_table_findings_untold_and_summary_in_that_order():
+    lines = render([report()], "text").splitlines()
+    expected = [
+        "logs/model.meta: meta graph with checkpoint logs/model, 12,345 nodes",
+        "layer     kernel    training  inference   updates  saved  statistics",
+        "conv1/bn  fused V3  batch     population  none     yes    initial",
+        "BN001 error: No train op runs the updates.",
+        "    layers: conv1/bn … conv9/bn (9 layers)",
+        "        - Adam ← gradients",
+        "    fix: Depend on them.",
+        "BN007 warning: No train op runs the updates.",
+        "BN101 advice: No train op runs the updates.",
+        "Cannot tell:",
+        "    BN004 conv1/bn: The switch is a placeholder.",
+    ]
+    places = [lines.index(line) for line in expected]
+    assert places == sorted(places)
+    assert lines[-1] == "9 layers: 1 error, 1 warning, 1 of advice, 1 that can't be told."
+
+
+def test_columns_line_up_whatever_is_in_them():
+    layers = (row("a", updates="2 of 2"), row("much/longer", kernel="moments", saved="some"))
+    lines = render([report(layers=layers, findings=(), untold=())], "text").splitlines()
+    head, *rows = lines[2:5]
+    for title, field in (("kernel", 1), ("training", 2), ("updates", 4), ("saved", 5), ("statistics", 6)):
+        start = head.index(title)
+        for line, layer in zip(rows, layers, strict=True):
+            assert line[start - 1] == " " and line[start:].startswith(layer[field])
+
+
+def test_long_names_lose_their_middle_and_lines_fit():
+    name = "tower/" * 30 + "batch_normalization_7"
+    text = render([report(layers=(row(name), row("bn")), findings=(finding(layers=(name,)),))], "text")
+    (shortened,) = [line for line in text.splitlines() if line.startswith("tower/") and "…" in line]
+    assert len(shortened) <= 120
+    start, end = shortened.split("  ")[0].split("…")
+    assert name.startswith(start) and name.endswith(end)
+    assert name in text  # in full with the finding, to search for
+
+
+def test_names_that_fit_are_not_shortened():
+    assert "…" not in render([report(layers=(row("x" * 60),), findings=())], "text")
+
+
+def test_prose_is_wrapped_and_keeps_its_indent():
+    message = " ".join(["word"] * 60)
+    text = render([report(findings=(finding(message=message, evidence=(message,), fix=message),))], "text")
+    assert max(map(len, text.splitlines())) <= 120
+    assert text.count("word") == 180
+
+
+def test_a_graph_without_batch_norm_says_so_in_one_line():
+    assert render([Report("a.pb", "graph", None, (), (), (), nodes=1)], "text").splitlines() == [
+        "a.pb: graph, 1 node",
+        "No batch norm in it.",
+    ]
+
+
+def test_a_clean_report_says_that_nothing_was_found():
+    text = render([report(findings=(), untold=())], "text")
+    assert text.endswith("9 layers: nothing found.")
+
+
+def test_several_reports_end_with_how_many_are_faulty():
+    clean = report(findings=())
+    assert render([report(), clean, clean], "text").endswith("\n\n3 reports, 1 with errors.")
+
+
+def test_colour_comes_only_when_it_is_asked_for():
+    plain, coloured = (render([report()], "text", colour=colour) for colour in (False, True))
+    assert "\x1b" not in plain
+    assert "\x1b[31mBN001 error:\x1b[0m" in coloured
+    for sign in ("\x1b[0m", "\x1b[1m", "\x1b[31m", "\x1b[33m", "\x1b[36m"):
+        coloured = coloured.replace(sign, "")
+    assert coloured == plain
+
+
+@pytest.mark.parametrize(
+    ("terminal", "environment", "wanted"),
+    [
+        (True, {}, True),
+        (False, {}, False),
+        (True, {"NO_COLOR": "1"}, False),
+        (True, {"NO_COLOR": ""}, True),  # no-color.org: "when present and not an empty string"
+        (True, {"TERM": "dumb"}, False),
+    ],
+)
+def test_colour_is_for_terminals_that_want_it(terminal, environment, wanted, monkeypatch):
+    for name in ("NO_COLOR", "TERM"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    stream = io.StringIO()
+    stream.isatty = lambda: terminal
+    assert wants_colour(stream) is wanted
+
+
+def test_control_characters_of_a_file_do_not_reach_the_terminal():
+    evil = "bn\x1b[2J\r\n\u202e"
+    whole = report(
+        evil, checkpoint=evil, layers=(row(evil),), findings=(finding(layers=(evil,) * 4, evidence=(evil,)),)
+    )
+    for form in ("text", "github"):
+        text = render([whole], form)
+        assert all(line.isprintable() for line in text.split("\n")) and "bn\\x1b[2J" in text
+
+
+def test_lone_surrogates_of_a_path_can_be_printed():
+    printable("bad\udcff name").encode("utf-8")
+
+
+@pytest.mark.parametrize(
+    ("names", "text"),
+    [
+        ((), ""),
+        (("a", "b", "c"), "a, b, c"),
+        (("a", "b", "c", "d"), "a … d (4 layers)"),
+        (("net/a", "net/b", "net/c", "nets/d"), "net/a … nets/d (4 layers)"),  # net is no scope of nets/d
+        (("n/a/bn", "n/a/bn_1", "n/a/bn_2", "n/a/bn_3"), "n/a/{bn … bn_3} (4 layers)"),
+    ],
+)
+def test_many_layers_are_named_in_few_words(names, text):
+    assert compact(names) == text
+
+
+# --- JSON -------------------------------------------------------------------------------------------------------------
+
+
+def test_json_holds_everything_of_a_report():
+    whole = report()
+    told = json.loads(render([whole], "json", unread=[("bad.meta", "cut short")]))
+    assert told["version"] == 1
+    assert told["summary"] == {
+        "reports": 1,
+        "layers": 9,
+        "error": 1,
+        "warning": 1,
+        "advice": 1,
+        "cannot_tell": 1,
+        "unreadable": 1,
+    }
+    assert told["unreadable"] == [{"path": "bad.meta", "reason": "cut short"}]
+    (one,) = told["reports"]
+    assert {key: one[key] for key in ("path", "kind", "checkpoint", "nodes")} == {
+        "path": whole.path,
+        "kind": whole.kind,
+        "checkpoint": whole.checkpoint,
+        "nodes": whole.nodes,
+    }
+    as_lists = json.loads(json.dumps([layer._asdict() for layer in whole.layers]))
+    assert one["layers"] == as_lists
+    assert [each["code"] for each in one["findings"]] == ["BN001", "BN007", "BN101"]
+    assert one["findings"][0]["layers"] == list(NAMES) and one["findings"][0]["evidence"] == ["Adam ← gradients"]
+    assert one["cannot_tell"] == [{"code": "BN004", "layers": [NAMES[0]], "reason": "The switch is a placeholder."}]
+
+
+# --- SARIF: the required properties of the 2.1.0 schema, and the constraints on those that are used ------------------
+
+
+def check_sarif(log):
+    assert log["version"] == "2.1.0" and urlparse(log["$schema"]).scheme == "https"
+    assert set(log) <= {"$schema", "version", "runs"}
+    for run in log["runs"]:
+        rules = run["tool"]["driver"]["rules"]
+        assert run["tool"]["driver"]["name"]
+        assert len({rule["id"] for rule in rules}) == len(rules)
+        for rule in rules:
+            assert rule["defaultConfiguration"]["level"] in {"none", "note", "warning", "error"}
+            assert all(rule[key]["text"] for key in ("shortDescription", "fullDescription", "help"))
+        for result in run["results"]:
+            assert result["message"]["text"]
+            assert result["level"] in {"none", "note", "warning", "error"}
+            assert rules[result["ruleIndex"]]["id"] == result["ruleId"]
+            check_locations(result["locations"])
+        assert run["columnKind"] in {"utf16CodeUnits", "unicodeCodePoints"}
+        for invocation in run["invocations"]:
+            assert isinstance(invocation["executionSuccessful"], bool)
+            for note in invocation["toolExecutionNotifications"]:
+                assert note["message"]["text"] and note["level"] in {"none", "note", "warning", "error"}
+                assert "associatedRule" not in note or note["associatedRule"]["id"] in RULES
+                check_locations(note["locations"])
+
+
+def check_locations(locations):
+    for location in locations:
+        assert set(location) <= {"physicalLocation", "logicalLocations"}
+        if "physicalLocation" in location:
+            uri = location["physicalLocation"]["artifactLocation"]["uri"]
+            assert uri.isascii() and not set(uri) & set(' "<>\\^`{|}#?') and urlparse(uri).scheme in ("", "file")
+        logical = location.get("logicalLocations", [])
+        assert len({json.dumps(each, sort_keys=True) for each in logical}) == len(logical)  # uniqueItems
+        assert all(each["fullyQualifiedName"] for each in logical)
+
+
+@pytest.mark.parametrize(
+    "whole",
+    [
+        report(),
+        report(findings=(), untold=(), layers=()),
+        report("with space, a#b?c:d/µ.meta"),
+        report("/absolute/model.meta", "checkpoint"),
+        report("my graph", "live graph"),
+        report(findings=tuple(finding(code, RULES[code].level) for code in RULES)),
+        report(findings=(finding(layers=()), finding(layers=("bn", "bn")))),
+    ],
+)
+def test_sarif_is_valid(whole):
+    check_sarif(json.loads(render([whole, whole], "sarif", unread=[("bad\udcff.meta", "cut short")])))
+
+
+def test_sarif_locates_findings_in_the_file_and_its_layers():
+    path = "with space/model:1.meta"
+    log = json.loads(render([report(path)], "sarif"))
+    result = log["runs"][0]["results"][0]
+    (location,) = result["locations"]
+    assert unquote(location["physicalLocation"]["artifactLocation"]["uri"]) == path
+    assert [each["fullyQualifiedName"] for each in location["logicalLocations"]] == list(NAMES)
+    assert "Adam ← gradients" in result["message"]["text"] and "Depend on them." in result["message"]["text"]
+    assert [each["level"] for each in log["runs"][0]["results"]] == ["error", "warning", "note"]
+
+
+def test_sarif_tells_the_untold_as_notifications_and_not_as_alerts():
+    whole = report(findings=())
+    run = json.loads(render([whole], "sarif"))["runs"][0]
+    (invocation,) = run["invocations"]
+    (note,) = invocation["toolExecutionNotifications"]
+    assert run["results"] == [] and invocation["executionSuccessful"]
+    assert note["associatedRule"] == {"id": "BN004"} and "placeholder" in note["message"]["text"]
+
+
+def test_sarif_says_what_could_not_be_read():
+    run = json.loads(render([], "sarif", unread=[("bad.meta", "cut short")]))["runs"][0]
+    (invocation,) = run["invocations"]
+    assert not invocation["executionSuccessful"]
+    assert "cut short" in invocation["toolExecutionNotifications"][0]["message"]["text"]
+
+
+# --- GitHub -----------------------------------------------------------------------------------------------------------
+
+
+def test_github_has_a_command_for_each_finding():
+    lines = render([report()], "github").splitlines()
+    start = "file=logs/model.meta,title="
+    assert [line.partition(" ")[0] for line in lines[:3]] == ["::error", "::warning", "::notice"]
+    assert lines[0].startswith(f"::error {start}BN001%3A ")
+    assert "%0ALayers: conv1/bn … conv9/bn (9 layers)%0A" in lines[0]
+    assert len(lines) == 4 and not lines[3].startswith("::")
+
+
+def test_github_escapes_what_would_end_a_property_or_a_message():
+    whole = report("50%, a:b\n.meta", findings=(finding(message="half\r\n::error::50%: a, b", evidence=()),))
+    command, *rest = render([whole], "github").splitlines()
+    assert command.startswith("::error file=50%25%2C a%3Ab%0A.meta,title=")
+    assert "::half%0D%0A::error::50%25: a, b" in command
+    assert not any(line.startswith("::") for line in rest)
+
+
+def test_github_names_no_file_for_a_live_graph():
+    line = render([report("my graph", "live graph")], "github").splitlines()[0]
+    assert line.startswith("::error title=BN001%3A ")
+
+
+def test_an_unknown_form_is_refused():
+    with pytest.raises(ValueError, match=r"text, json, sarif, github, got 'xml'"):
+        render([], "xml")
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_no_report_at_all_can_be_rendered(form):
+    render([], form)
