@@ -8,6 +8,7 @@ Unlike ``tf.train.import_meta_graph`` and ``Saver.restore`` this gets by with wh
   under the names that other savers of the graph give it; what no name finds is initialized, and said.
 """
 
+import itertools
 import os
 import shutil
 import tempfile
@@ -161,15 +162,18 @@ def _refuse_unknown_op(error: Exception) -> None:
 
 
 def one_line(error: BaseException) -> str:
-    """The first line of an exception's message, with a full stop.
+    """The sentence of an exception that says what is wrong, with a full stop.
 
     Example:
         >>> from bn_graph.meta_graphs import one_line
         >>> one_line(ValueError("no good\\nat all"))
         'no good.'
     """
-    text = str(getattr(error, "message", None) or error).strip() or type(error).__name__
-    return text.splitlines()[0].rstrip(".") + "."
+    text = str(getattr(error, "message", None) or error)
+    lines = [line.strip() for line in text.splitlines() if line.strip()] or [type(error).__name__]
+    # Of an op that failed, TensorFlow puts the sentence above the node, below where the op was made.
+    above_node = [line for line, after in itertools.pairwise(lines) if after.startswith("[[{{node")]
+    return (above_node or lines)[0].rstrip(".") + "."
 
 
 # --- Values -----------------------------------------------------------------------------------------------------------

@@ -266,7 +266,7 @@ def _answers(
     except (tf.errors.OpError, ValueError) as error:
         if isinstance(error, PopulationExportError):
             raise
-        hint = "give examples with --example D.npz: inputs were drawn at random, unknown sizes as 1" if made_up else ""
+        hint = "Inputs were drawn at random, unknown sizes as 1: give examples with --example D.npz." if made_up else ""
         kind = NeedsExample if made_up else PopulationExportError
         raise kind(f"The check can't run the model: {meta_graphs.one_line(error)} {hint}".strip()) from error
     return together, again, np.concatenate(alone)

@@ -61,7 +61,7 @@ def audit_checkpoint(
         "BN002",
         ERROR,
         names,
-        "its population statistics are what they were initialized to: never updated",
+        "population statistics are what they were initialized to: never updated",
         tuple(evidence[:6]),
         "run the update ops in training, or compute the statistics now: python -m bn_graph recalibrate",
     )

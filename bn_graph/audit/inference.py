@@ -19,7 +19,6 @@ _SWITCHES = frozenset({"Switch", "RefSwitch"})
 _CONDS = frozenset({"If", "StatelessIf"})
 _SELECTS = frozenset({"Select", "SelectV2"})
 _NO_OUTPUTS = ("Assign", "Save", "Restore", "NoOp", "Assert", "Print", "Shape", "Rank", "Size", "VarIsInitialized")
-_AFTER_AN_OUTPUT = frozenset({"Identity", "Shape", "ArgMax", "Equal", "Cast"})
 
 
 class Alternative(NamedTuple):
@@ -182,7 +181,8 @@ def _into(graph: Graph, ref: Ref, modes: Modes) -> list[Ref]:
 def sinks(graph: Graph, uses: Uses, starts: Sequence[Ref], passed_over: frozenset[int]) -> list[int]:
     """The last nodes that the values of `starts` go into: what a program would fetch.
 
-    Assigns, summaries, savers, shapes and gradients are no outputs, nor is anything in `passed_over`.
+    Assigns, summaries, savers, shapes and gradients are no outputs, nor is anything in `passed_over`, nor a value that
+    is only assigned.
     """
     found, seen = [], set()
     pending = [user for node, port in starts for user, _, used in uses.data[node] if used == port]
@@ -191,11 +191,10 @@ def sinks(graph: Graph, uses: Uses, starts: Sequence[Ref], passed_over: frozense
         if node in seen or node in passed_over or _is_no_output(graph, node):
             continue
         seen.add(node)
-        users = [user for user, _, _ in uses.data[node]]
-        users = [user for user in users if user not in passed_over and not _is_no_output(graph, user)]
-        if users:
-            pending.extend(users)
-        else:
+        users = [user for user, _, _ in uses.data[node] if user not in passed_over]
+        going_on = [user for user in users if not _is_no_output(graph, user)]
+        pending.extend(going_on)
+        if not going_on and not any(graph.ops[user].startswith("Assign") for user in users):
             found.append(node)
     return sorted(found)
 

@@ -6,12 +6,12 @@ down for what is normalized, by which mean, gamma and beta. Layer, instance and 
 dimensions than the examples and have no population statistics; they are passed over, as are optimizers.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from bn_graph.audit.graph import ABSENT, VARIABLES, Graph, Ref, Uses
 from bn_graph.audit.moments import FUSED, BatchStatistic, is_training_kernel, recognize
-from bn_graph.audit.tensors import FORWARDS, Choice, Leaf, branch_of, constant_node, leaves, strip, variable
+from bn_graph.audit.tensors import FORWARDS, Choice, Leaf, branches, constant_node, leaves, strip, variable
 
 __all__ = ["Normalization", "Source", "find_normalizations"]
 
@@ -20,6 +20,9 @@ _DIVISIONS = frozenset({"RealDiv", "Div", "DivNoNan"})
 _ADDITIONS = frozenset({"Add", "AddV2", "BiasAdd"})
 _HANDS_ON = (FORWARDS | {"Switch", "RefSwitch", "Merge", "RefMerge"}) - {"ReadVariableOp"}
 _MOST_STEPS = 64
+
+Branches = Sequence[frozenset[Choice]]
+"""Of each node, the choices under which it runs."""
 
 
 class Source(NamedTuple):
@@ -75,20 +78,21 @@ def find_normalizations(graph: Graph, uses: Uses) -> list[Normalization]:
         graph, uses: as made by `graph.build` and `graph.uses`.
     """
     found = []
+    under = branches(graph)
     for node, op in enumerate(graph.ops):
         if op in FUSED and len(graph.inputs[node]) >= 3:
-            found.append(_fused(graph, node))
+            found.append(_fused(graph, node, under))
         elif op in _GLOBAL and len(graph.inputs[node]) >= 5:
-            found.append(_global(graph, node))
+            found.append(_global(graph, node, under))
         elif op in ("Rsqrt", "Sqrt", "Pow"):
-            normalization = _written_out(graph, uses, node)
+            normalization = _written_out(graph, uses, node, under)
             if normalization is not None:
                 found.append(normalization)
     return found
 
 
-def _sources(graph: Graph, ref: Ref) -> tuple[Source, ...]:
-    found = leaves(graph, ref, lambda inner: recognize(graph, inner) is not None)
+def _sources(graph: Graph, ref: Ref, under: Branches) -> tuple[Source, ...]:
+    found = leaves(graph, ref, lambda inner: recognize(graph, inner) is not None, under)
     return tuple(_source(graph, leaf) for leaf in found)
 
 
@@ -101,13 +105,13 @@ def _source(graph: Graph, leaf: Leaf) -> Source:
     return Source(kind, leaf.ref[0], leaf.choices)
 
 
-def _fused(graph: Graph, node: int) -> Normalization:
+def _fused(graph: Graph, node: int, under: Branches) -> Normalization:
     sources = graph.inputs[node]
     if is_training_kernel(graph, node):
         mean, variance = (recognize(graph, (node, port)) for port in (1, 2))
         statistics = [(Source("batch", node, frozenset(), statistic),) for statistic in (mean, variance)]
     else:
-        statistics = [_sources(graph, ref) for ref in (sources[3:5] if len(sources) >= 5 else [ABSENT, ABSENT])]
+        statistics = [_sources(graph, ref, under) for ref in (sources[3:5] if len(sources) >= 5 else [ABSENT, ABSENT])]
     epsilon = graph.protos[node].attr["epsilon"].f if "epsilon" in graph.protos[node].attr else 1e-4
     return Normalization(
         node,
@@ -118,23 +122,23 @@ def _fused(graph: Graph, node: int) -> Normalization:
         variable(graph, sources[1]),
         variable(graph, sources[2]),
         epsilon,
-        branch_of(graph, node),
+        under[node],
     )
 
 
-def _global(graph: Graph, node: int) -> Normalization:
+def _global(graph: Graph, node: int, under: Branches) -> Normalization:
     inputs, mean, variance, beta, gamma = graph.inputs[node][:5]
     return Normalization(
         node,
         "global",
         strip(graph, inputs),
         (node, 0),
-        _sources(graph, mean),
-        _sources(graph, variance),
+        _sources(graph, mean, under),
+        _sources(graph, variance, under),
         variable(graph, gamma),
         variable(graph, beta),
         graph.protos[node].attr["variance_epsilon"].f,
-        branch_of(graph, node),
+        under[node],
     )
 
 
@@ -151,18 +155,18 @@ class _Use(NamedTuple):
     beta: int | None
 
 
-def _written_out(graph: Graph, uses: Uses, node: int) -> Normalization | None:
-    under = _under_root(graph, node)
-    if under is None:
+def _written_out(graph: Graph, uses: Uses, node: int, under: Branches) -> Normalization | None:
+    squared = _under_root(graph, node)
+    if squared is None:
         return None
-    variance, epsilon = under
-    of_variance = _sources(graph, variance)
+    variance, epsilon = squared
+    of_variance = _sources(graph, variance, under)
     if not _may_be_variance(of_variance):
         return None
     use = _use(graph, uses, node, of_variance)
     if use is None:
         return None
-    mean = _sources(graph, use.mean) if use.mean is not None else ()
+    mean = _sources(graph, use.mean, under) if use.mean is not None else ()
     found = Normalization(
         node,
         "moments",
@@ -173,7 +177,7 @@ def _written_out(graph: Graph, uses: Uses, node: int) -> Normalization | None:
         use.gamma,
         use.beta,
         epsilon,
-        branch_of(graph, node),
+        under[node],
     )
     return found if _is_batch_norm(graph, found) else None
 
@@ -215,6 +219,7 @@ def _use(graph: Graph, uses: Uses, root: int, of_variance: tuple[Source, ...]) -
     Gradients multiply by the root too. They are made after what they are gradients of, so the first product it is.
     """
     products, means, gammas = [], [], []
+    normalized = {ref for source in of_variance if source.statistic for ref in source.statistic.inputs}
     divides = graph.ops[root] == "Sqrt" or (graph.ops[root] == "Pow" and _exponent(graph, root) > 0)
     pending, seen = [((root, 0), divides)], set()
     while pending and len(seen) < _MOST_STEPS:
@@ -233,7 +238,7 @@ def _use(graph: Graph, uses: Uses, root: int, of_variance: tuple[Source, ...]) -
                 other = graph.inputs[user][1 - place]
                 if not divides and _is_mean_term(graph, uses, user):
                     means.append((user, other))
-                elif _is_scale(graph, other):
+                elif strip(graph, other) not in normalized and _is_scale(graph, other):
                     gammas.append((user, other))
                     pending.append(((user, 0), False))
                 else:
@@ -257,8 +262,9 @@ def _exponent(graph: Graph, node: int) -> float:
 
 
 def _is_scale(graph: Graph, ref: Ref) -> bool:
-    """Whether a factor is a variable or a constant, and so a gamma and no activation."""
-    return variable(graph, ref) is not None or constant_node(graph, ref) is not None
+    """Whether a factor is a variable or a constant of a channel each, and so a gamma and no activation."""
+    value = constant_node(graph, ref)
+    return variable(graph, ref) is not None or (value is not None and sum(size > 1 for size in value.shape) < 2)
 
 
 def _is_mean_term(graph: Graph, uses: Uses, node: int) -> bool:

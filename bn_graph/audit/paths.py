@@ -70,7 +70,7 @@ def _by_batch(model: Model, layer: Layer, used: set[int]) -> list[Normalization]
 
 def _stuck(model: Model, layer: Layer) -> str:
     if not layer.statistics:
-        return "it keeps no population statistics at all"
+        return "there are no population statistics at all"
     fixed = [
         (node, value)
         for way in alternatives(layer)
@@ -79,8 +79,8 @@ def _stuck(model: Model, layer: Layer) -> str:
         if node in model.modes.known and node not in model.modes.chosen
     ]
     if fixed:
-        return f"its switch {model.name(fixed[0][0])} stands on training"
-    return "it has no switch there: it was built in training mode"
+        return f"the switch {model.name(fixed[0][0])} stands on training"
+    return "no switch there, it was built in training mode"
 
 
 def _evidence(model: Model, places: Iterable[Normalization], outputs: Sequence[int]) -> tuple[str, ...]:
@@ -206,13 +206,13 @@ def _only_trained(model: Model, layer: Layer) -> InferencePath:
     """A graph without any inference path: harmless where good statistics wait for one elsewhere."""
     state = model.states[layer.name]
     if not layer.statistics:
-        reason = "it keeps no population statistics at all"
+        reason = "there are no population statistics at all"
     elif state == "missing":
-        reason = "nothing in the graph normalizes by its population statistics, and the checkpoint lacks them"
+        reason = "nothing in the graph normalizes by population statistics, and the checkpoint lacks them"
     elif state == "initial" and not looks_untrained(model):
-        reason = "nothing in the graph normalizes by its population statistics, and they were never updated"
+        reason = "nothing in the graph normalizes by population statistics, and they were never updated"
     elif state == "-" and layer.updates and not any(update.node in model.training.closure for update in layer.updates):
-        reason = "nothing in the graph normalizes by its population statistics, and no train op updates them"
+        reason = "nothing in the graph normalizes by population statistics, and no train op updates them"
     else:
         why = "the graph only trains; what the graph used for inference does is not in this file"
         return InferencePath(layer.name, "?", why)

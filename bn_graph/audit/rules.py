@@ -47,8 +47,8 @@ def detached_updates(model: Model, paths: Paths) -> Iterator[Verdict]:
         yield Verdict(
             layer.name,
             ERROR,
-            "a train op runs this layer by batch statistics, and none of its update ops",
-            (f"update ops: {_names(model, nodes)}", f"none is upstream of {train_ops}"),
+            "a train op normalizes by batch statistics and runs none of the update ops of the population statistics",
+            (f"{_names(model, nodes)}: not upstream of {train_ops}",),
             "with tf.control_dependencies(tf.get_collection(tf.GraphKeys.UPDATE_OPS)): train_op = optimizer.minimize(loss)"
             " – or bn_graph.train_op(optimizer, loss)",
         )
@@ -105,7 +105,7 @@ def never_updated(model: Model, paths: Paths) -> Iterator[Verdict]:
         yield Verdict(
             layer.name,
             ERROR,
-            "its population statistics are what they were initialized to: never updated",
+            "population statistics are what they were initialized to: never updated",
             (_initial_evidence(model, layer),),
             "run the update ops in training, or compute the statistics now: python -m bn_graph recalibrate",
         )
@@ -132,7 +132,7 @@ def left_out_by_saver(model: Model, paths: Paths) -> Iterator[Verdict]:
         complete = [saver for saver in model.savers if set(layer.statistics) <= saver.keys.keys()]
         has_stored = model.states[layer.name] in ("updated", "initial", "?") and model.stored is not None
         harmless = has_stored or (complete and not leaving[0].is_main)
-        message = "a Saver saves its gamma or beta and leaves its population statistics out"
+        message = "a Saver saves gamma or beta and leaves the population statistics out"
         if harmless:
             message += "; another Saver, or the checkpoint, has them"
         kept = [model.name(node) for node in layer.parameters if node in leaving[0].keys]
@@ -160,7 +160,7 @@ def inference_by_batch(model: Model, paths: Paths) -> Iterator[Verdict]:
             yield Verdict(
                 layer.name,
                 ERROR,
-                f"inference normalizes it by the statistics of whatever batch it is given: {path.reason}",
+                f"inference normalizes by the statistics of whatever batch is given: {path.reason}",
                 path.evidence,
                 "build the inference graph with training=False (or feed the switch False) on updated statistics; for a trained"
                 " graph: python -m bn_graph inference-graph",
@@ -174,7 +174,7 @@ def inference_updates(model: Model, paths: Paths) -> Iterator[Verdict]:
             yield Verdict(
                 layer.name,
                 ERROR,
-                "running an inference output changes its population statistics",
+                "running an inference output changes population statistics",
                 (f"runs {_names(model, paths[layer.name].updates)}",),
                 "build the inference copy with training=False; make update ops inside the training branch of the cond",
             )
@@ -193,7 +193,7 @@ def missing_from_checkpoint(model: Model, paths: Paths) -> Iterator[Verdict]:
             yield Verdict(
                 layer.name,
                 ERROR,
-                "the checkpoint has its gamma or beta and lacks its population statistics",
+                "the checkpoint has gamma or beta and lacks the population statistics",
                 (
                     f"{model.stored.checkpoint.prefix} has {model.stored.keys[present[0]]}, "
                     f"not {', '.join(model.stored.keys[node] for node in absent[:2])}",
@@ -202,7 +202,7 @@ def missing_from_checkpoint(model: Model, paths: Paths) -> Iterator[Verdict]:
             )
         elif not layer.parameters:
             reason = (
-                "the checkpoint lacks its statistics, and without gamma and beta it can't be told if it has the layer"
+                "the checkpoint lacks the statistics, and without gamma and beta it can't be told if it has the layer"
             )
             yield Verdict(layer.name, CANNOT_TELL, reason)
 
@@ -221,11 +221,11 @@ def updated_twice(model: Model, paths: Paths) -> Iterator[Verdict]:
         same = [one for one in updates if sum(bool(one.statistics & other.statistics) for other in updates) > 1]
         evidence = (f"{model.name(node)} is assigned by {_names(model, [update.node for update in updates])}",)
         if same:
-            message = "one step takes the same batch into its statistics more than once: the decay is not what it says"
+            message = "one step takes the same batch into the statistics more than once: the decay is not what it says"
             fix = "update in place, or through the collection, not both"
             yield Verdict(layer.name, ERROR, message, evidence, fix)
         else:
-            message = "it is called on several inputs (towers, real and fake), each of which updates its statistics"
+            message = "called on several inputs (towers, real and fake), each of which updates the statistics"
             if not all(update.adds for update in updates):
                 message += "; plain assigns may undo one another"
             yield Verdict(
@@ -242,7 +242,7 @@ def never_in_training_mode(model: Model, paths: Paths) -> Iterator[Verdict]:
         if not model.in_training(layer) or not model.is_trained(layer) or model.states[layer.name] == "updated":
             continue
         known = model.states[layer.name] in ("initial", "missing")
-        message = "gradients train through it in inference mode, and nothing ever updates its population statistics"
+        message = "gradients train through inference mode, and nothing ever updates the population statistics"
         if not known:
             message += (
                 "; harmless only if they were trained before (frozen batch norm): the checkpoint is not here to tell"
@@ -270,7 +270,7 @@ def bias_before(model: Model, paths: Paths) -> Iterator[Verdict]:
             # A sum of a variable with something else; the bias, being a vector of channels, is the second term.
             if len(biases) == 2 and biases[0] is None and biases[1] is not None:
                 evidence = (f"{model.name(biases[1])} is added by {model.name(node)}",)
-                message = "a bias is added just before it, and taken out again with the mean"
+                message = "a bias is added just before, and taken out again with the mean"
                 yield Verdict(layer.name, ADVICE, message, evidence, "use_bias=False; beta does its work")
                 break
 
@@ -341,7 +341,7 @@ def updated_by_hand(model: Model, paths: Paths) -> Iterator[Verdict]:
         yield Verdict(
             layer.name,
             ADVICE,
-            f"its updates are upstream of no train op, but {shown}: run by hand or by a hook, or left from an earlier training",
+            f"update ops are upstream of no train op, but {shown}: run by hand or by a hook, or left from an earlier training",
             (f"update ops: {_names(model, nodes)}",),
             "make them dependencies of the train op; what must be remembered at every session.run is forgotten at one",
         )

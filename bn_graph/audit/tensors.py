@@ -5,7 +5,7 @@
 switches must stand how for the value to come from there.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +13,19 @@ import numpy as np
 from bn_graph.audit.graph import ABSENT, VARIABLES, Graph, Ref
 from bn_graph.audit.protos import TensorProto
 
-__all__ = ["ASSIGNS", "FORWARDS", "Leaf", "array", "constant", "leaves", "predicate", "strip", "truth", "variable"]
+__all__ = [
+    "ASSIGNS",
+    "FORWARDS",
+    "Leaf",
+    "array",
+    "branches",
+    "constant",
+    "leaves",
+    "predicate",
+    "strip",
+    "truth",
+    "variable",
+]
 
 _BRANCHES = frozenset({"Switch", "RefSwitch"})
 _MERGES = frozenset({"Merge", "RefMerge"})
@@ -195,13 +207,16 @@ _PREDICATES: dict[tuple[str, int], Callable] = {
 }
 
 
-def leaves(graph: Graph, start: Ref, is_leaf: Callable[[Ref], bool] = lambda ref: False) -> list[Leaf]:
+def leaves(
+    graph: Graph, start: Ref, is_leaf: Callable[[Ref], bool], branches: Sequence[frozenset[Choice]]
+) -> list[Leaf]:
     """The tensors where the value of `start` may be made.
 
     Args:
         graph: the graph.
         start: a tensor.
         is_leaf: of a tensor, whether to stop there though more lies above.
+        branches: from `branches`.
 
     Returns:
         Leaves, each once for each set of choices that leads to it; variables' own nodes for what is read from one.
@@ -215,7 +230,7 @@ def leaves(graph: Graph, start: Ref, is_leaf: Callable[[Ref], bool] = lambda ref
         seen.add(leaf)
         above = None if is_leaf(leaf.ref) else _above(graph, leaf)
         if above is None:
-            found.append(leaf._replace(choices=leaf.choices | _branch_of(graph, leaf.ref[0])))
+            found.append(leaf._replace(choices=leaf.choices | branches[leaf.ref[0]]))
         else:
             pending.extend(above)
     return found
@@ -299,34 +314,75 @@ def _is_of_sizes(graph: Graph, ref: Ref) -> bool:
     return True
 
 
-def _branch_of(graph: Graph, node: int) -> frozenset[Choice]:
-    """The choices under which a node runs, as its callers, its control inputs and its own inputs tell."""
-    choices = set()
-    for source in graph.controls[node]:
-        pivot = source
-        if graph.ops[pivot] in FORWARDS and graph.inputs[pivot]:  # switch_t, switch_f
-            pivot, port = graph.inputs[pivot][0]
-            if pivot >= 0 and graph.ops[pivot] in _BRANCHES and len(graph.inputs[pivot]) == 2:
-                choices.add(choice(graph, graph.inputs[pivot][1], port == 1))
-    while (caller := graph.callers[node])[0] >= 0:
-        if caller[1] in ("then", "else"):
-            choices.add(choice(graph, graph.inputs[caller[0]][0], caller[1] == "then"))
-        node = caller[0]
-    return frozenset(choices - {None})
+def branches(graph: Graph) -> list[frozenset[Choice]]:
+    """Of each node, the choices under which it runs, as the switches above it and the calls around it tell.
+
+    A node runs where all its inputs do; what a ``Merge`` joins, it no longer depends on.
+    """
+    nowhere: frozenset[Choice] = frozenset()
+    found = [nowhere] * len(graph.names)
+    if not any(op in _BRANCHES or op in _CALLS_ONE_OF_TWO for op in graph.ops):
+        return found
+    around: dict[tuple[int, str], frozenset[Choice]] = {(-1, ""): nowhere}
+    for node in _in_order(graph):
+        choices = set(_around(graph, graph.callers[node], around, found))
+        arriving = [_arriving(graph, ref, found) for ref in graph.inputs[node] if ref[0] >= 0]
+        if graph.ops[node] in _MERGES:
+            choices |= frozenset.intersection(*arriving) if arriving else nowhere
+        else:
+            choices = choices.union(*arriving, *(found[source] for source in graph.controls[node]))
+        if choices and len(choices) <= _MOST_CHOICES:
+            found[node] = frozenset(choices)
+    return found
 
 
-def branch_of(graph: Graph, node: int) -> frozenset[Choice]:
-    """The choices under which a node runs: those of its callers and of the switches just before its inputs."""
-    choices = set(_branch_of(graph, node))
-    for source in graph.inputs[node]:
-        for _ in range(20):
-            above, port = source
-            if above < 0:
-                break
-            if graph.ops[above] in _BRANCHES and len(graph.inputs[above]) == 2:
-                choices.add(choice(graph, graph.inputs[above][1], port == 1))
-                break
-            if graph.ops[above] not in FORWARDS or not graph.inputs[above]:
-                break
-            source = graph.inputs[above][0]
-    return frozenset(choices - {None})
+_CALLS_ONE_OF_TWO = frozenset({"If", "StatelessIf"})
+_MOST_CHOICES = 16
+
+
+def _arriving(graph: Graph, ref: Ref, found: list[frozenset[Choice]]) -> frozenset[Choice]:
+    """The choices under which a tensor is there."""
+    node, port = ref
+    if graph.ops[node] not in _BRANCHES or len(graph.inputs[node]) != 2:
+        return found[node]
+    taken = choice(graph, graph.inputs[node][1], port == 1)
+    return found[node] | {taken} if taken else found[node]
+
+
+def _around(
+    graph: Graph,
+    caller: tuple[int, str],
+    known: dict[tuple[int, str], frozenset[Choice]],
+    found: list[frozenset[Choice]],
+) -> frozenset[Choice]:
+    """The choices under which a part that a node calls runs."""
+    chain = []
+    while caller not in known:
+        chain.append(caller)
+        caller = graph.callers[caller[0]]
+    for node, part in reversed(chain):
+        taken = choice(graph, graph.inputs[node][0], part == "then") if part in ("then", "else") else None
+        known[node, part] = known[graph.callers[node]] | found[node] | ({taken} if taken else set())
+    return known[chain[0]] if chain else known[caller]
+
+
+def _in_order(graph: Graph) -> list[int]:
+    """Nodes after their inputs and after those that call them; the edges that close loops are passed over."""
+    waiting = [0] * len(graph.names)
+    users: list[list[int]] = [[] for _ in graph.names]
+    for node, op in enumerate(graph.ops):
+        sources = {source for source, _ in graph.inputs[node] if source >= 0} | set(graph.controls[node])
+        if graph.callers[node][0] >= 0:
+            sources.add(graph.callers[node][0])
+        if op in _MERGES:
+            sources = {source for source in sources if graph.ops[source] not in ("NextIteration", "RefNextIteration")}
+        waiting[node] = len(sources)
+        for source in sources:
+            users[source].append(node)
+    ready = [node for node, count in enumerate(waiting) if not count]
+    for node in ready:
+        for user in users[node]:
+            waiting[user] -= 1
+            if not waiting[user]:
+                ready.append(user)
+    return ready

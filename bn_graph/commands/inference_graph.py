@@ -71,6 +71,8 @@ def run(arguments: argparse.Namespace) -> int:
     from bn_graph.quiet import start_tensorflow_quietly
 
     try:
+        # What goes wrong while ops run is raised, and said in one line; the runtime's own log of it says it twice.
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
         start_tensorflow_quietly()
         from bn_graph.commands.feeds import FeedError
         from bn_graph.export import ExportError

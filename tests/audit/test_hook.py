@@ -99,6 +99,18 @@ def test_without_a_train_op_the_audit_is_asked(graph_of_kind, monkeypatch):
     assert asked == [(graph_of_kind, ("BN001",))]
 
 
+def test_without_a_train_op_the_audit_finds_it_in_the_graph(graph_of_kind):
+    y = legacy_layers().batch_normalization(tf.random.normal([4, 2]), training=True, name="bn1")
+    minimize(y)
+    with pytest.raises(bn_graph.DetachedUpdatesError, match="BN001 bn1"):
+        StatisticsHook().begin()
+
+
+def test_without_a_train_op_a_sound_graph_is_let_through(graph_of_kind):
+    y = legacy_layers().batch_normalization(tf.random.normal([4, 2]), training=True, name="bn1")
+    assert said(sound(y), StatisticsHook(steps=STEPS)) == []
+
+
 @pytest.fixture
 def clean_audit(monkeypatch):
     monkeypatch.setattr(

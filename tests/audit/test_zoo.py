@@ -25,11 +25,6 @@ def zoo_of(tmp_path_factory):
     return of
 
 
-def asserted(case: zoo.Case) -> frozenset[str]:
-    """The codes at error level that the case is sure of."""
-    return case.errors
-
-
 @pytest.mark.parametrize("name", zoo.CASES)
 def test_labels_agree_with_what_running_shows(name, zoo_of):
     case, facts = zoo.CASES[name], zoo_of(name).facts

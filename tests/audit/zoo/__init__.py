@@ -1,6 +1,17 @@
 """A zoo of graphs and checkpoints as people write them in TensorFlow 1, each with the findings that must come out."""
 
-from tests.audit.zoo import forms, handwritten, not_batch_norm, savers, training
+from tests.audit.zoo import exported, forms, handwritten, not_batch_norm, savers, training
 from tests.audit.zoo.harness import CASES, Built, Case, build
 
-__all__ = ["CASES", "Built", "Case", "build", "forms", "handwritten", "not_batch_norm", "savers", "training"]
+__all__ = [
+    "CASES",
+    "Built",
+    "Case",
+    "build",
+    "exported",
+    "forms",
+    "handwritten",
+    "not_batch_norm",
+    "savers",
+    "training",
+]

@@ -140,7 +140,7 @@ def _register_forms() -> None:
             if _takes(name, variables, cond, "switched"):
                 make, where = partial(switched, norm, rank), {"variables": variables, "cond": cond, "layers": 1}
                 register(f"{name}_{variables}_{cond}", partial(make, True), **where)
-                if name in COLLECTED:
+                if name in COLLECTED and (variables, cond) in (("ref", "v1"), ("resource", "v2")):
                     register(f"{name}_{variables}_{cond}_detached", partial(make, False), "BN001 BN002", **where)
         where = {"layers": 1, "variables": "ref"}
         register(f"{name}_training_only", partial(training_only, norm, rank, True), **where)
@@ -149,6 +149,7 @@ def _register_forms() -> None:
             # Nothing of such a graph is fit for inference: its statistics can't be used, and there are no others.
             labels = "BN001 BN002 BN004"
             register(f"{name}_training_only_detached", partial(training_only, norm, rank, False), labels, **where)
+        if name in EVERYWHERE and name in COLLECTED:
             make = partial(inference_only, norm, rank, False)
             register(f"{name}_inference_only_detached", make, "BN002", **where, still=True)
 
@@ -202,9 +203,9 @@ def tf_layers_not_trainable_normalizes_by_population(at):
     return finish(at, restore=trained.subject, train=[train_op], outputs=[net.logits])
 
 
-@case("BN004", allowed="BN002", still=True)
+@case("BN004", allowed="BN001 BN002", still=True)
 def tf_layers_not_trainable_in_training_mode(at):
-    """trainable=False takes the updates away and goes on normalizing by the batch."""
+    """trainable=False keeps the updates out of the collection and goes on normalizing by the batch."""
     net = network(lambda x: tf_layers(x, True, trainable=False))
     train_op = train_with_updates(net.loss)
     return finish(at, train=[train_op], outputs=[net.logits])

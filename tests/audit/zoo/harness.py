@@ -42,6 +42,7 @@ VARIABLES, CONDS = ("ref", "resource"), ("v1", "v2")
 _STATISTICS = re.compile(r"moving_|pop_|running_|/ExponentialMovingAverage|(^|/)(mean|variance|var|mu|sigma2?)$")
 _WEIGHT = re.compile(r"(^|/)(gamma|beta|scale|offset)$")
 _CONFIG = tf.ConfigProto(intra_op_parallelism_threads=1, inter_op_parallelism_threads=1)
+_CONFIG.graph_options.rewrite_options.disable_meta_optimizer = True  # these graphs run a handful of times
 
 
 class Facts(NamedTuple):

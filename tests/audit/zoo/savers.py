@@ -115,13 +115,13 @@ def slim_model_variables(at):
 
 @case(untold="BN002", still=True)
 def checkpoint_of_an_untrained_network(at):
-    net, train_op = _net()
+    _, train_op = _net()
     return finish(at, train=[train_op], steps=0)._replace(facts=None)
 
 
 @case(untold="BN002", still=True)
 def checkpoint_alone_of_an_untrained_network(at):
-    net, train_op = _net()
+    _, train_op = _net()
     finish(at, train=[train_op], steps=0)
     return Built(at / "model.ckpt")
 
@@ -129,7 +129,9 @@ def checkpoint_alone_of_an_untrained_network(at):
 def _alone(at, with_updates, saver=None, suffix=".index"):
     training = mode_placeholder()
     net = network(lambda x: tf_layers(x, training))
-    train_op = train_with_updates(net.loss) if with_updates else tf.train.GradientDescentOptimizer(0.1).minimize(net.loss)
+    train_op = (
+        train_with_updates(net.loss) if with_updates else tf.train.GradientDescentOptimizer(0.1).minimize(net.loss)
+    )
     built = finish(at, train=[train_op], saver=saver and saver())
     (at / "model.ckpt.meta").unlink()
     if suffix == ".index":
@@ -194,7 +196,7 @@ def other_checkpoint_lacks_the_statistics(at):
 @case()
 def saver_of_the_old_format(at):
     """Checkpoints of TensorFlow before 0.12: one file, a table of slices."""
-    net, train_op = _net()
+    _, train_op = _net()
     return finish(at, train=[train_op], saver=tf.train.Saver(write_version=tf.train.SaverDef.V1))._replace(facts=None)
 
 

@@ -97,7 +97,10 @@ def gan_without_updates(at):
 def gan_without_the_generators_updates(at):
     """The scope's name has a typo: the generator's updates are in no train op."""
     gan = Gan()
-    train = [gan.train("d", tf.get_collection(UPDATES, "discriminator")), gan.train("g", tf.get_collection(UPDATES, "gen_"))]
+    train = [
+        gan.train("d", tf.get_collection(UPDATES, "discriminator")),
+        gan.train("g", tf.get_collection(UPDATES, "gen_")),
+    ]
     return finish(at, train=train, outputs=[_generator(gan.z, False)])
 
 
@@ -224,13 +227,24 @@ def updates_behind_the_step(at):
     return finish(at, train=[train_op], outputs=[net.logits])
 
 
-@case()
-def updates_through_the_total_loss(at):
-    """with_dependencies(updates, loss), as in Inception's training script."""
-    net = _switched()
+def _through_the_loss(net):
+    """with_dependencies(updates, loss): the updates run when the loss's *value* is asked for."""
     with tf.control_dependencies(tf.get_collection(UPDATES)):
-        loss = tf.identity(net.loss)
-    return finish(at, train=[_sgd().minimize(loss)], outputs=[net.logits])
+        return tf.identity(net.loss)
+
+
+@case("BN001 BN002")
+def updates_before_a_loss_whose_value_nobody_reads(at):
+    """Gradients of an identity don't need its value: minimize(loss) alone runs no update."""
+    net = _switched()
+    return finish(at, train=[_sgd().minimize(_through_the_loss(net))], outputs=[net.logits])
+
+
+@case(must="BN103", silent="BN002")
+def updates_before_a_loss_that_is_fetched_too(at):
+    net = _switched()
+    loss = _through_the_loss(net)
+    return finish(at, train=[_sgd().minimize(loss)], by_hand=[loss], outputs=[net.logits])
 
 
 @case("BN001 BN002")
@@ -412,7 +426,9 @@ def averages_of_trainable_weights_with_statistics(at):
     net = _switched(slim_in_place)
     step = _sgd().minimize(net.loss)
     with tf.control_dependencies([step]):
-        train_op = tf.train.ExponentialMovingAverage(0.9).apply(tf.trainable_variables() + tf.moving_average_variables())
+        train_op = tf.train.ExponentialMovingAverage(0.9).apply(
+            tf.trainable_variables() + tf.moving_average_variables()
+        )
     return finish(at, train=[train_op], outputs=[net.logits])
 
 
@@ -525,7 +541,9 @@ def _accumulated(net):
     """Gradients are added up, and applied behind a cond every second step."""
     optimizer = _sgd()
     pairs = optimizer.compute_gradients(net.loss)
-    sums = [tf.get_variable(f"sum_{i}", initializer=tf.zeros_like(v), trainable=False) for i, (_, v) in enumerate(pairs)]
+    sums = [
+        tf.get_variable(f"sum_{i}", initializer=tf.zeros_like(v), trainable=False) for i, (_, v) in enumerate(pairs)
+    ]
     count = tf.get_variable("steps", [], tf.int32, tf.zeros_initializer(), trainable=False)
     added = [tf.assign_add(total, gradient) for total, (gradient, _) in zip(sums, pairs, strict=True)]
     with tf.control_dependencies([*added, tf.assign_add(count, 1)]):
@@ -557,7 +575,9 @@ def monitored_training_session(at):
     """The graph that MonitoredTrainingSession leaves in its directory."""
     net = _switched()
     train_op = train_with_updates(net.loss, global_step=tf.train.get_or_create_global_step())
-    with tf.train.MonitoredTrainingSession(checkpoint_dir=str(at), save_summaries_steps=None, log_step_count_steps=None) as s:
+    with tf.train.MonitoredTrainingSession(
+        checkpoint_dir=str(at), save_summaries_steps=None, log_step_count_steps=None
+    ) as s:
         for step in range(2):
             s.run(train_op, feeds(training=True, seed=step))
     return Built(next(iter(sorted(at.glob("model.ckpt-2.meta")))))
@@ -567,7 +587,9 @@ def monitored_training_session(at):
 def monitored_training_session_detached(at):
     net = _switched()
     train_op = _sgd().minimize(net.loss, global_step=tf.train.get_or_create_global_step())
-    with tf.train.MonitoredTrainingSession(checkpoint_dir=str(at), save_summaries_steps=None, log_step_count_steps=None) as s:
+    with tf.train.MonitoredTrainingSession(
+        checkpoint_dir=str(at), save_summaries_steps=None, log_step_count_steps=None
+    ) as s:
         for step in range(2):
             s.run(train_op, feeds(training=True, seed=step))
     return Built(at)
@@ -720,7 +742,9 @@ def partitioned_variables(at):
     """Weights and statistics in slices."""
     training = mode_placeholder()
     with tf.variable_scope("", partitioner=tf.fixed_size_partitioner(2)):
-        net = network(lambda x: slim.batch_norm(x, decay=0.9, scale=True, is_training=training, updates_collections=None))
+        net = network(
+            lambda x: slim.batch_norm(x, decay=0.9, scale=True, is_training=training, updates_collections=None)
+        )
     return finish(at, train=[_sgd().minimize(net.loss)], outputs=[net.logits])
 
 
