@@ -15,7 +15,8 @@ ARGS    = --mode $(MODE) --output $(OUTPUT) $(if $(DATA),--data $(DATA)) $(if $(
 ALL     = --output $(OUTPUT) $(if $(FRESH),--fresh)
 
 .DEFAULT_GOAL := help
-.PHONY: help install reproduce reproduce-quick report reference restore-demo mnist test lint format clean $(EXPERIMENTS)
+.PHONY: help install reproduce reproduce-quick report reference restore-demo mend-demo audit-cost \
+  mnist test lint format clean $(EXPERIMENTS)
 
 help:  ## list the commands
 	@echo 'make COMMAND [MODE=quick|full] [DATA=auto|mnist|digits] [SEED="0 1 2"] [STEPS=n] [OUTPUT=results] [FRESH=1]'
@@ -70,6 +71,13 @@ reference: $(VENV)/.installed  ## take the full results as the committed referen
 # IMAGES: places in the test set, as in make restore-demo IMAGES="0 7 42"
 restore-demo: $(VENV)/.installed  ## predict images from a checkpoint of single-example, rightly and wrongly restored
 	@$(RUN) experiments.restore_demo --output $(OUTPUT) $(if $(IMAGES),--images $(IMAGES)) $(if $(CHECKPOINT),--checkpoint $(CHECKPOINT))
+
+mend-demo: $(VENV)/.installed  ## break a checkpoint, audit it, recalibrate it: accuracy before and after
+	@$(RUN) experiments.mended_checkpoint --output $(OUTPUT) $(if $(DATA),--data $(DATA)) $(if $(STEPS),--steps $(STEPS)) $(if $(SEED),--seed $(SEED))
+
+# FULL=1: a graph of a million nodes too
+audit-cost: $(VENV)/.installed  ## seconds, memory and nodes per second of the audit, beside import_meta_graph
+	@$(RUN) experiments.audit_cost --output $(OUTPUT) $(if $(FULL),--full)
 
 mnist: $(VENV)/.installed  ## download MNIST into MNIST_data (needs a network)
 	@$(RUN) experiments.fetch_mnist

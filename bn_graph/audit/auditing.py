@@ -1,7 +1,9 @@
 """The audit itself: a path, a GraphDef or a live graph in, reports out."""
 
+import gc
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from bn_graph.audit import files
@@ -103,9 +105,23 @@ def iterate(
             yield subject
             continue
         try:
-            yield _report(subject, codes, outputs, train_ops, feeds)
+            with _without_collector():
+                report = _report(subject, codes, outputs, train_ops, feeds)
+            yield report
         except AuditError as error:
             yield AuditError(f"{subject.path}: {error}")
+
+
+@contextmanager
+def _without_collector() -> Iterator[None]:
+    """Keeps Python's collector of cycles from searching a graph's many lists again and again: a third of the time."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def selected(select: Iterable[str], ignore: Iterable[str]) -> list[str]:

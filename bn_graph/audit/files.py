@@ -225,6 +225,8 @@ def _without_older(found: dict[str, _Source | AuditError], latest: str, state: A
         if prefix is None or (_stem(name) != _stem(os.path.basename(latest)) and name not in noted):
             kept[path] = source
     source = _with_graph(latest)
+    if source.graph:  # MonitoredTrainingSession and estimators write the same graph as text beside it
+        kept.pop(os.path.join(os.path.dirname(latest), "graph.pbtxt"), None)
     return {**kept, source.graph or source.prefix: source}
 
 

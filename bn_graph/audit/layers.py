@@ -8,7 +8,7 @@ ones; a place that does neither belongs to the layer whose gamma or beta it uses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from bn_graph.audit.graph import Graph, Ref
+from bn_graph.audit.graph import ABSENT, Graph, Ref
 from bn_graph.audit.normalizations import Normalization
 from bn_graph.audit.updates import Update, find_updates, targets
 
@@ -55,13 +55,23 @@ def find_layers(graph: Graph, normalizations: Sequence[Normalization]) -> list[L
     kinds = _statistics(normalizations)
     moved: dict[Ref, set[int]] = {}
     updates: dict[object, list[Update]] = {}
-    for update in find_updates(graph, targets(graph), kinds):
+    for update in find_updates(graph, targets(graph), kinds, _read(normalizations)):
         for ref in update.statistics:
             moved.setdefault(ref, set()).add(update.variable)
         for key in (update.variable, *update.statistics):
             updates.setdefault(key, []).append(update)
-    groups = _grouped(normalizations, moved)
+    groups = _grouped([place for place in normalizations if place.over_examples or _is_averaged(place, moved)], moved)
     return _named_apart(graph, [_layer(graph, places, updates) for places in groups])
+
+
+def _read(normalizations: Iterable[Normalization]) -> set[int]:
+    """The variables that anything is normalized by."""
+    return {source.node for place in normalizations for source in place.sources() if source.kind == "variable"}
+
+
+def _is_averaged(place: Normalization, moved: Mapping[Ref, set[int]]) -> bool:
+    """Whether population statistics take in its batches': so with ghost batches, never with layer normalization."""
+    return any(source.statistic is not None and source.statistic.ref in moved for source in place.sources())
 
 
 def _statistics(normalizations: Iterable[Normalization]) -> dict[Ref, str]:
@@ -108,6 +118,9 @@ def _grouped(normalizations: Sequence[Normalization], moved: Mapping[Ref, set[in
         place = normalizations[number]
         parameter = place.gamma if place.gamma is not None else place.beta
         if parameter is None:
+            groups.join(
+                ("inputs", place.inputs if place.inputs != ABSENT else number), number
+            )  # both sides of a frozen cond
             continue
         owning = {groups.root(owner) for owner in owners.get(parameter, ())}
         # A gamma that several layers share (the steps of a recurrent network) tells nothing.
@@ -136,8 +149,10 @@ def _layer(graph: Graph, places: Sequence[Normalization], updates: Mapping[objec
     }
     keys = [*own, *read["mean"], *read["variance"]]
     of_layer = sorted({update for key in keys for update in updates.get(key, ())})
-    moved = {kind: _primary(graph, [u.variable for u in of_layer if u.kind == kind]) for kind in ("mean", "variance")}
+    moved = {kind: _primary(graph, [u for u in of_layer if u.kind == kind]) for kind in ("mean", "variance")}
     means, variances = (tuple(read[kind] or moved[kind]) for kind in ("mean", "variance"))
+    # What else takes the batch in (a variable between, an optimizer's norm of the weights) is no update of these.
+    of_layer = [update for update in of_layer if update.variable in means + variances] or of_layer
     gammas, betas = (
         tuple(dict.fromkeys(value for place in places if (value := getattr(place, name)) is not None))
         for name in ("gamma", "beta")
@@ -147,9 +162,11 @@ def _layer(graph: Graph, places: Sequence[Normalization], updates: Mapping[objec
     return Layer(name or graph.names[places[0].node], tuple(places), means, variances, gammas, betas, tuple(of_layer))
 
 
-def _primary(graph: Graph, variables: Iterable[int]) -> list[int]:
-    """Without helpers that are named after another: ``moving_mean/biased``, ``moving_mean/ExponentialMovingAverage``."""
-    names = {node: graph.names[node] for node in dict.fromkeys(variables)}
+def _primary(graph: Graph, updates: Sequence[Update]) -> list[int]:
+    """The variables that average, if any do; without helpers named after another, such as ``moving_mean/biased``."""
+    averaging = [update.variable for update in updates if not update.holds]
+    variables = dict.fromkeys(averaging or [update.variable for update in updates])
+    names = {node: graph.names[node] for node in variables}
     return [
         node
         for node, name in names.items()

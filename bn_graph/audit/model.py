@@ -228,5 +228,5 @@ def row(model: Model, layer: Layer, inference_mode: str) -> LayerRow:
 def _saved(model: Model, layer: Layer) -> str:
     if not model.savers or not layer.statistics:
         return "-"
-    saved = {node for saver in model.savers for node in saver.keys}.intersection(layer.statistics)
+    saved = [node for node in layer.statistics if any(node in saver.keys for saver in model.savers)]
     return "yes" if len(saved) == len(layer.statistics) else "some" if saved else "no"

@@ -3,15 +3,15 @@
 The search starts at what no other code has: a fused kernel, or the root of a variance plus epsilon that something is
 divided by. From the root it looks up for what the variance is (a batch statistic, a variable, a choice between them) and
 down for what is normalized, by which mean, gamma and beta. Layer, instance and group normalization reduce other
-dimensions than the examples and have no population statistics; they are passed over, as are optimizers.
+dimensions than the examples and have no population statistics; `layers.find_layers` leaves them out.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from bn_graph.audit.graph import ABSENT, VARIABLES, Graph, Ref, Uses
 from bn_graph.audit.moments import FUSED, BatchStatistic, is_training_kernel, recognize
-from bn_graph.audit.tensors import FORWARDS, Choice, Leaf, branches, constant_node, leaves, strip, variable
+from bn_graph.audit.tensors import FORWARDS, Choice, Leaf, branches, constant, constant_node, leaves, strip, variable
 
 __all__ = ["Normalization", "Source", "find_normalizations"]
 
@@ -20,6 +20,7 @@ _DIVISIONS = frozenset({"RealDiv", "Div", "DivNoNan"})
 _ADDITIONS = frozenset({"Add", "AddV2", "BiasAdd"})
 _HANDS_ON = (FORWARDS | {"Switch", "RefSwitch", "Merge", "RefMerge"}) - {"ReadVariableOp"}
 _MOST_STEPS = 64
+_MOST_FOLLOWING = 5_000
 
 Branches = Sequence[frozenset[Choice]]
 """Of each node, the choices under which it runs."""
@@ -65,6 +66,14 @@ class Normalization(NamedTuple):
     epsilon: float | None
     choices: frozenset[Choice]
 
+    @property
+    def over_examples(self) -> bool:
+        """Whether its statistics, where they are computed, are over the first dimension.
+
+        Those of layer and instance normalization are not; nor are those of ghost batches, which layers average again.
+        """
+        return all(source.statistic is None or source.statistic.over_examples for source in self.sources())
+
     def sources(self) -> Iterator[Source]:
         """Of both statistics."""
         yield from self.mean
@@ -81,7 +90,8 @@ def find_normalizations(graph: Graph, uses: Uses) -> list[Normalization]:
     under = branches(graph)
     for node, op in enumerate(graph.ops):
         if op in FUSED and len(graph.inputs[node]) >= 3:
-            found.append(_fused(graph, node, under))
+            if not _scales_examples(graph, node):
+                found.append(_fused(graph, node, under))
         elif op in _GLOBAL and len(graph.inputs[node]) >= 5:
             found.append(_global(graph, node, under))
         elif op in ("Rsqrt", "Sqrt", "Pow"):
@@ -103,6 +113,12 @@ def _source(graph: Graph, leaf: Leaf) -> Source:
     op = graph.ops[leaf.ref[0]]
     kind = "variable" if op in VARIABLES else "constant" if op == "Const" else "other"
     return Source(kind, leaf.ref[0], leaf.choices)
+
+
+def _scales_examples(graph: Graph, node: int) -> bool:
+    """Whether a kernel's channels are really examples, as where layer normalization uses it: their number is computed."""
+    scale, _ = strip(graph, graph.inputs[node][1])
+    return scale >= 0 and graph.ops[scale] in ("Fill", "OnesLike") and constant(graph, (scale, 0)) is None
 
 
 def _fused(graph: Graph, node: int, under: Branches) -> Normalization:
@@ -161,7 +177,7 @@ def _written_out(graph: Graph, uses: Uses, node: int, under: Branches) -> Normal
         return None
     variance, epsilon = squared
     of_variance = _sources(graph, variance, under)
-    if not _may_be_variance(of_variance):
+    if not _may_be_variance(graph, of_variance):
         return None
     use = _use(graph, uses, node, of_variance)
     if use is None:
@@ -179,7 +195,7 @@ def _written_out(graph: Graph, uses: Uses, node: int, under: Branches) -> Normal
         epsilon,
         under[node],
     )
-    return found if _is_batch_norm(graph, found) else None
+    return found if _is_batch_norm(graph, uses, found) else None
 
 
 def _under_root(graph: Graph, node: int) -> tuple[Ref, float | None] | None:
@@ -203,14 +219,17 @@ def _under_root(graph: Graph, node: int) -> tuple[Ref, float | None] | None:
     return sources[0], 0.0 if graph.ops[node] == "Rsqrt" else None
 
 
-def _may_be_variance(sources: Iterable[Source]) -> bool:
-    """A batch's variance over its examples, or a variable; not the scale of a weight or a gradient."""
-    kinds = [
+def _may_be_variance(graph: Graph, sources: Iterable[Source]) -> bool:
+    """A variable, or a variance; not the scale of a gradient, nor a variance of weights."""
+    return any(
         source.kind == "variable"
-        or (source.kind == "batch" and source.statistic.kind == "variance" and source.statistic.over_examples)
+        or (source.kind == "batch" and source.statistic.kind == "variance" and not _of_weights(graph, source.statistic))
         for source in sources
-    ]
-    return any(kinds)
+    )
+
+
+def _of_weights(graph: Graph, statistic: BatchStatistic) -> bool:
+    return any(variable(graph, ref) is not None for ref in statistic.inputs)
 
 
 def _use(graph: Graph, uses: Uses, root: int, of_variance: tuple[Source, ...]) -> _Use | None:
@@ -219,7 +238,7 @@ def _use(graph: Graph, uses: Uses, root: int, of_variance: tuple[Source, ...]) -
     Gradients multiply by the root too. They are made after what they are gradients of, so the first product it is.
     """
     products, means, gammas = [], [], []
-    normalized = {ref for source in of_variance if source.statistic for ref in source.statistic.inputs}
+    is_factor = _factors(graph, of_variance)
     divides = graph.ops[root] == "Sqrt" or (graph.ops[root] == "Pow" and _exponent(graph, root) > 0)
     pending, seen = [((root, 0), divides)], set()
     while pending and len(seen) < _MOST_STEPS:
@@ -234,11 +253,13 @@ def _use(graph: Graph, uses: Uses, root: int, of_variance: tuple[Source, ...]) -
                 pending.append(((user, 0), divides))
             elif divides and graph.ops[user] in ("Reciprocal", "Inv"):
                 pending.append(((user, 0), False))
+            elif divides and _adds_epsilon(graph, user, place):
+                pending.append(((user, 0), True))
             elif _takes_root(graph, user, place, divides):
                 other = graph.inputs[user][1 - place]
                 if not divides and _is_mean_term(graph, uses, user):
                     means.append((user, other))
-                elif strip(graph, other) not in normalized and _is_scale(graph, other):
+                elif is_factor(other):
                     gammas.append((user, other))
                     pending.append(((user, 0), False))
                 else:
@@ -246,7 +267,7 @@ def _use(graph: Graph, uses: Uses, root: int, of_variance: tuple[Source, ...]) -
     if not products:
         return None
     mean = min(means)[1] if means else None
-    gamma = variable(graph, min(gammas)[1]) if gammas else None
+    gamma = _parameter(graph, min(gammas)[1]) if gammas else None
     return _completed(graph, uses, min(products), mean, gamma)
 
 
@@ -257,8 +278,58 @@ def _takes_root(graph: Graph, user: int, place: int, divides: bool) -> bool:
     return (graph.ops[user] in _DIVISIONS and place == 1) if divides else graph.ops[user] == "Mul"
 
 
+def _adds_epsilon(graph: Graph, user: int, place: int) -> bool:
+    """Whether an epsilon is added outside of the root, as √variance + epsilon."""
+    if graph.ops[user] not in ("Add", "AddV2", "Maximum") or place not in (0, 1):
+        return False
+    value = constant_node(graph, graph.inputs[user][1 - place])
+    return value is not None and value.size == 1
+
+
 def _exponent(graph: Graph, node: int) -> float:
     return float(constant_node(graph, graph.inputs[node][1]).reshape(-1)[0])
+
+
+def _factors(graph: Graph, of_variance: tuple[Source, ...]) -> Callable[[Ref], bool]:
+    """Tells whether what is multiplied by the root is a gamma, and not yet what is normalized.
+
+    With a batch's variance it is known what is normalized: what the variance is of. Anything else is a gamma, be it
+    computed, as the r·gamma of batch renormalization is. Without one, a gamma is a variable or a constant.
+    """
+    normalized = {ref for source in of_variance if source.statistic for ref in source.statistic.inputs}
+
+    def is_factor(ref: Ref) -> bool:
+        return not _is_values(graph, ref, normalized) if normalized else _is_scale(graph, ref)
+
+    return is_factor
+
+
+def _is_values(graph: Graph, ref: Ref, normalized: Collection[Ref]) -> bool:
+    """Whether a tensor is what is normalized: x itself, x − mean, or gamma·(x − mean)."""
+    ref = strip(graph, ref)
+    node, _ = ref
+    if node < 0 or ref in normalized:
+        return node >= 0
+    sources = graph.inputs[node]
+    if graph.ops[node] == "Sub":
+        return strip(graph, sources[0]) in normalized
+    return graph.ops[node] == "Mul" and any(
+        strip(graph, source) in normalized or _is_centred(graph, source, normalized) for source in sources
+    )
+
+
+def _is_centred(graph: Graph, ref: Ref, normalized: Collection[Ref]) -> bool:
+    node, _ = strip(graph, ref)
+    return node >= 0 and graph.ops[node] == "Sub" and strip(graph, graph.inputs[node][0]) in normalized
+
+
+def _parameter(graph: Graph, ref: Ref) -> int | None:
+    """The variable that a gamma or beta is, or is computed from with one product or sum: r·gamma, d·gamma + beta."""
+    direct = variable(graph, ref)
+    node, _ = strip(graph, ref)
+    if direct is not None or node < 0 or graph.ops[node] not in ("Mul", *_ADDITIONS):
+        return direct
+    return next((found for source in graph.inputs[node] if (found := variable(graph, source)) is not None), None)
 
 
 def _is_scale(graph: Graph, ref: Ref) -> bool:
@@ -277,6 +348,10 @@ def _completed(graph: Graph, uses: Uses, product: tuple[int, Ref], mean: Ref | N
     """From the product on: the centred inputs before it, gamma and beta after it."""
     node, values = product
     inputs = strip(graph, values)
+    if inputs[0] >= 0 and graph.ops[inputs[0]] == "Mul" and mean is None:  # gamma·(x − mean)/√…
+        for source, other in (graph.inputs[inputs[0]], graph.inputs[inputs[0]][::-1]):
+            if variable(graph, source) is not None and gamma is None:
+                gamma, inputs = variable(graph, source), strip(graph, other)
     if inputs[0] >= 0 and graph.ops[inputs[0]] in ("Sub", "SquaredDifference") and mean is None:
         inputs, mean = graph.inputs[inputs[0]][:2]
         inputs = strip(graph, inputs)
@@ -312,7 +387,7 @@ def _next_parameter(graph: Graph, uses: Uses, node: int) -> tuple[int, str, int 
                 return user, "beta", parameter
             offset = _offset_of(graph, other)
             if offset is not ABSENT:
-                return user, "beta", variable(graph, offset)
+                return user, "beta", _parameter(graph, offset)
     return None
 
 
@@ -324,12 +399,16 @@ def _offset_of(graph: Graph, ref: Ref) -> Ref:
     return (node, 0) if node >= 0 and graph.ops[node] in ("Neg", "Mul") else ABSENT
 
 
-def _is_batch_norm(graph: Graph, found: Normalization) -> bool:
+def _is_batch_norm(graph: Graph, uses: Uses, found: Normalization) -> bool:
     """Tells batch norm from other things that are centred and scaled.
 
     A variance from variables alone must come with a mean from variables (an optimizer's accumulator does not). Batch
-    statistics must be of what is normalized, and leave a dimension for the channels.
+    statistics must be of what is normalized, and leave a dimension for the channels. What has neither parameters nor
+    stored statistics must lead to further layers: losses standardize too.
     """
+    whole = recognize(graph, found.inputs)
+    if whole is not None and whole.axes is not None and whole.over_examples:
+        return False  # a batch's mean, standardized, as for batch renormalization's d
     batch = [source for source in found.variance if source.kind == "batch"]
     stored = [source for source in found.variance if source.kind == "variable"]
     if not batch:
@@ -340,7 +419,32 @@ def _is_batch_norm(graph: Graph, found: Normalization) -> bool:
         return True
     axes = batch[0].statistic.axes
     ndims = rank(graph, found.inputs)
-    return ndims is not None and axes is not None and len(axes) < ndims
+    return ndims is not None and axes is not None and len(axes) < ndims and leads_on(graph, uses, found.outputs[0])
+
+
+WEIGHTED = ("MatMul", "BatchMatMul", "Conv", "DepthwiseConv", "BiasAdd")
+"""Beginnings of the op types that layers are made of."""
+
+
+def leads_on(graph: Graph, uses: Uses, start: int, stops: Collection[int] = ()) -> bool:
+    """Whether anything with weights follows a node, other than the gradients of what follows.
+
+    Args:
+        graph, uses: as made by `graph.build` and `graph.uses`.
+        start: the node.
+        stops: nodes that are not passed.
+    """
+    seen: set[int] = set()
+    pending = [start]
+    while pending and len(seen) < _MOST_FOLLOWING:
+        node = pending.pop()
+        if node in seen or node in stops or "gradients" in graph.names[node]:
+            continue
+        seen.add(node)
+        if graph.ops[node].startswith(WEIGHTED):
+            return True
+        pending.extend(user for user, _, _ in uses.data[node])
+    return False
 
 
 _RANKS = {"MatMul": 2, "Conv2D": 4, "Conv2DBackpropInput": 4, "DepthwiseConv2dNative": 4, "MaxPool": 4, "AvgPool": 4}

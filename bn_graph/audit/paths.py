@@ -12,13 +12,12 @@ from bn_graph.audit.graph import Ref, downstream
 from bn_graph.audit.inference import alternatives, runs, sinks, values_used
 from bn_graph.audit.layers import Layer
 from bn_graph.audit.model import Model, looks_untrained
-from bn_graph.audit.normalizations import Normalization
+from bn_graph.audit.normalizations import WEIGHTED, Normalization, leads_on
 from bn_graph.audit.tensors import FORWARDS
 
 __all__ = ["InferencePath", "find_paths"]
 
 _MOST_LOCAL = 5_000
-_WEIGHTED = ("MatMul", "BatchMatMul", "Conv", "DepthwiseConv", "BiasAdd")
 
 
 class InferencePath(NamedTuple):
@@ -71,16 +70,15 @@ def _by_batch(model: Model, layer: Layer, used: set[int]) -> list[Normalization]
 def _stuck(model: Model, layer: Layer) -> str:
     if not layer.statistics:
         return "there are no population statistics at all"
-    fixed = [
-        (node, value)
-        for way in alternatives(layer)
-        if way.by_batch
-        for node, value in way.choices
-        if node in model.modes.known and node not in model.modes.chosen
-    ]
-    if fixed:
-        return f"the switch {model.name(fixed[0][0])} stands on training"
-    return "no switch there, it was built in training mode"
+    switch = _fixed_switch(model, layer)
+    return f"the switch {switch} stands on training" if switch else "no switch there, it was built in training mode"
+
+
+def _fixed_switch(model: Model, layer: Layer) -> str:
+    """The name of a switch of the layer that can't be turned; empty if there is none."""
+    modes = model.modes
+    choices = [node for way in alternatives(layer) if way.by_batch for node, _ in way.choices]
+    return next((model.name(node) for node in choices if node in modes.known and node not in modes.chosen), "")
 
 
 def _evidence(model: Model, places: Iterable[Normalization], outputs: Sequence[int]) -> tuple[str, ...]:
@@ -130,7 +128,7 @@ def _of_copies(model: Model) -> dict[str, InferencePath]:
     """Trained layers' places that no train op runs, where they normalize by the batch: samplers, validation copies."""
     closure = model.training.closure
     # What hangs off the trained network itself, such as a head that nobody used, is no copy of it.
-    weighted = [node for node in closure if model.graph.ops[node].startswith(_WEIGHTED)]
+    weighted = [node for node in closure if model.graph.ops[node].startswith(WEIGHTED)]
     hanging = downstream(model.uses, weighted, control=False)
     copies = {}
     for layer in model.layers:
@@ -153,18 +151,9 @@ def _of_copies(model: Model) -> dict[str, InferencePath]:
 
 
 def _leads_on(model: Model, places: Iterable[Normalization]) -> bool:
-    """Whether anything with weights follows; a call whose result nobody wanted is no output."""
-    seen: set[int] = set()
-    pending = [place.outputs[0] for place in places]
-    while pending and len(seen) < _MOST_LOCAL:
-        node = pending.pop()
-        if node in seen or node in model.training.closure:
-            continue
-        seen.add(node)
-        if model.graph.ops[node].startswith(_WEIGHTED):
-            return True
-        pending.extend(user for user, _, _ in model.uses.data[node])
-    return False
+    """Whether further layers follow; a call whose result nobody wanted is no output."""
+    closure = model.training.closure
+    return any(leads_on(model.graph, model.uses, place.outputs[0], closure) for place in places)
 
 
 def _stuck_among_switched(model: Model, layers: Iterable[Layer]) -> dict[str, InferencePath]:
@@ -214,7 +203,9 @@ def _only_trained(model: Model, layer: Layer) -> InferencePath:
     elif state == "-" and layer.updates and not any(update.node in model.training.closure for update in layer.updates):
         reason = "nothing in the graph normalizes by population statistics, and no train op updates them"
     else:
-        why = "the graph only trains; what the graph used for inference does is not in this file"
+        switch = _fixed_switch(model, layer)
+        fixed = f", its switch {switch} being fixed" if switch else ""
+        why = f"the graph only trains{fixed}; what the graph used for inference does is not in this file"
         return InferencePath(layer.name, "?", why)
     places = [way.place for way in alternatives(layer) if way.by_batch]
     evidence = tuple(f"{model.name(place.node)} normalizes by the batch, whatever is fed" for place in places[:1])
@@ -262,8 +253,17 @@ def _handed_on(model: Model, place: Normalization) -> set[int]:
         for node in pending:
             found.add(node)
             users = model.uses.data[node]
-            following += [
-                user for user, at, _ in users if at == -1 or (model.graph.ops[user] in FORWARDS | {"Merge"} and at >= 0)
-            ]
+            following += [user for user, at, _ in users if _hands_on(model, user, at)]
         pending = [node for node in following if node not in found]
     return found
+
+
+def _hands_on(model: Model, user: int, at: int) -> bool:
+    """Whether a user hands a value on as it is, or is the caller whose function returns it.
+
+    A loop that TensorFlow built a second time, to keep what the gradients need, is called for those alone.
+    """
+    if at >= 0:
+        return model.graph.ops[user] in FORWARDS | {"Merge"}
+    callers = [model.name(other) for other, _, _ in model.uses.data[user]]
+    return not callers or not all("gradients" in name for name in callers)

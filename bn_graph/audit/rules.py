@@ -4,23 +4,25 @@ A rule returns a `Verdict` for each layer it has something to say of: a finding,
 which it says the same become one `Finding`. A rule that does not apply (no train op, no checkpoint) returns nothing.
 """
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from bn_graph.audit.findings import ADVICE, ERROR, WARNING, CannotTell, Finding
-from bn_graph.audit.graph import downstream
+from bn_graph.audit.graph import closure, downstream
 from bn_graph.audit.inference import alternatives
 from bn_graph.audit.layers import Layer
 from bn_graph.audit.model import Model, looks_untrained
 from bn_graph.audit.paths import InferencePath
 from bn_graph.audit.savers import Saver
-from bn_graph.audit.tensors import constant_node, strip, variable
+from bn_graph.audit.tensors import constant_node, leaves, strip, variable
 from bn_graph.audit.updates import Update
 
 __all__ = ["RULES", "apply_rules"]
 
 CANNOT_TELL = "cannot tell"
 _MOST_EVIDENCE = 6
+_MOST_TRAIN_OPS = 8
 
 
 class Verdict(NamedTuple):
@@ -136,18 +138,21 @@ def left_out_by_saver(model: Model, paths: Paths) -> Iterator[Verdict]:
         if harmless:
             message += "; another Saver, or the checkpoint, has them"
         kept = [model.name(node) for node in layer.parameters if node in leaving[0].keys]
+        lost = [node for node in layer.statistics if node not in leaving[0].keys]
         yield Verdict(
             layer.name,
             WARNING if harmless else ERROR,
             message,
-            (f"{model.name(leaving[0].node)} saves {', '.join(kept[:2])}, not {_names(model, layer.statistics)}",),
+            (f"{model.name(leaving[0].node)} saves {', '.join(kept[:2])}, not {_names(model, lost)}",),
             "tf.train.Saver(tf.global_variables()), or bn_graph.make_saver(); never tf.trainable_variables() alone",
         )
 
 
 def _leaves_out(saver: Saver, layer: Layer) -> bool:
+    """Whether it saves a parameter, and no mean or no variance (of several, as towers keep them, one will do)."""
     saved = saver.keys.keys()
-    return bool(layer.statistics) and bool(saved & set(layer.parameters)) and not saved & set(layer.statistics)
+    left_out = any(kind and not saved & set(kind) for kind in (layer.means, layer.variances))
+    return left_out and bool(saved & set(layer.parameters))
 
 
 def inference_by_batch(model: Model, paths: Paths) -> Iterator[Verdict]:
@@ -209,28 +214,41 @@ def missing_from_checkpoint(model: Model, paths: Paths) -> Iterator[Verdict]:
 
 def updated_twice(model: Model, paths: Paths) -> Iterator[Verdict]:
     """BN007: one step of a train op updates a statistic more than once."""
+    steps = _steps(model)
     for layer in model.layers:
-        per_variable: dict[int, list[Update]] = {}
-        for update in layer.updates:
-            if update.variable in layer.statistics and update.node in model.training.closure:
-                per_variable.setdefault(update.variable, []).append(update)
-        several = {node: updates for node, updates in per_variable.items() if len(updates) > 1}
-        if not several:
+        updates = _several_in_a_step(layer, steps)
+        if not updates:
             continue
-        node, updates = next(iter(several.items()))
-        same = [one for one in updates if sum(bool(one.statistics & other.statistics) for other in updates) > 1]
-        evidence = (f"{model.name(node)} is assigned by {_names(model, [update.node for update in updates])}",)
-        if same:
+        assigning = _names(model, [update.node for update in updates])
+        evidence = (f"{model.name(updates[0].variable)} is assigned by {assigning}",)
+        if any(one.inputs & other.inputs for one, other in itertools.combinations(updates, 2)):
             message = "one step takes the same batch into the statistics more than once: the decay is not what it says"
             fix = "update in place, or through the collection, not both"
             yield Verdict(layer.name, ERROR, message, evidence, fix)
-        else:
-            message = "called on several inputs (towers, real and fake), each of which updates the statistics"
-            if not all(update.adds for update in updates):
-                message += "; plain assigns may undo one another"
-            yield Verdict(
-                layer.name, WARNING, message, evidence, "update from one of them, if they differ in distribution"
-            )
+            continue
+        message = "called on several inputs (towers, real and fake), each of which updates the statistics"
+        if not all(update.adds for update in updates):
+            message += "; plain assigns may undo one another"
+        yield Verdict(layer.name, WARNING, message, evidence, "update from one of them, if they differ in distribution")
+
+
+def _steps(model: Model) -> list[frozenset[int]]:
+    """What one step runs, for each train op; of a graph with many (a group that nobody made), all at once."""
+    train_ops = model.training.train_ops
+    if not 1 < len(train_ops) <= _MOST_TRAIN_OPS:
+        return [model.training.closure]
+    return [frozenset(closure(model.graph, [train_op])) for train_op in train_ops]
+
+
+def _several_in_a_step(layer: Layer, steps: Iterable[frozenset[int]]) -> list[Update]:
+    """The updates of one of the layer's statistics that run with one train op, if there are several."""
+    for node in layer.statistics:
+        updates = [update for update in layer.updates if update.variable == node and not update.holds]
+        for run in steps if len(updates) > 1 else ():
+            together = [update for update in updates if update.node in run]
+            if len(together) > 1:
+                return together
+    return []
 
 
 def never_in_training_mode(model: Model, paths: Paths) -> Iterator[Verdict]:
@@ -315,17 +333,23 @@ def _decay(model: Model, update: Update) -> float | None:
 
 
 def _number(model: Model, ref: tuple[int, int]) -> float | None:
-    """A constant, or 1 less a constant."""
+    """A constant, or 1 less a constant; of a choice between constants, the one that isn't 1, which is there to rest."""
     node, _ = strip(model.graph, ref)
     if node < 0:
         return None
-    if model.graph.ops[node] == "Sub":
-        terms = [constant_node(model.graph, source) for source in model.graph.inputs[node]]
-        if len(terms) == 2 and all(term is not None and term.size == 1 for term in terms):
-            return float(terms[0].reshape(-1)[0]) - float(terms[1].reshape(-1)[0])
+    if model.graph.ops[node] == "Sub" and len(model.graph.inputs[node]) == 2:
+        terms = [_number_or_choice(model, source) for source in model.graph.inputs[node]]
+        return None if None in terms else terms[0] - terms[1]
+    return _number_or_choice(model, ref)
+
+
+def _number_or_choice(model: Model, ref: tuple[int, int]) -> float | None:
+    values = [constant_node(model.graph, leaf.ref) for leaf in leaves(model.graph, ref, lambda _: False)]
+    if not values or any(value is None or value.size != 1 for value in values):
         return None
-    value = constant_node(model.graph, ref)
-    return float(value.reshape(-1)[0]) if value is not None and value.size == 1 else None
+    numbers = {float(value.reshape(-1)[0]) for value in values}
+    numbers = numbers - {1.0} or numbers
+    return numbers.pop() if len(numbers) == 1 else None
 
 
 def updated_by_hand(model: Model, paths: Paths) -> Iterator[Verdict]:

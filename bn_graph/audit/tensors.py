@@ -167,7 +167,7 @@ def choice(graph: Graph, ref: Ref, taken: bool) -> Choice | None:
 
 
 def truth(graph: Graph, node: int, feeds: Mapping[int, bool | float]) -> bool | None:
-    """The value of a predicate, so far as constants, `feeds` and placeholders' defaults tell it."""
+    """The value of a predicate, so far as constants and `feeds` tell it. (A placeholder's default may be fed over.)"""
     value = _evaluated(graph, (node, 0), feeds, 0)
     return None if value is None else bool(value)
 
@@ -203,12 +203,11 @@ _PREDICATES: dict[tuple[str, int], Callable] = {
     ("GreaterEqual", 2): lambda a, b: a >= b,
     ("Less", 2): lambda a, b: a < b,
     ("LessEqual", 2): lambda a, b: a <= b,
-    ("PlaceholderWithDefault", 1): lambda a: a,
 }
 
 
 def leaves(
-    graph: Graph, start: Ref, is_leaf: Callable[[Ref], bool], branches: Sequence[frozenset[Choice]]
+    graph: Graph, start: Ref, is_leaf: Callable[[Ref], bool], branches: Sequence[frozenset[Choice]] | None = None
 ) -> list[Leaf]:
     """The tensors where the value of `start` may be made.
 
@@ -216,7 +215,7 @@ def leaves(
         graph: the graph.
         start: a tensor.
         is_leaf: of a tensor, whether to stop there though more lies above.
-        branches: from `branches`.
+        branches: from `branches`; without them, only the choices between `start` and a leaf are told.
 
     Returns:
         Leaves, each once for each set of choices that leads to it; variables' own nodes for what is read from one.
@@ -230,7 +229,8 @@ def leaves(
         seen.add(leaf)
         above = None if is_leaf(leaf.ref) else _above(graph, leaf)
         if above is None:
-            found.append(leaf._replace(choices=leaf.choices | branches[leaf.ref[0]]))
+            around = frozenset() if branches is None else branches[leaf.ref[0]]
+            found.append(leaf._replace(choices=leaf.choices | around))
         else:
             pending.extend(above)
     return found

@@ -1,14 +1,17 @@
 """Finds the ops that move a variable toward a batch statistic, however the average is written.
 
 From every assign the search goes up over the arithmetic of averages, casts, conds and reads until it meets one of the
-statistics that some layer normalizes by. An average of a loss, a weight or a gradient never meets one.
+statistics that some layer normalizes by. An average of a loss, a weight or a gradient never meets one. Of variables that
+layers read as population statistics it is known what they are, so any batch statistic will do: of a second call's
+inputs, or computed anew by whoever updates them by hand.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import NamedTuple
 
 from bn_graph.audit.graph import Graph, Ref
-from bn_graph.audit.tensors import ASSIGNS, FORWARDS, variable
+from bn_graph.audit.moments import recognize
+from bn_graph.audit.tensors import ASSIGNS, FORWARDS, leaves, strip, variable
 
 __all__ = ["Update", "find_updates", "targets"]
 
@@ -30,14 +33,18 @@ class Update(NamedTuple):
         variable: its target's node.
         kind: ``mean`` or ``variance``.
         statistics: the batch statistics it takes in.
+        inputs: what those are statistics of, before a shift as after it.
         adds: whether it adds to what is there when it runs (``AssignSub``, ``AssignAdd``), and can't undo another's.
+        holds: whether it puts the statistic itself there, not averaged, as for an ``ExponentialMovingAverage`` to follow.
     """
 
     node: int
     variable: int
     kind: str
     statistics: frozenset[Ref]
+    inputs: frozenset[Ref]
     adds: bool
+    holds: bool
 
 
 def targets(graph: Graph) -> dict[int, list[int]]:
@@ -51,32 +58,68 @@ def targets(graph: Graph) -> dict[int, list[int]]:
     return found
 
 
-def find_updates(graph: Graph, assigns: Mapping[int, list[int]], statistics: Mapping[Ref, str]) -> list[Update]:
-    """The assigns that take in one of `statistics`.
+def find_updates(
+    graph: Graph, assigns: Mapping[int, list[int]], statistics: Mapping[Ref, str], known: Collection[int]
+) -> list[Update]:
+    """The assigns that take in one of `statistics`; of the variables `known`, any batch statistic.
 
     Args:
         graph: the graph.
         assigns: from `targets`.
         statistics: the tensors to look for, each with its kind.
+        known: variables that are population statistics.
     """
     found = []
     for assigned, nodes in assigns.items():
         for node in nodes:
-            taken_in = _taken_in(graph, assigns, node, assigned, statistics)
-            kinds = {statistics[ref] for ref in taken_in}
-            if kinds:
+            taken_in = _taken_in(graph, assigns, node, assigned, statistics, statistics.get)
+            if not taken_in and assigned in known:
+                taken_in = _taken_in(graph, assigns, node, assigned, statistics, _any_kind(graph))
+            if taken_in:
                 # A variance may be averaged together with the mean that it was computed from.
-                kind = "variance" if "variance" in kinds else "mean"
-                of_kind = frozenset(ref for ref in taken_in if statistics[ref] == kind)
-                adds = "Add" in graph.ops[node] or "Sub" in graph.ops[node]
-                found.append(Update(node, assigned, kind, of_kind, adds))
-    return sorted(found)
+                kind = "variance" if "variance" in taken_in.values() else "mean"
+                of_kind = frozenset(ref for ref, its_kind in taken_in.items() if its_kind == kind)
+                inputs, adds, holds = _inputs(graph, of_kind), _adds(graph, node), _holds(graph, node, of_kind)
+                found.append(Update(node, assigned, kind, of_kind, inputs, adds, holds))
+    return sorted(found, key=lambda update: update.node)
+
+
+def _adds(graph: Graph, node: int) -> bool:
+    return "Add" in graph.ops[node] or "Sub" in graph.ops[node]
+
+
+def _holds(graph: Graph, node: int, statistics: Collection[Ref]) -> bool:
+    if _adds(graph, node):
+        return False
+    found = leaves(graph, graph.inputs[node][1], lambda ref: ref in statistics)
+    return bool(found) and any(leaf.ref in statistics for leaf in found)
+
+
+def _inputs(graph: Graph, statistics: Collection[Ref]) -> frozenset[Ref]:
+    recognized = [recognize(graph, ref) for ref in statistics]
+    refs = {ref for statistic in recognized if statistic is not None for ref in statistic.inputs}
+    shifted = [graph.inputs[node][0] for node, _ in refs if node >= 0 and graph.ops[node] == "Sub"]
+    return frozenset(refs | {strip(graph, ref) for ref in shifted})
+
+
+def _any_kind(graph: Graph) -> Callable[[Ref], str | None]:
+    def kind_of(ref: Ref) -> str | None:
+        statistic = recognize(graph, ref)
+        return statistic.kind if statistic is not None and statistic.over_examples else None
+
+    return kind_of
 
 
 def _taken_in(
-    graph: Graph, assigns: Mapping[int, list[int]], node: int, assigned: int, statistics: Mapping[Ref, str]
-) -> set[Ref]:
-    found, seen, variables = set(), set(), {assigned}
+    graph: Graph,
+    assigns: Mapping[int, list[int]],
+    node: int,
+    assigned: int,
+    statistics: Mapping[Ref, str],
+    kind_of: Callable[[Ref], str | None],
+) -> dict[Ref, str]:
+    """The batch statistics that go into an assign, with their kinds."""
+    found, seen, variables = {}, set(), {assigned}
     pending = [graph.inputs[node][1]]
     while pending and len(seen) < _MOST_STEPS:
         ref = pending.pop()
@@ -84,22 +127,26 @@ def _taken_in(
             continue
         seen.add(ref)
         source, port = ref
-        if ref in statistics:
-            found.add(ref)
+        averaged = _averaged_again(graph, ref, statistics)
+        if averaged:
+            pending.extend(averaged)
+        elif (kind := kind_of(ref)) is not None:
+            found[ref] = kind
         elif source in graph.calls:
             pending.extend(call.results[port] for call in graph.calls[source] if port < len(call.results))
         elif graph.ops[source] in _PASSED:
             pending.extend(graph.inputs[source])
-        elif graph.ops[source] in _AVERAGES and graph.inputs[source]:
-            pending.extend(_averaged_statistic(graph, graph.inputs[source][0], statistics))
         elif source in assigns and source not in variables:  # the variable between: `biased` of zero-debiasing
             variables.add(source)
             pending.extend(graph.inputs[between][1] for between in assigns[source])
     return found
 
 
-def _averaged_statistic(graph: Graph, ref: Ref, statistics: Mapping[Ref, str]) -> list[Ref]:
-    """The statistic that is averaged once more, over ghost batches or towers; nothing if it is anything else."""
+def _averaged_again(graph: Graph, ref: Ref, statistics: Mapping[Ref, str]) -> list[Ref]:
+    """The statistic that a tensor is an average of, over ghost batches or towers; nothing if it is anything else."""
+    if ref in statistics or graph.ops[ref[0]] not in _AVERAGES or not graph.inputs[ref[0]]:
+        return []
+    ref = graph.inputs[ref[0]][0]
     for _ in range(10):
         if ref in statistics:
             return [ref]

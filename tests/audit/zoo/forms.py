@@ -135,7 +135,7 @@ def _takes(name: str, variables: str, cond: str, kind: str) -> bool:
 
 def _register_forms() -> None:
     for name, (norm, rank) in (COLLECTED | IN_PLACE).items():
-        kinds = itertools.product(VARIABLES, CONDS) if name in EVERYWHERE else [("ref", "v1"), ("resource", "v2")]
+        kinds = itertools.product(VARIABLES, CONDS) if name in EVERYWHERE else [("ref", "v1")]
         for variables, cond in kinds:
             if _takes(name, variables, cond, "switched"):
                 make, where = partial(switched, norm, rank), {"variables": variables, "cond": cond, "layers": 1}

@@ -305,12 +305,12 @@ register("tensorpack_training_only", partial(_tensorpack, with_updates=True), la
 register("tensorpack_detached", partial(_tensorpack, with_updates=False), "BN001 BN002 BN004", layers=1)
 
 
-@case("BN004", layers=1)
-def switch_stuck_on_training(at):
-    """The mode is a constant that somebody forgot."""
-    stuck = tf.constant(True, name="is_training")
-    net = network(lambda x: chosen(x, stuck, by="cond"))
-    return finish(at, train=[train_with_updates(net.loss)], outputs=[net.logits])
+@case(untold="BN004", layers=1)
+def switch_fixed_in_a_training_graph(at):
+    """As in programs that build one graph to train, and another with False to predict; nobody says which outputs count."""
+    fixed = tf.constant(True, name="is_training")
+    net = network(lambda x: chosen(x, fixed, by="cond"))
+    return finish(at, train=[train_with_updates(net.loss)])
 
 
 @case("BN004", layers=1)

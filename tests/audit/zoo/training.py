@@ -636,7 +636,7 @@ def _loop_without_population(at):
 
     def body(i, state):
         mean, variance = tf.nn.moments(state, [0])
-        return i + 1, tf.nn.batch_normalization(state + 1.0, mean, variance, beta, gamma, 1e-3)
+        return i + 1, tf.nn.batch_normalization(state, mean, variance, beta, gamma, 1e-3)
 
     _, y = tf.while_loop(lambda i, _: i < 2, body, [tf.constant(0), x])
     train_op = _sgd().minimize(tf.reduce_mean(tf.square(y - 1.0)))
