@@ -77,8 +77,8 @@ bn_graph.check_train_op(train_op)
 
 # tf.keras layers put nothing into UPDATE_OPS: depend on model.updates (or each layer's updates) in the same way.""",
         untold="""\
-no train op is found and none is named with --train-op (a graph exported for inference has none, and then the rule does
-not apply); or what the updates belong to can't be followed, as through an op of unknown kind.""",
+it does not: it says BN103 where the updates are gathered to be run by hand, or the checkpoint's statistics have moved
+though no train op runs them; and nothing of a graph in which no train op is found or named (--train-op).""",
     ),
     Explanation(
         code="BN002",
@@ -130,8 +130,8 @@ saver = tf.train.Saver()
 saver = bn_graph.make_saver()
 saver = bn_graph.make_inference_saver(prediction)""",
         untold="""\
-what a Saver saves is not written in the graph, as where the names are fed or computed. Several Savers that share the
-variables among them are judged together with those that save the same layer.""",
+it does not. Where another Saver of the graph, or the checkpoint at hand, has the statistics, it is a warning. A Saver
+whose names are fed or computed can't be read, and counts for nothing.""",
     ),
     Explanation(
         code="BN004",
@@ -158,8 +158,9 @@ hidden = bn_graph.batch_norm_wrapper(x, is_training, name="bn1")
 # A graph that exists, every layer on the path turned to its population statistics whatever the switch was:
 #   python -m bn_graph inference-graph --meta M --checkpoint C --output NAME --out DIR""",
         untold="""\
-no op can be told to be the inference output (name it with --output); or the switch is a placeholder without a default
-(say what inference feeds it, with --feed NAME=false).""",
+the graph only trains, and its statistics may be good: what another graph, built for inference, does with them is not in
+the file; or it computes gradients and applies none. Say which op is the output with --output, and how a switch stands
+with --feed NAME=false. A switch that can be fed is taken to be fed right.""",
     ),
     Explanation(
         code="BN005",
@@ -199,8 +200,7 @@ with tf.variable_scope("", reuse=tf.AUTO_REUSE):
 # bn_graph, with ref and with resource variables.
 y = bn_graph.batch_norm_wrapper(x, is_training, name="bn1")""",
         untold="""\
-no op can be told to be the inference output (name it with --output), or whether the assign runs hangs on a placeholder
-(say what inference feeds it, with --feed NAME=false).""",
+it does not. A switch that can be fed is taken to stand on inference; how another one stands, --feed NAME=value says.""",
     ),
     Explanation(
         code="BN006",
@@ -229,8 +229,7 @@ bn_graph.save(bn_graph.make_saver(), session, new_checkpoint)
 # bn_graph.restore refuses a checkpoint that lacks statistics; statistics under other names are found by a name map:
 #   bn_graph.restore(session, checkpoint, name_map=bn_graph.NAME_MAPS["pop"])""",
         untold="""\
-the checkpoint seems to be of another graph (few of the variables are in it), or what the graph restores goes by names
-that are fed or computed.""",
+the layer has neither gamma nor beta, so that nothing shows whether the checkpoint is of a graph that has it.""",
     ),
     Explanation(
         code="BN007",
@@ -238,10 +237,11 @@ that are fed or computed.""",
         level=ERROR,
         title="the statistics are updated more than once a step",
         meaning="""\
-One train op runs several updates of the same statistics. They come to the same variable in no fixed order, so the
-average forgets faster than its decay says, and mixes inputs that may not be alike: a discriminator's real and generated
-images, or two networks of which a collection's prefix took both. Assigns that read and write apart (not assign_sub)
-even lose updates. Towers on shards of one batch do no worse than to average them, which is a warning.""",
+One train op runs several updates of the same statistics. If they take in the same batch, as where updates in place were
+put into the collection too, the average forgets faster than its decay says: an error. If they take in several batches (a
+discriminator's real and generated images, towers on shards of one batch) it is a warning: the average is then one over
+all of them, and wrong only as far as they are not alike. Assigns that read and write apart (not assign_sub) may lose one
+another's updates, and the message says so.""",
         document=f"{_SOLVER}, section class Model",
         claims=("solver-10", "article-07"),
         experiment="missing-update-ops",
@@ -256,7 +256,7 @@ updates = bn_graph.update_ops.collect(name_scope="tower_0")
 train_op = bn_graph.train_op(optimizer, loss, update_ops=updates)
 # A GAN: bn_graph.train_op(optimizer, d_loss, scope="discriminator", var_list=d_variables)""",
         untold="""\
-which of the updates run depends on a switch that can't be told, or they lie in a loop whose number of turns is not known.""",
+it does not. Updates that a switch keeps from running in one step are not counted; a loop's turns are not either.""",
     ),
     Explanation(
         code="BN008",
@@ -282,8 +282,8 @@ y = bn_graph.batch_norm_wrapper(x, is_training, name="bn1")
 # A layer frozen on purpose: say so for its gamma and beta too, and restore its statistics before the first step.
 frozen = tf.layers.batch_normalization(x, training=False, trainable=False)""",
         untold="""\
-the layer may be frozen on purpose: its gamma and beta are not trained, or its statistics in the checkpoint are not
-the initial ones.""",
+it does not: without a checkpoint the finding is a warning, since the layer may be frozen on purpose, with statistics that
+were trained before. With gamma and beta not trained, or statistics that have moved, there is no finding.""",
     ),
     Explanation(
         code="BN101",

@@ -5,7 +5,7 @@ which it says the same become one `Finding`. A rule that does not apply (no trai
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from bn_graph.audit.findings import ADVICE, ERROR, WARNING, CannotTell, Finding
@@ -15,7 +15,7 @@ from bn_graph.audit.layers import Layer
 from bn_graph.audit.model import Model, looks_untrained
 from bn_graph.audit.paths import InferencePath
 from bn_graph.audit.savers import Saver
-from bn_graph.audit.tensors import constant_node, leaves, strip, variable
+from bn_graph.audit.tensors import Choice, branches, constant_node, leaves, strip, variable
 from bn_graph.audit.updates import Update
 
 __all__ = ["RULES", "apply_rules"]
@@ -214,14 +214,18 @@ def missing_from_checkpoint(model: Model, paths: Paths) -> Iterator[Verdict]:
 
 def updated_twice(model: Model, paths: Paths) -> Iterator[Verdict]:
     """BN007: one step of a train op updates a statistic more than once."""
-    steps = _steps(model)
+    steps, under = _steps(model), None
     for layer in model.layers:
         updates = _several_in_a_step(layer, steps)
         if not updates:
             continue
         assigning = _names(model, [update.node for update in updates])
         evidence = (f"{model.name(updates[0].variable)} is assigned by {assigning}",)
-        if any(one.inputs & other.inputs for one, other in itertools.combinations(updates, 2)):
+        under = branches(model.graph) if under is None else under
+        pairs = [pair for pair in itertools.combinations(updates, 2) if _run_together(under, *pair)]
+        if not pairs:
+            continue
+        if any(one.inputs & other.inputs for one, other in pairs):
             message = "one step takes the same batch into the statistics more than once: the decay is not what it says"
             fix = "update in place, or through the collection, not both"
             yield Verdict(layer.name, ERROR, message, evidence, fix)
@@ -230,6 +234,12 @@ def updated_twice(model: Model, paths: Paths) -> Iterator[Verdict]:
         if not all(update.adds for update in updates):
             message += "; plain assigns may undo one another"
         yield Verdict(layer.name, WARNING, message, evidence, "update from one of them, if they differ in distribution")
+
+
+def _run_together(under: Sequence[frozenset[Choice]], one: Update, other: Update) -> bool:
+    """Whether no switch runs one update or the other."""
+    choices = under[one.node] | under[other.node]
+    return len({node for node, _ in choices}) == len(choices)
 
 
 def _steps(model: Model) -> list[frozenset[int]]:
