@@ -255,7 +255,17 @@ def _handed_on(model: Model, place: Normalization) -> set[int]:
             users = model.uses.data[node]
             following += [user for user, at, _ in users if _hands_on(model, user, at)]
         pending = [node for node in following if node not in found]
-    return found
+    return {node for node in found if _is_called(model, node)}
+
+
+def _is_called(model: Model, node: int) -> bool:
+    """Whether a node lies in no function that a decided switch leaves out."""
+    caller = model.graph.callers[node]
+    while caller[0] >= 0:
+        if caller in model.modes.not_called:
+            return False
+        caller = model.graph.callers[caller[0]]
+    return True
 
 
 def _hands_on(model: Model, user: int, at: int) -> bool:

@@ -16,7 +16,7 @@ from bn_graph.audit.model import Model, looks_untrained
 from bn_graph.audit.paths import InferencePath
 from bn_graph.audit.savers import Saver
 from bn_graph.audit.tensors import Choice, branches, constant_node, leaves, strip, variable
-from bn_graph.audit.updates import Update
+from bn_graph.audit.updates import Update, assigned_value
 
 __all__ = ["RULES", "apply_rules"]
 
@@ -319,7 +319,7 @@ def suspicious_constants(model: Model, paths: Paths) -> Iterator[Verdict]:
 def _decay(model: Model, update: Update) -> float | None:
     """The weight of the old value, where it is a constant in one of the usual forms of the average."""
     graph = model.graph
-    pending, seen = [(graph.inputs[update.node][1], update.adds)], 0
+    pending, seen = [(assigned_value(graph, update.node), update.adds)], 0
     while pending and seen < 40:
         ref, is_difference = pending.pop(0)
         seen += 1

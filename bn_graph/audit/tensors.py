@@ -16,6 +16,7 @@ from bn_graph.audit.protos import TensorProto
 __all__ = [
     "ASSIGNS",
     "FORWARDS",
+    "ROW_ASSIGNS",
     "Leaf",
     "array",
     "branches",
@@ -33,13 +34,17 @@ _SELECTS = frozenset({"Select", "SelectV2"})
 _RESHAPES = frozenset({"Squeeze", "Reshape", "ExpandDims", "BroadcastTo", "Transpose"})
 FORWARDS = (
     frozenset({"Identity", "RefIdentity", "Enter", "RefEnter", "Exit", "RefExit", "StopGradient", "Cast", "Snapshot"})
-    | frozenset({"PreventGradient", "CheckNumerics", "ReadVariableOp", "NextIteration", "RefNextIteration"})
+    | frozenset({"PreventGradient", "CheckNumerics", "ReadVariableOp", "ResourceGather", "NextIteration"})
+    | frozenset({"RefNextIteration"})
     | _RESHAPES
 )
 """One value in, as input 0, the same out, give or take dtype and dimensions of size 1."""
 
 REF_ASSIGNS = frozenset({"Assign", "AssignAdd", "AssignSub"})
 ASSIGNS = REF_ASSIGNS | {"AssignVariableOp", "AssignAddVariableOp", "AssignSubVariableOp"}
+ROW_ASSIGNS = frozenset({"ResourceScatterSub", "ResourceScatterAdd", "ResourceScatterUpdate"})
+"""Assigns to rows of a variable: the handle, the rows' numbers, the values."""
+
 _SCALINGS = frozenset({"Mul", "RealDiv", "Div", "DivNoNan"})
 _CLIPS = frozenset({"Maximum", "Relu", "Abs"})
 

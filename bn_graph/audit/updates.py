@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 from bn_graph.audit.graph import Graph, Ref
 from bn_graph.audit.moments import recognize
-from bn_graph.audit.tensors import ASSIGNS, FORWARDS, leaves, strip, variable
+from bn_graph.audit.tensors import ASSIGNS, FORWARDS, ROW_ASSIGNS, leaves, strip, variable
 
-__all__ = ["Update", "find_updates", "targets"]
+__all__ = ["Update", "assigned_value", "find_updates", "targets"]
 
 _PASSED = (
     frozenset({"Add", "AddV2", "AddN", "Sub", "Mul", "RealDiv", "Div", "DivNoNan", "Neg", "Maximum", "Relu", "Sqrt"})
@@ -51,11 +51,16 @@ def targets(graph: Graph) -> dict[int, list[int]]:
     """The assigns to each variable, initializers included, by the variable's node."""
     found = {}
     for node, op in enumerate(graph.ops):
-        if op in ASSIGNS and len(graph.inputs[node]) >= 2:
+        if (op in ASSIGNS and len(graph.inputs[node]) >= 2) or (op in ROW_ASSIGNS and len(graph.inputs[node]) >= 3):
             assigned = variable(graph, graph.inputs[node][0])
             if assigned is not None:
                 found.setdefault(assigned, []).append(node)
     return found
+
+
+def assigned_value(graph: Graph, node: int) -> Ref:
+    """What an assign puts into its variable, or adds to it."""
+    return graph.inputs[node][2 if graph.ops[node] in ROW_ASSIGNS else 1]
 
 
 def find_updates(
@@ -91,7 +96,7 @@ def _adds(graph: Graph, node: int) -> bool:
 def _holds(graph: Graph, node: int, statistics: Collection[Ref]) -> bool:
     if _adds(graph, node):
         return False
-    found = leaves(graph, graph.inputs[node][1], lambda ref: ref in statistics)
+    found = leaves(graph, assigned_value(graph, node), lambda ref: ref in statistics)
     return bool(found) and any(leaf.ref in statistics for leaf in found)
 
 
@@ -120,7 +125,7 @@ def _taken_in(
 ) -> dict[Ref, str]:
     """The batch statistics that go into an assign, with their kinds."""
     found, seen, variables = {}, set(), {assigned}
-    pending = [graph.inputs[node][1]]
+    pending = [assigned_value(graph, node)]
     while pending and len(seen) < _MOST_STEPS:
         ref = pending.pop()
         if ref in seen or ref[0] < 0:
@@ -138,7 +143,7 @@ def _taken_in(
             pending.extend(graph.inputs[source])
         elif source in assigns and source not in variables:  # the variable between: `biased` of zero-debiasing
             variables.add(source)
-            pending.extend(graph.inputs[between][1] for between in assigns[source])
+            pending.extend(assigned_value(graph, between) for between in assigns[source])
     return found
 
 

@@ -77,7 +77,7 @@ def digits() -> bn_graph.Dataset:
 
 @pytest.fixture
 def settings(tmp_path, digits) -> harness.Settings:
-    return harness.Settings("audited", "quick", digits, None, [0], STEPS, tmp_path)
+    return harness.Settings("audited", "quick", digits, None, [0], STEPS, tmp_path, loop="feed")
 
 
 @pytest.fixture
