@@ -154,25 +154,32 @@ def train_and_record(
     seed: int,
     folder: Path,
     label: str,
+    pause_after: Callable[[int], bool],
+    loop: str,
 ) -> dict[str, np.ndarray]:
-    """Trains all towers on the same batches, one ``session.run`` a step, and stacks what `measure` gives after each.
+    """Trains all towers on the same batches, and stacks what `measure` gives where `pause_after` says there is something.
 
     A checkpoint is kept every `CHECKPOINT_EVERY` steps. The curves are written before it, so that they reach at least as
     far; whatever they have beyond it when a killed run goes on is measured again.
     """
     global_step = tf.train.get_or_create_global_step()
-    train_op = tf.group(*(tower.train_op for tower in towers), global_step.assign_add(1))
     saver = bn_graph.make_saver(max_to_keep=2)
     bn_graph.resume(session, folder)
     done = int(session.run(global_step))
     curves = _read_curves(folder, done)
-    batches = bn_graph.batches(split, BATCH_SIZE, seed=seed, start=done)
-    for step in harness.progress_bar(label)(range(done, steps)):
-        session.run(train_op, dict(zip(feed, next(batches), strict=True)))
-        finished = step + 1
+
+    def saved_after(finished: int) -> bool:
+        return finished % CHECKPOINT_EVERY == 0 or finished == steps
+
+    def pause(finished: int) -> bool:
+        return pause_after(finished) or saved_after(finished)
+
+    networks = [bn_graph.Step(tower.train_op, *feed) for tower in towers]
+    advance = harness.LOOPS[loop](session, networks, split, batch_size=BATCH_SIZE, seed=seed, global_step=global_step)
+    for finished, _ in harness.advance_with_progress(advance, range(done, steps), label, pause):
         for name, value in measure(finished).items():
             curves.setdefault(name, []).append((finished, np.asarray(value, np.float32)))
-        if finished % CHECKPOINT_EVERY == 0 or finished == steps:
+        if saved_after(finished):
             _write_curves(folder, curves)
             bn_graph.save(saver, session, folder / "step", global_step=finished, write_meta_graph=False)
     stacked = {name: np.array([value for _, value in curve]) for name, curve in curves.items()}
@@ -217,7 +224,7 @@ def _run_seed(settings: harness.Settings, seed: int) -> tuple[dict, dict]:
     weights = bn_graph.normal_weights(sizes, seed)
     scaled = [each / np.float32(np.sqrt(len(each))) for each in weights]
 
-    with tf.Graph().as_default(), tf.Session(config=bn_graph.session_config()) as session:
+    with tf.Graph().as_default(), tf.Session(config=harness.session_config(settings)) as session:
         feed = placeholders(dataset)
         towers = {
             "with": build_tower("with", *feed, weights, batch_norm=True),
@@ -257,6 +264,8 @@ def _train(settings: harness.Settings, seed: int, session: tf.Session, towers: d
         seed=seed,
         folder=folder,
         label=label,
+        pause_after=lambda finished: finished % EVALUATE_EVERY == 1 or finished % SCALED_EVERY == 1,
+        loop=settings.loop,
     )
 
 

@@ -119,6 +119,7 @@ def _weights(settings: Settings, seed: int) -> list[np.ndarray]:
 
 
 def _train(settings: Settings, session: tf.Session, seed: int, step) -> None:
+    # Fed, whatever --loop says: what is saved here includes the graph, which should be the document's and hold no loop.
     batches = bn_graph.batches(settings.dataset.train, BATCH_SIZE, seed=seed)
     for _ in harness.progress_bar(f"seed {seed}, training")(range(settings.steps)):
         step(*next(batches))

@@ -342,6 +342,7 @@ def _train(settings: Settings, seed: int, order: str) -> dict:
         step = _grouped_as_suggested(train_op, lambda: tf.group(*[helper.get_assigner() for helper in helpers]))
         prediction = tf.argmax(_network(images, helpers, seed, train=False), 1)
         session.run(tf.global_variables_initializer())
+        # Fed, whatever --loop says: the recipe's order of ops is what is looked at, run as the recipe is run.
         batches = bn_graph.batches(dataset.train, BATCH_SIZE, seed=seed)
         for _ in harness.progress_bar(f"seed {seed}, {order}")(range(settings.steps)):
             batch, labels = next(batches)

@@ -101,7 +101,7 @@ def search(settings: harness.Settings, binary: bn_graph.Dataset) -> dict:
     grid = list(itertools.product(*((RATES, DEVIATIONS) if full else (QUICK_RATES, QUICK_DEVIATIONS))))
     seed = settings.seeds[0]
     steps = min(SEARCH_STEPS if full else QUICK_SEARCH_STEPS, settings.steps)
-    with tf.Graph().as_default(), tf.Session(config=bn_graph.session_config()) as session:
+    with tf.Graph().as_default(), tf.Session(config=harness.session_config(settings)) as session:
         feed = placeholders(binary)
         towers = {
             (place, batch_norm): build_tower(
@@ -115,7 +115,7 @@ def search(settings: harness.Settings, binary: bn_graph.Dataset) -> dict:
             for batch_norm in (True, False)
         }
         _train(
-            settings, session, list(towers.values()), feed, binary, "search", seed, steps, lambda step: {}, grid=grid
+            settings, session, list(towers.values()), feed, binary, "search", seed, steps, lambda step: {}, 0, grid=grid
         )
         scored = {key: next(iter(tower.scored.values())).accuracy for key, tower in towers.items()}
         accuracy = session.run(scored, dict(zip(feed, binary.validation, strict=True)))
@@ -151,7 +151,7 @@ def _pair(settings, dataset, weights, rate, steps, seed, part) -> dict[str, np.n
     """The curves of one network with batch norm and without."""
     every = max(1, steps // EVALUATIONS)
     test = dataset.test
-    with tf.Graph().as_default(), tf.Session(config=bn_graph.session_config()) as session:
+    with tf.Graph().as_default(), tf.Session(config=harness.session_config(settings)) as session:
         feed = placeholders(dataset)
         with_, without = (
             build_tower(name, *feed, weights, batch_norm=name == "with", rate=rate) for name in ("with", "without")
@@ -159,7 +159,7 @@ def _pair(settings, dataset, weights, rate, steps, seed, part) -> dict[str, np.n
         scored = without.scored | with_.scored
 
         def measure(finished: int) -> dict[str, np.ndarray]:
-            if finished % every != 1 % every and finished != steps:
+            if not _is_measured(finished, every) and finished != steps:
                 return {}
             got, beta = session.run((scored, with_.beta), dict(zip(feed, test, strict=True)))
             measured = {f"accuracy_{form}": each.accuracy for form, each in got.items()}
@@ -167,10 +167,16 @@ def _pair(settings, dataset, weights, rate, steps, seed, part) -> dict[str, np.n
             difference = np.abs(got["batch"].inputs.mean(0, np.float64) - beta)
             return measured | {"mean_minus_beta": np.max(difference)}
 
-        return _train(settings, session, [with_, without], feed, dataset, part, seed, steps, measure, rate=rate)
+        return _train(settings, session, [with_, without], feed, dataset, part, seed, steps, measure, every, rate=rate)
 
 
-def _train(settings, session, towers, feed, dataset, part, seed, steps, measure, **identity) -> dict[str, np.ndarray]:
+def _is_measured(finished: int, every: int) -> bool:
+    return every > 0 and finished % every == 1 % every
+
+
+def _train(
+    settings, session, towers, feed, dataset, part, seed, steps, measure, every, **identity
+) -> dict[str, np.ndarray]:
     folder = harness.work_directory(
         settings,
         f"{dataset.name}-seed{seed}-steps{settings.steps}/{part}",
@@ -188,6 +194,8 @@ def _train(settings, session, towers, feed, dataset, part, seed, steps, measure,
         seed=seed,
         folder=folder,
         label=f"seed {seed}, {part}",
+        pause_after=lambda finished: _is_measured(finished, every),
+        loop=settings.loop,
     )
 
 

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,12 +27,14 @@ from bn_graph.tf1 import tf
 from experiments import register
 
 __all__ = [
+    "LOOPS",
     "Experiment",
     "Mode",
     "OneLineParser",
     "Settings",
     "UsageError",
     "Verdict",
+    "advance_with_progress",
     "dated",
     "does_not_hold",
     "holds",
@@ -40,6 +42,7 @@ __all__ = [
     "main",
     "pack_images",
     "progress_bar",
+    "session_config",
     "spread",
     "unpack_images",
     "versions",
@@ -49,6 +52,10 @@ __all__ = [
 
 FORMAT = 1
 """Of result files. A reader refuses another, so that an old file is never read as if it were new."""
+
+
+LOOPS = {"graph": bn_graph.graph_loop, "feed": bn_graph.feed_loop}
+"""How an experiment trains: ``--loop``. Both give the same numbers, bit for bit (tests/test_training_in_graph.py)."""
 
 
 class UsageError(ValueError):
@@ -120,7 +127,10 @@ class Experiment(NamedTuple):
 
 
 class Settings(NamedTuple):
-    """What one run was asked for. `dataset` is None for an experiment that makes its own inputs."""
+    """What one run was asked for. `dataset` is None for an experiment that makes its own inputs.
+
+    `loop` ("graph" or "feed") and `threads` say how it is trained. No number depends on either, so no checkpoint asks.
+    """
 
     name: str
     mode: str
@@ -129,6 +139,8 @@ class Settings(NamedTuple):
     seeds: list[int]
     steps: int
     output: Path
+    loop: str = "graph"
+    threads: int = 1
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -202,6 +214,8 @@ def _settings(experiment: Experiment, argv: list[str] | None) -> tuple[Settings,
         seeds=list(given.seed or mode.seeds),
         steps=given.steps or mode.steps,
         output=given.output,
+        loop=given.loop,
+        threads=given.threads,
     )
     return settings, given.fresh
 
@@ -219,6 +233,15 @@ def _parser(experiment: Experiment) -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=_steps, help="training steps (default: the mode's own)")
     parser.add_argument("--output", type=Path, default=Path("results"), help="folder of results (default: %(default)s)")
     parser.add_argument(
+        "--loop", default="graph", choices=tuple(LOOPS), help="steps inside the graph, or fed one by one (same numbers)"
+    )
+    parser.add_argument(
+        "--threads",
+        type=_threads,
+        default=min(2, os.cpu_count() or 1),
+        help="networks trained at the same time, each on one core (same numbers; default: %(default)s)",
+    )
+    parser.add_argument(
         "--fresh", action="store_true", help="forget earlier results and checkpoints of this experiment"
     )
     return parser
@@ -233,6 +256,12 @@ def _seed(text: str) -> int:
 def _steps(text: str) -> int:
     if not text.isdecimal() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"steps is a whole number from 1 up, got {text!r}")
+    return int(text)
+
+
+def _threads(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"threads is a whole number from 1 up, got {text!r}")
     return int(text)
 
 
@@ -322,6 +351,28 @@ def work_directory(settings: Settings, part: str, **identity) -> Path:
         shutil.rmtree(folder, ignore_errors=True)
         write_json(record, identity)
     return folder
+
+
+def session_config(settings: Settings) -> tf.ConfigProto:
+    """One thread for each kernel, so that every sum is made in one order; ``--threads`` networks trained at a time."""
+    return bn_graph.session_config(networks=settings.threads)
+
+
+def advance_with_progress(
+    advance: Callable[[int, int], list], steps: range, label: str, pause_after: Callable[[int], bool] | None = None
+) -> Iterator[tuple[int, list]]:
+    """Trains `steps` in chunks, with a progress bar; yields after each the number of steps taken and what was recorded.
+
+    Args:
+        advance: as `bn_graph.graph_loop` gives it.
+        steps: to take.
+        label: of the bar.
+        pause_after: the numbers of steps after which the caller has something to do; a chunk ends there.
+    """
+    stops = {chunk.start: chunk.stop for chunk in bn_graph.chunks(steps.start, steps.stop, pause_after=pause_after)}
+    for step in progress_bar(label)(steps):
+        if step in stops:  # the others are trained with the chunk that they are in
+            yield stops[step], advance(step, stops[step])
 
 
 def progress_bar(label: str) -> Callable:

@@ -49,23 +49,24 @@ UNDONE = 0.1  # gamma and beta have undone the layer if a tenth of their distanc
 
 
 class _Network(NamedTuple):
-    """What is run of a network: ``step(images, labels, rate, is_training)`` trains; `layers` are pairs of gamma and beta."""
+    """What is run of a network: `step` trains, at the rate in `rate_in_use`; `layers` are pairs of gamma and beta."""
 
     x: tf.Tensor
     y_: tf.Tensor
     is_training: tf.Tensor
+    rate: tf.Tensor
+    rate_in_use: tf.Variable
     loss: tf.Tensor
     accuracy: tf.Tensor
     initializer: tf.Operation
-    step: Callable[..., None]
+    step: bn_graph.Step
+    loops: dict[tuple[int, int], Callable]
     weights: list[tf.Variable]
     sums: list[tf.Tensor]
     layers: list[tuple[tf.Variable, tf.Variable]]
 
 
-def build(
-    session: tf.Session, sizes: Sequence[int], form: str, optimizer: str, *, train_weights: bool = True
-) -> _Network:
+def build(sizes: Sequence[int], form: str, optimizer: str, *, train_weights: bool = True) -> _Network:
     """The solver document's network in the default graph. Rate and mode are fed, so that one graph serves a whole sweep."""
     x, y_ = (tf.placeholder(tf.float32, [None, width]) for width in (sizes[0], sizes[-1]))
     is_training, rate = tf.placeholder(tf.bool, []), tf.placeholder(tf.float32, [])
@@ -91,9 +92,10 @@ def build(
     numbers = range(1, len(sizes) - 1) if form == "with" else ()
     layers = [(named[f"bn{number}/gamma"], named[f"bn{number}/beta"]) for number in numbers]
     initializer = tf.global_variables_initializer()
-    # Made once a sweep: TensorFlow optimizes the graph anew for each callable, which takes as long as many steps.
-    step = session.make_callable(train_op, [x, y_, rate, is_training])
-    return _Network(x, y_, is_training, loss, accuracy, initializer, step, weights, sums, layers)
+    rate_in_use = tf.Variable(rate, trainable=False, collections=[], name="rate_in_use")
+    step = bn_graph.Step(train_op, x, y_, {is_training: True, rate: rate_in_use})
+    # Loops are made once a sweep and batch size: TensorFlow optimizes each anew, which takes as long as many steps.
+    return _Network(x, y_, is_training, rate, rate_in_use, loss, accuracy, initializer, step, {}, weights, sums, layers)
 
 
 def initial_weights(sizes: Sequence[int], seed: int) -> list[np.ndarray]:
@@ -116,13 +118,20 @@ def train(
     rate: float,
     steps: int,
     seed: int,
+    loop: str = "graph",
 ) -> float:
     """Trains from `weights` on, whatever the session held; returns the accuracy on the test set in inference mode."""
     session.run(network.initializer)
     set_values(session, zip(network.weights, weights, strict=True))
-    batches = bn_graph.batches(dataset.train, batch, seed=seed)
-    for _ in range(steps):
-        network.step(*next(batches), rate, True)
+    session.run(network.rate_in_use.initializer, {network.rate: rate})
+    advance = network.loops.get((batch, seed))
+    if advance is None:
+        build_loop = harness.LOOPS[loop]
+        advance = network.loops[batch, seed] = build_loop(
+            session, network.step, dataset.train, batch_size=batch, seed=seed
+        )
+    for chunk in bn_graph.chunks(0, steps):
+        advance(chunk.start, chunk.stop)
     return score(session, network, dataset)
 
 
@@ -163,13 +172,16 @@ def _sweep_rates(settings: harness.Settings, seed: int) -> dict:
     Those tell apart what a high rate does to the weights and what it does to moving averages, which lag behind them.
     """
     sizes, dataset = _sizes(settings.dataset), settings.dataset
-    weights, options = initial_weights(sizes, seed), {"batch": BATCH_SIZE, "steps": settings.steps, "seed": seed}
+    weights, options = (
+        initial_weights(sizes, seed),
+        {"batch": BATCH_SIZE, "steps": settings.steps, "seed": seed, "loop": settings.loop},
+    )
     result = {}
     for optimizer, rates in RATES.items():
         result[optimizer] = {"with": [], "without": [], "by own statistics": []}
         for form in FORMS:
             with tf.Graph().as_default(), tf.Session(config=bn_graph.session_config()) as session:
-                network = build(session, sizes, form, optimizer)
+                network = build(sizes, form, optimizer)
                 for rate in rates:
                     result[optimizer][form].append(train(session, network, weights, dataset, rate=rate, **options))
                     if form == "with":
@@ -183,8 +195,11 @@ def _sweep_batches(settings: harness.Settings, seed: int) -> dict:
     result = {}
     for form in FORMS:
         with tf.Graph().as_default(), tf.Session(config=bn_graph.session_config()) as session:
-            network = build(session, sizes, form, "Adam")
-            weights, options = initial_weights(sizes, seed), {"steps": settings.steps, "seed": seed}
+            network = build(sizes, form, "Adam")
+            weights, options = (
+                initial_weights(sizes, seed),
+                {"steps": settings.steps, "seed": seed, "loop": settings.loop},
+            )
             result[form] = [
                 max(
                     train(session, network, weights, settings.dataset, batch=batch, rate=rate, **options)
@@ -201,17 +216,17 @@ def _sweep_batches(settings: harness.Settings, seed: int) -> dict:
 def _undo(settings: harness.Settings, seed: int) -> dict:
     """What is left, of 1, of the way from gamma = 1, beta = 0 to undoing the layer, in three settings."""
     sizes, dataset = _sizes(settings.dataset), settings.dataset
-    options = {"batch": BATCH_SIZE, "rate": UNDO_RATE, "steps": settings.steps, "seed": seed}
+    options = {"batch": BATCH_SIZE, "rate": UNDO_RATE, "steps": settings.steps, "seed": seed, "loop": settings.loop}
     with tf.Graph().as_default(), tf.Session(config=bn_graph.session_config()) as session:
-        plain = build(session, sizes, "without", "Adam")
+        plain = build(sizes, "without", "Adam")
         accuracy_plain = train(session, plain, initial_weights(sizes, seed), dataset, **options)
         trained = session.run(plain.weights)
         feeds = {plain.x: dataset.train.images, plain.is_training: False}
         sums = session.run(plain.sums, feeds)
-    result = {"asked for": _identity(sums[0], settings.steps, seed), "accuracy_plain": accuracy_plain}
+    result = {"asked for": _identity(sums[0], settings.steps, seed, settings.loop), "accuracy_plain": accuracy_plain}
     for name, weights, train_weights in (("put in", trained, False), ("ordinary", initial_weights(sizes, seed), True)):
         with tf.Graph().as_default(), tf.Session(config=bn_graph.session_config()) as session:
-            network = build(session, sizes, "with", "Adam", train_weights=train_weights)
+            network = build(sizes, "with", "Adam", train_weights=train_weights)
             after = train(session, network, weights, dataset, **options)
             result[name] = _left(session, network, dataset) | {"accuracy_after": after}
     return result
@@ -238,7 +253,7 @@ def distance_left(layers: Sequence[tuple[np.ndarray, ...]]) -> dict[str, float]:
     return {"distance_before": float(f"{first:.5g}"), "distance_after": float(f"{last:.5g}"), "left": last / first}
 
 
-def _identity(values: np.ndarray, steps: int, seed: int) -> dict[str, float]:
+def _identity(values: np.ndarray, steps: int, seed: int, loop: str = "graph") -> dict[str, float]:
     """A layer that only has to hand its inputs on: gamma and beta are trained so that outputs equal inputs."""
     examples = bn_graph.Split(values, values)
     with tf.Graph().as_default(), tf.Session(config=bn_graph.session_config()) as session:
@@ -246,9 +261,10 @@ def _identity(values: np.ndarray, steps: int, seed: int) -> dict[str, float]:
         outputs = bn_graph.batch_norm_wrapper(x, True, epsilon=EPSILON, name="bn1")
         train_op = tf.train.AdamOptimizer(10 * UNDO_RATE).minimize(tf.reduce_mean(tf.square(outputs - x)))
         session.run(tf.global_variables_initializer())
-        batches = bn_graph.batches(examples, 10 * BATCH_SIZE, seed=seed)  # larger: μ and σ of a batch differ less
-        for _ in range(steps):
-            session.run(train_op, {x: next(batches)[0]})
+        size = 10 * BATCH_SIZE  # larger: μ and σ of a batch differ less
+        advance = harness.LOOPS[loop](session, bn_graph.Step(train_op, x, x), examples, batch_size=size, seed=seed)
+        for chunk in bn_graph.chunks(0, steps):
+            advance(chunk.start, chunk.stop)
         gamma, beta = session.run(tf.trainable_variables())
     return distance_left([(values.mean(0), values.var(0), gamma, beta)])
 

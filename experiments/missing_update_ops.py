@@ -87,9 +87,11 @@ def _train(settings: harness.Settings, seed: int, form: str) -> dict:
         model.train_op = _TRAIN_OPS[form](tf.train.AdamOptimizer(LEARNING_RATE), model.loss)
         solver = bn_graph.Solver(session, model)
         session.run(tf.global_variables_initializer())
-        batches = bn_graph.batches(train, BATCH_SIZE, seed=seed)
-        for _ in harness.progress_bar(f"seed {seed}, {FORMS[form]}")(range(settings.steps)):
-            solver.train(*next(batches))
+        advance = harness.LOOPS[settings.loop](
+            session, bn_graph.step_of(model), train, batch_size=BATCH_SIZE, seed=seed
+        )
+        for _ in harness.advance_with_progress(advance, range(settings.steps), f"seed {seed}, {FORMS[form]}"):
+            pass  # nothing is looked at before the end
         statistics = session.run(bn_graph.moving_statistics())
         means, variances = np.concatenate(statistics[0::2]), np.concatenate(statistics[1::2])
         return {

@@ -114,18 +114,17 @@ def trained_pair(settings: harness.Settings, seed: int) -> Iterator[tuple[dict[s
     folder = harness.work_directory(
         settings, f"{dataset.name}-seed{seed}-steps{settings.steps}", batch=BATCH_SIZE, rate=LEARNING_RATE
     )
-    with tf.Graph().as_default(), tf.Session(config=bn_graph.session_config()) as session:
+    with tf.Graph().as_default(), tf.Session(config=harness.session_config(settings)) as session:
         solvers = build_pair(session, dataset.train, seed)
         inputs_of_layer1 = {form: _tensor(f"{name}/layer0/Relu") for form, name in NETWORKS.items()}
         bn_graph.resume(session, folder)
         curves = _curves_so_far(folder)
         saver = bn_graph.make_saver(max_to_keep=2)
+        networks = [bn_graph.step_of(solver.model) for solver in solvers.values()]
+        advance = harness.LOOPS[settings.loop](session, networks, dataset.train, batch_size=BATCH_SIZE, seed=seed)
         for steps in _epochs_left(dataset.train.size, settings.steps, len(curves["train_loss"]["with"])):
-            batches = bn_graph.batches(dataset.train, BATCH_SIZE, seed=seed, start=steps.start)
-            for _ in harness.progress_bar(f"seed {seed}")(steps):
-                images, labels = next(batches)
-                for solver in solvers.values():
-                    solver.train(images, labels)
+            for _ in harness.advance_with_progress(advance, steps, f"seed {seed}"):
+                pass  # nothing is looked at within an epoch
             _measure(curves, solvers, dataset, inputs_of_layer1)
             epoch = len(curves["train_loss"]["with"])
             # The curves first: a kill in between leaves the earlier checkpoint the latest, and its curves beside it.

@@ -116,17 +116,19 @@ def _run_seed(settings: harness.Settings, seed: int) -> dict:
         variables = tf.global_variables()
         moments = tf.get_collection("batch_moments")
         session.run(tf.global_variables_initializer())
-        batches = bn_graph.batches(dataset.train, BATCH_SIZE, seed=seed)
-        for step in harness.progress_bar(f"seed {seed}")(range(settings.steps)):
-            images, labels = next(batches)
-            _, batch = session.run([network.train_op, moments], {network.x: images, network.y_: labels})
-            averages.update(np.stack(batch))
-            if step + 1 in marks:
+        step = bn_graph.step_of(network)._replace(recorded=moments)
+        advance = harness.LOOPS[settings.loop](session, step, dataset.train, batch_size=BATCH_SIZE, seed=seed)
+        steps = range(settings.steps)
+        for finished, (recorded,) in harness.advance_with_progress(advance, steps, f"seed {seed}", marks.__contains__):
+            for batch in zip(*recorded, strict=True):  # step by step, the moments of each layer
+                averages.update(np.stack(batch))
+            if finished in marks:
                 scorer.load(
                     {variable.op.name: value for variable, value in zip(variables, session.run(variables), strict=True)}
                 )
-                measured.append({"step": step + 1} | _score_all(scorer, averages))
+                measured.append({"step": finished} | _score_all(scorer, averages))
         library = np.stack(_statistics(session))
+        batches = bn_graph.batches(dataset.train, BATCH_SIZE, seed=seed, start=settings.steps)
         frozen = _frozen_averages(session, network, moments, batches, averages, dataset)
     difference = np.abs(library - averages.values[exponential(DECAY)]) / (1 + np.abs(library))
     return {"seed": seed, "marks": measured, "frozen": frozen, "library_differs": float(difference.max())}

@@ -264,16 +264,25 @@ def _leaking_training(settings: harness.Settings, seed: int, weights: list[np.nd
         bn_graph.resume(session, folder)
         done, scores = session.run([network.global_step, kept])
         saver = bn_graph.make_saver(max_to_keep=2)
-        batches = bn_graph.batches(settings.dataset.train, BATCH_SIZE, seed=seed, start=int(done))
-        for step in harness.progress_bar(f"seed {seed}, document's loop")(range(int(done), settings.steps)):
-            images, labels = next(batches)
-            session.run(network.train_op, {network.x: images, network.y_: labels})
+        advance = harness.LOOPS[settings.loop](
+            session, bn_graph.step_of(network), settings.dataset.train, batch_size=BATCH_SIZE, seed=seed
+        )
+
+        def saved_after(finished: int) -> bool:
+            return finished % 1000 == 0 or finished == settings.steps
+
+        def pause(finished: int) -> bool:
+            return saved_after(finished) or (finished - 1) % SCORED_EVERY == 0
+
+        left = range(int(done), settings.steps)
+        for finished, _ in harness.advance_with_progress(advance, left, f"seed {seed}, document's loop", pause):
+            step = finished - 1
             if step % SCORED_EVERY == 0:  # this run moves the population statistics too: the leak
                 score = session.run(network.accuracy, {network.x: test.images, network.y_: test.labels})
                 scores[step // SCORED_EVERY] = score
-            if (step + 1) % 1000 == 0 or step + 1 == settings.steps:
+            if saved_after(finished):
                 session.run(keep, {given: scores})
-                bn_graph.save(saver, session, folder / "step", global_step=step + 1, write_meta_graph=False)
+                bn_graph.save(saver, session, folder / "step", global_step=finished, write_meta_graph=False)
         checkpoint = tf.train.latest_checkpoint(str(folder))
     return {"checkpoint": checkpoint, "scores": [float(score) for score in scores], "last_scored_step": scored[-1]}
 
@@ -390,7 +399,8 @@ def _last_bias(settings: harness.Settings, used: bool) -> dict:
 def _train(settings: harness.Settings, session: tf.Session, network: bn_graph.Network, seed: int, form: str) -> Path:
     folder = _folder(settings, seed, form)
     bn_graph.resume(session, folder)
-    bn_graph.train(
+    train = {"graph": bn_graph.train_in_graph, "feed": bn_graph.train}[settings.loop]
+    train(
         session,
         network,
         settings.dataset.train,

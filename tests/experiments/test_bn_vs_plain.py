@@ -148,7 +148,7 @@ def test_scoring_moves_no_variable():
 
 
 def test_a_stopped_run_goes_on_to_the_same_curves(tmp_path, monkeypatch):
-    """Stopped at step 110, after curves and a checkpoint at 100: the rest is measured again, nothing twice."""
+    """Stopped at step 101, after curves and a checkpoint at 100: the rest is measured again, nothing twice."""
     for name, value in {"CHECKPOINT_EVERY": 50, "WATCHED": 1, "COMPANIONS": 2}.items():
         monkeypatch.setattr(bn_vs_plain, name, value)
     whole = settings(tmp_path / "whole")
@@ -158,7 +158,7 @@ def test_a_stopped_run_goes_on_to_the_same_curves(tmp_path, monkeypatch):
     measure = bn_vs_plain._measure
 
     def measure_or_stop(session, towers, test, steps, finished):
-        if finished == 110:
+        if finished == 101:
             raise KeyboardInterrupt
         return measure(session, towers, test, steps, finished)
 

@@ -46,7 +46,7 @@ def test_with_a_batch_of_one_no_weight_below_the_layer_gets_a_gradient():
     digits = bn_graph.load("digits")
     weights = experiment.initial_weights(SIZES, seed=0)
     with tf.Graph().as_default(), tf.Session(config=bn_graph.session_config()) as session:
-        network = experiment.build(session, SIZES, "with", "gradient descent")
+        network = experiment.build(SIZES, "with", "gradient descent")
         experiment.train(session, network, weights, digits, batch=1, rate=0.1, steps=5, seed=0)
         trained = session.run(network.weights)
     for place in range(4):  # w1, b1, w2, b2: the layer above them puts out beta, whatever they say
