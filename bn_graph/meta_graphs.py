@@ -8,11 +8,12 @@ Unlike ``tf.train.import_meta_graph`` and ``Saver.restore`` this gets by with wh
   under the names that other savers of the graph give it; what no name finds is initialized, and said.
 """
 
+import contextlib
 import itertools
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -139,15 +140,20 @@ def _imported(meta: tf.MetaGraphDef, collections: set[str]) -> tf.Graph:
     wanted.ClearField("saver_def")
     for key in set(meta.collection_def) - collections:
         wanted.collection_def.pop(key)
+    with _without_warnings(), tf.Graph().as_default() as graph:  # of old releases, whatever the collection is for
+        tf.train.import_meta_graph(wanted)
+    return graph
+
+
+@contextlib.contextmanager
+def _without_warnings() -> Iterator[None]:
     logger = tf.get_logger()
     level = logger.level
-    logger.setLevel("ERROR")  # of old releases it warns whatever the collection is for
+    logger.setLevel("ERROR")
     try:
-        with tf.Graph().as_default() as graph:
-            tf.train.import_meta_graph(wanted)
+        yield
     finally:
         logger.setLevel(level)
-    return graph
 
 
 def _refuse_unknown_op(error: Exception) -> None:
@@ -440,7 +446,8 @@ def write(session: tf.Session, prefix: str | os.PathLike, keys: Mapping[str, Key
         os.makedirs(parent, exist_ok=True)
         with session.graph.as_default(), tempfile.TemporaryDirectory(prefix=f".{base}.", dir=parent) as beside:
             saver = tf.train.Saver(_names_to_save(session.graph, keys), write_version=tf.train.SaverDef.V2)
-            saver.save(session, os.path.join(beside, base), write_state=False)
+            with _without_warnings():  # of old collections that TensorFlow reads and can't write
+                saver.save(session, os.path.join(beside, base), write_state=False)
             # The index last: without it there is no checkpoint.
             for name in sorted(os.listdir(beside), key=lambda name: name.endswith(".index")):
                 shutil.move(os.path.join(beside, name), os.path.join(parent, name))

@@ -182,7 +182,9 @@ def recalibrate(
         unbiased: n/(n−1) in the pooled variance, and the paper's m/(m−1). The default is the paper's convention:
             what inference wants is an estimate of the population's variance. Over a data set the pooled ones differ
             by a share of 1/n. For the biased variance, which Keras and unfused ``tf.layers`` average, pass False.
-        layers: names (as in the result) of those to recalibrate; all if None. The others keep their statistics.
+        layers: names (as in the result) of those to recalibrate; the others keep their statistics. If None, all but the
+            layers of other makers that were built for inference only: no batch goes into their statistics, and weights
+            that were trained so belong to those as they are. Named here, they are done by "pooled" like any.
         is_training: the graph's switch or switches; fed False by "pooled" and True by "paper", over whatever
             `batches` feed. Batch norm layers normalize by the population under "pooled" in any case; but a
             placeholder must be fed, and dropout may hang on it.
@@ -282,19 +284,24 @@ def _by_layer(found: Sequence[LayerCall], layers: Sequence[str] | None) -> dict[
     by_layer = {}
     for call in found:
         by_layer.setdefault(call.layer, []).append(call)
+    of_inference = layer_calls.only_for_inference(found) if layers is None else []
     unknown = [name for name in layers or [] if name not in by_layer]
-    if unknown or not by_layer:
-        known = f"Those found are {', '.join(by_layer)}." if by_layer else "None was found."
+    if unknown or len(by_layer) == len(of_inference):
+        known = f"Those found are {', '.join(by_layer)}." if unknown and by_layer else "None was found."
+        if of_inference:
+            known = f"Built for inference only, and to be named in layers= if wanted: {', '.join(of_inference)}."
         what = f"No layer {', '.join(unknown)}" if unknown else "No batch norm layer"
         raise RecalibrationError(f"{what} can be told from the graph's update ops. {known}")
     return {
         name: [call for call in calls if call.updates] or calls
         for name, calls in by_layer.items()
-        if layers is None or name in layers
+        if name not in of_inference and (layers is None or name in layers)
     }
 
 
 def _warn_of_others(graph: tf.Graph, found: Sequence[LayerCall]) -> None:
+    of_inference = layer_calls.only_for_inference(found)
+    found = [call for call in found if call.layer not in of_inference]
     known = {name for call in found for name in (call.mean, call.variance)}
     scopes = tuple(f"{call.layer}/" for call in found)
     left = [variable.op.name for variable in population.moving_statistics(graph)]

@@ -7,6 +7,7 @@ import pytest
 
 import bn_graph
 from bn_graph import recalibration as module
+from bn_graph.graphs import layer_calls
 from bn_graph.recalibration import RecalibrationError, recalibrate
 from bn_graph.tf1 import legacy_layers, tf
 
@@ -97,6 +98,11 @@ def _variables(z, name):
     return mean, variance
 
 
+def _beta(z, name):
+    with tf.variable_scope(name):
+        return tf.get_variable("beta", z.shape[-1:], initializer=tf.zeros_initializer())
+
+
 def _normalized(z, mean, variance):
     return tf.nn.batch_normalization(z, mean, variance, None, None, EPSILON)
 
@@ -164,6 +170,22 @@ def shifted_moments(z, flag, name):
     return _normalized(z, *tf.cond(flag, lambda: (mean, variance), lambda: (pop_mean + 0.0, pop_var + 0.0)))
 
 
+def summed_moments(z, flag, name):
+    """What tf.nn.moments was in TensorFlow 1.0 to 1.2: sums times the reciprocal of the count, about a shift."""
+    pop_mean, pop_var = _variables(z, name)
+    axes = list(range(z.shape.rank - 1))
+    shift = tf.stop_gradient(tf.reduce_mean(z, axes, keepdims=True))
+    divisor = tf.reciprocal(tf.reduce_prod(tf.gather(tf.cast(tf.shape(z), tf.float32), axes)))
+    shifted = tf.reduce_sum(z - shift, axes) * divisor
+    mean = shifted + tf.reshape(shift, [-1])
+    variance = tf.reduce_sum(tf.squared_difference(z, shift), axes) * divisor - tf.square(shifted)
+    tf.add_to_collection(tf.GraphKeys.UPDATE_OPS, tf.assign_sub(pop_mean, 0.1 * (pop_mean - mean)))
+    tf.add_to_collection(tf.GraphKeys.UPDATE_OPS, tf.assign_sub(pop_var, 0.1 * (pop_var - variance)))
+    if flag is not True:
+        mean, variance = tf.cond(flag, lambda: (mean, variance), lambda: (pop_mean + 0.0, pop_var + 0.0))
+    return tf.nn.batch_normalization(z, mean, variance, _beta(z, name), None, EPSILON)
+
+
 def centered_by_hand(z, flag, name):
     """Moments written out, normalizing what is centered already, with Bessel's correction of what is averaged, in place."""
     pop_mean, pop_var = _variables(z, name)
@@ -211,8 +233,47 @@ FORMS = [
     moving_average_shadows,
     moments_in_branch,
     shifted_moments,
+    summed_moments,
     centered_by_hand,
     zero_debiased,
+]
+
+
+# --- The same for inference only: no op takes a batch in --------------------------------------------------------------
+
+
+def by_hand_for_inference(z, flag, name):
+    pop_mean, pop_var = _variables(z, name)
+    return tf.nn.batch_normalization(z, pop_mean, pop_var, _beta(z, name), None, EPSILON)
+
+
+def divided_for_inference(z, flag, name):
+    pop_mean, pop_var = _variables(z, name)
+    return (z - pop_mean) / tf.sqrt(pop_var + EPSILON)
+
+
+def fused_channels_first(z, flag, name):
+    pop_mean, pop_var = _variables(z, name)
+    z = tf.transpose(z, [0, 3, 1, 2])
+    outputs, _, _ = tf.nn.fused_batch_norm(
+        z, tf.ones_like(pop_mean), tf.zeros_like(pop_mean), pop_mean, pop_var, EPSILON, "NCHW", is_training=False
+    )
+    return tf.transpose(outputs, [0, 2, 3, 1])
+
+
+def channels_in_the_middle(z, flag, name):
+    z = tf.transpose(z, [0, 3, 1, 2])
+    z = legacy_layers().batch_normalization(z, 1, epsilon=EPSILON, training=False, fused=False, name=name)
+    return tf.transpose(z, [0, 2, 3, 1])
+
+
+FOR_INFERENCE = [
+    (tf_layers, 2),
+    (tf_layers, 4),
+    (tf_layers_unfused, 4),
+    (by_hand_for_inference, 2),
+    (divided_for_inference, 2),
+    (channels_in_the_middle, 4),
 ]
 
 
@@ -466,6 +527,72 @@ def test_a_graph_of_this_library_built_for_inference_can_be_recalibrated(plain_g
     assert_statistics(recalibrate(session, [{x: data}]), expected_pooled(data, matrices))
     with pytest.raises(RecalibrationError, match='Layer bn1 is built for inference only; use method="pooled"'):
         recalibrate(session, [{x: data}], method="paper")
+
+
+@pytest.mark.parametrize(("form", "rank"), FOR_INFERENCE)
+def test_layers_that_were_built_for_inference_get_the_statistics_of_their_inputs_if_named(
+    variable_kind, plain_graph, start, random, form, rank
+):
+    matrices, data = weights(random, 2), examples(random, rank=rank)
+    with tf.variable_scope("", use_resource=variable_kind == "resource"):
+        x, _ = network(form, False, matrices, rank)
+    session = start()
+    before = all_values(session)
+    plain_graph.finalize()
+    records = recalibrate(session, [{x: batch} for batch in split(data, [20, 40])], layers=["bn1", "bn2"])
+    assert_statistics(records, expected_pooled(data, matrices))
+    assert_same(before, all_values(session), apart_from=statistics_of(records))
+
+
+def test_a_fused_layer_for_inference_with_the_channels_first_has_its_channels_told(plain_graph):
+    network(fused_channels_first, False, weights(np.random.RandomState(0), 1), rank=4)
+    (call,) = layer_calls.find_calls(plain_graph)
+    assert (call.layer, call.axes, call.updates) == ("bn1", (0, 2, 3), False)
+
+
+def test_a_layer_for_inference_below_one_that_trains_is_done_with_it_if_named(plain_graph, start, random):
+    matrices, data = weights(random, 2), examples(random)
+
+    def first_trains(z, flag, name):
+        return tf_layers(z, name == "bn1", name)
+
+    x, _ = network(first_trains, None, matrices)
+    session = start()
+    records = recalibrate(session, [{x: data}], layers=["bn1", "bn2"])
+    assert_statistics(records, expected_pooled(data, matrices))
+    with pytest.raises(RecalibrationError, match='Layer bn2 is built for inference only; use method="pooled"'):
+        recalibrate(session, [{x: data}], layers=["bn1", "bn2"], method="paper")
+
+
+def test_a_graph_with_layers_for_inference_only_is_refused_unless_they_are_named(plain_graph, start, random):
+    x, _ = network(tf_layers, False, weights(random, 2))
+    check_refused(
+        start(), [{x: examples(random)}], "for inference only, and to be named in layers= if wanted: bn1, bn2"
+    )
+
+
+def test_samplers_of_a_layer_that_batches_update_do_not_count(plain_graph, start, random):
+    x, y = tf.placeholder(tf.float32, [None, 4]), tf.placeholder(tf.float32, [None, 4])
+    with tf.variable_scope("", reuse=tf.AUTO_REUSE):
+        summed_moments(x, True, "bn1")
+        by_hand_for_inference(y, False, "bn1")
+    data = examples(random)
+    (record,) = recalibrate(start(), [{x: data}])  # y is not fed
+    assert_statistics([record], [(data.mean(0), data.var(0, ddof=1))])
+
+
+def test_a_layer_for_inference_inside_a_loop_is_left_alone(plain_graph, cond_kind):
+    x = tf.placeholder(tf.float32, [None, 4])
+    mean, variance = _variables(x, "inside")
+    beta = _beta(x, "inside")
+
+    def step(number, values):
+        return number + 1, tf.tanh(tf.nn.batch_normalization(values, mean, variance, beta, None, EPSILON))
+
+    shapes = [tf.TensorShape([]), x.shape]
+    _, hidden = tf.while_loop(lambda number, _: number < 2, step, [0, x], shape_invariants=shapes)
+    bn_graph.batch_norm_wrapper(hidden, True, name="bn1")
+    assert [call.layer for call in layer_calls.find_calls(plain_graph)] == ["bn1"]
 
 
 @pytest.mark.parametrize("form", [wrapper, tf_layers, r2rt])

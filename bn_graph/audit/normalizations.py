@@ -257,8 +257,9 @@ def _use(graph: Graph, uses: Uses, root: int, of_variance: tuple[Source, ...]) -
                 pending.append(((user, 0), True))
             elif _takes_root(graph, user, place, divides):
                 other = graph.inputs[user][1 - place]
-                if not divides and _is_mean_term(graph, uses, user):
-                    means.append((user, other))
+                negated = _negated(graph, other)
+                if not divides and (negated is not None or _is_mean_term(graph, uses, user)):
+                    means.append((user, negated or other))
                 elif is_factor(other):
                     gammas.append((user, other))
                     pending.append(((user, 0), False))
@@ -338,6 +339,12 @@ def _is_scale(graph: Graph, ref: Ref) -> bool:
     return variable(graph, ref) is not None or (value is not None and sum(size > 1 for size in value.shape) < 2)
 
 
+def _negated(graph: Graph, ref: Ref) -> Ref | None:
+    """The mean of −mean·gamma/√…, as ``tf.nn.batch_normalization`` writes it where there is no beta."""
+    node, _ = strip(graph, ref)
+    return graph.inputs[node][0] if node >= 0 and graph.ops[node] == "Neg" and graph.inputs[node] else None
+
+
 def _is_mean_term(graph: Graph, uses: Uses, node: int) -> bool:
     """Whether a product is taken off something: mean·gamma/√… of ``tf.nn.batch_normalization``."""
     users = [(graph.ops[user], place) for user, place, _ in uses.data[node]]
@@ -385,18 +392,12 @@ def _next_parameter(graph: Graph, uses: Uses, node: int) -> tuple[int, str, int 
         if op in _ADDITIONS or (op == "Sub" and place == 0):
             if (parameter := variable(graph, other)) is not None:
                 return user, "beta", parameter
-            offset = _offset_of(graph, other)
-            if offset is not ABSENT:
-                return user, "beta", _parameter(graph, offset)
+            term, _ = strip(graph, other)
+            if term >= 0 and graph.ops[term] == "Sub" and len(graph.inputs[term]) == 2:  # beta − mean·…
+                return user, "beta", _parameter(graph, graph.inputs[term][0])
+            if term >= 0 and graph.ops[term] in ("Neg", "Mul"):  # −mean·…
+                return user, "beta", None
     return None
-
-
-def _offset_of(graph: Graph, ref: Ref) -> Ref:
-    """beta of the term ``beta − mean·…``; the term itself if it is ``−mean·…``; else `ABSENT`."""
-    node, _ = strip(graph, ref)
-    if node >= 0 and graph.ops[node] == "Sub" and len(graph.inputs[node]) == 2:
-        return graph.inputs[node][0]
-    return (node, 0) if node >= 0 and graph.ops[node] in ("Neg", "Mul") else ABSENT
 
 
 def _is_batch_norm(graph: Graph, uses: Uses, found: Normalization) -> bool:

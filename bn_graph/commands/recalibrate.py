@@ -49,6 +49,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="pooled",
         help="pooled: over all values, earlier layers as at inference; paper: its Algorithm 2, over training batches",
     )
+    parser.add_argument(
+        "--inference-layers",
+        action="store_true",
+        help="also layers built for inference only, whose statistics no batch ever updates: right if their weights were "
+        "trained with batch statistics, wrong if with the statistics as they are",
+    )
     parser.add_argument("--out", required=True, metavar="NEW", help="prefix of the new checkpoint; must not exist")
 
 
@@ -108,7 +114,7 @@ def _mend(arguments: argparse.Namespace) -> int:
     graph = meta_graphs.import_graph(meta)
     feed = _feed(graph, arguments)  # before the checkpoint, which may be large, is read
     restored = meta_graphs.restore(graph, meta, arguments.checkpoint)
-    layers, left_out = _layers(graph, restored)
+    layers, left_out = _layers(graph, restored, arguments.inference_layers)
     _refuse_unfed(graph, layers, feed, arguments.method)
     with tf.Session(graph=graph) as session:
         meta_graphs.assign(session, restored.values)
@@ -171,16 +177,21 @@ def _refuse_unfed(graph: "tf.Graph", layers: Mapping[str, Sequence], feed: _Feed
 # --- The layers -------------------------------------------------------------------------------------------------------
 
 
-def _layers(graph: "tf.Graph", restored: "Restored") -> tuple[dict[str, list], dict[str, list[str]]]:
+def _layers(
+    graph: "tf.Graph", restored: "Restored", inference_layers: bool
+) -> tuple[dict[str, list], dict[str, list[str]]]:
     """The calls of each layer that can be computed; and the layers that the checkpoint holds nothing of, with why."""
     from bn_graph import meta_graphs
     from bn_graph.graphs import layer_calls
 
+    calls = layer_calls.find_calls(graph)
+    of_inference = layer_calls.only_for_inference(calls)
     layers: dict[str, list] = {}
-    for call in layer_calls.find_calls(graph):
-        layers.setdefault(call.layer, []).append(call)
+    for call in calls:
+        if inference_layers or call.layer not in of_inference:
+            layers.setdefault(call.layer, []).append(call)
     if not layers:
-        raise CommandError(_why_none(graph))
+        raise CommandError(_why_none(graph, of_inference))
     left_out = {}
     for layer, calls in layers.items():
         names = [call.inputs[0].partition(layer_calls.INSIDE)[0] for call in calls]
@@ -197,15 +208,16 @@ def _layers(graph: "tf.Graph", restored: "Restored") -> tuple[dict[str, list], d
     return {layer: calls for layer, calls in layers.items() if layer not in left_out}, left_out
 
 
-def _why_none(graph: "tf.Graph") -> str:
+def _why_none(graph: "tf.Graph", of_inference: Sequence[str]) -> str:
     from bn_graph.layers.population import moving_statistics
 
     statistics = [variable.op.name for variable in moving_statistics(graph)]
-    if not statistics:
+    if not statistics and not of_inference:
         return "No batch norm layer with moving statistics was found in the graph."
+    wanted = " If they were trained with batch statistics, give --inference-layers." if of_inference else ""
     return (
-        f"No op of the graph takes a batch's statistics into {', '.join(statistics[:4])}: the layers were built for "
-        "inference, and if they were trained so, the weights belong to the statistics as they are."
+        f"No op of the graph takes a batch's statistics into {', '.join(statistics[:4] or of_inference[:4])}: the layers "
+        f"were built for inference, and if they were trained so, the weights belong to the statistics as they are.{wanted}"
     )
 
 
@@ -261,6 +273,14 @@ def _print_rest(
     scopes = tuple(f"{layer}/" for layer in [*layers, *left_out])
     others = [variable.op.name for variable in moving_statistics(graph)]
     others = [name for name in others if name not in known and not name.startswith(scopes)]
+    built_so = _statistics_for_inference(graph) if others else set()
+    of_inference = [name for name in others if name in built_so]
+    others = [name for name in others if name not in of_inference]
+    if of_inference:
+        print(
+            f"Left as they are, since their layers were built for inference: {', '.join(of_inference)}. "
+            "If the weights were trained with batch statistics, give --inference-layers."
+        )
     if others:
         print(f"Left as they are, since no update op tells what they are statistics of: {', '.join(others)}.")
     initialized = [name for name in restored.missing if name not in known]
@@ -268,6 +288,14 @@ def _print_rest(
         print(f"Not in the checkpoint, and so initialized: {', '.join(initialized)}.")
     if feed.dropped:
         print(f"The graph takes batches of {feed.size}: the last {feed.dropped} examples were left out.")
+
+
+def _statistics_for_inference(graph: "tf.Graph") -> set[str]:
+    from bn_graph.graphs import layer_calls
+
+    calls = layer_calls.find_calls(graph)
+    layers = layer_calls.only_for_inference(calls)
+    return {name for call in calls if call.layer in layers for name in (call.mean, call.variance)}
 
 
 def _audited(prefix: str, left_out: Mapping[str, Sequence[str]]) -> int:

@@ -10,6 +10,9 @@ update ops are read backwards, from the assign to a statistic up to where the ba
 On the way lie the averages' arithmetic, casts and reshapes, both kinds of ``cond``, function bodies, and other variables
 (``biased`` of zero-debiasing; statistics that an ExponentialMovingAverage shadows). A mean and a variance of one x over
 the same axes make a call. Only protos are read; nothing runs.
+
+Layers whose statistics neither of these finds are looked for by the audit (`audited_calls`): those built for inference,
+which nothing updates, and batch statistics written in yet other ways.
 """
 
 import itertools
@@ -18,6 +21,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
+from bn_graph.graphs.audited_calls import AuditedCall, find_audited_calls
 from bn_graph.tf1 import tf
 
 __all__ = [
@@ -32,6 +36,7 @@ __all__ = [
     "find_calls",
     "flatten",
     "normalizes_by_batch",
+    "only_for_inference",
     "upstream_data",
 ]
 
@@ -223,7 +228,8 @@ def find_calls(graph: tf.Graph) -> list[LayerCall]:
         graph: of this library or of anybody; a meta graph that was imported will do. It is not changed.
 
     Returns:
-        The calls noted by this library's layers, with or without updates, then those found from update ops.
+        The calls noted by this library's layers, with or without updates, then those found from update ops, then those
+        that only the audit finds, without updates (`only_for_inference`) or with.
 
     Source: this reads what ``tf.layers.batch_normalization``, contrib, Keras and hand-written wrappers (r2rt,
     ``batch_norm_wrapper``) leave in a graph.
@@ -246,7 +252,58 @@ def find_calls(graph: tf.Graph) -> list[LayerCall]:
         for name, values in assigned.items()
         if not (scopes and name.startswith(scopes)) and _is_vector(flat[name].proto)
     }
-    return _named_apart(noted + _paired(flat, _statistics_by_variable(flat, assigned, others)))
+    calls = _named_apart(noted + _paired(flat, _statistics_by_variable(flat, assigned, others)))
+    return calls + _audited_calls(graph, flat, calls, scopes)
+
+
+def _audited_calls(
+    graph: tf.Graph, flat: FlatGraph, calls: Sequence[LayerCall], scopes: tuple[str, ...]
+) -> list[LayerCall]:
+    """Those that only the audit finds, with names that are not among those of `calls`."""
+    known = {name for call in calls for name in (call.mean, call.variance)}
+    audited = [_audited(call) for call in find_audited_calls(graph, known) if not call.mean.startswith(scopes)]
+    audited = _named_apart([call for call in audited if call.reductions <= flat.keys()])
+    taken = {call.layer for call in calls}
+    return [call._replace(layer=call.mean) if call.layer in taken else call for call in audited]
+
+
+def only_for_inference(calls: Iterable[LayerCall]) -> list[str]:
+    """The layers, other than this library's, that were built for inference: no batch goes into their statistics.
+
+    Their weights may have been trained by the statistics as they are, and then belong to them. So they are to be
+    recalibrated only where somebody says so.
+
+    Example:
+        >>> from bn_graph.graphs import layer_calls
+        >>> from bn_graph.tf1 import legacy_layers, tf
+        >>> with tf.Graph().as_default() as graph:
+        ...     x = tf.placeholder(tf.float32, [None, 2], name="x")
+        ...     x = legacy_layers().batch_normalization(x, training=True, name="bn1")
+        ...     x = legacy_layers().batch_normalization(x, training=False, name="bn2")
+        ...     layer_calls.only_for_inference(layer_calls.find_calls(graph))
+        ['bn2']
+    """
+    by_layer: dict[str, list[LayerCall]] = {}
+    for call in calls:
+        by_layer.setdefault(call.layer, []).append(call)
+    return [
+        layer
+        for layer, of_layer in by_layer.items()
+        if not any(call.updates or call.parameters is not None for call in of_layer)
+    ]
+
+
+def _audited(call: AuditedCall) -> LayerCall:
+    return LayerCall(
+        layer=_common_scope(call.mean, call.variance),
+        inputs=call.inputs,
+        axes=call.axes,
+        mean=call.mean,
+        variance=call.variance,
+        updates=call.updates,
+        reductions=frozenset(name for (name, _), _ in call.statistics),
+        replaced=tuple((tensor, kind, None) for tensor, kind in call.statistics),
+    )
 
 
 def _named_apart(calls: list[LayerCall]) -> list[LayerCall]:

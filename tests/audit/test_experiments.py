@@ -364,6 +364,6 @@ def test_the_networks_of_higher_learning_rates_are_clean_also_where_the_layer_is
 @pytest.mark.parametrize("optimizer", higher_learning_rates.RATES)
 def test_the_swept_networks_are_clean(digits, optimizer):
     sizes = higher_learning_rates._sizes(digits)
-    with tf.Graph().as_default() as graph, tf.Session(config=bn_graph.session_config()) as session:
-        higher_learning_rates.build(session, sizes, "with", optimizer)
+    with tf.Graph().as_default() as graph:
+        higher_learning_rates.build(sizes, "with", optimizer)
     assert errors(graph) == CLEAN

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import bn_graph.audit
+from bn_graph import meta_graphs
 from bn_graph.audit.findings import ERROR, Finding, Report
 from bn_graph.commands import inference_graph, recalibrate
 from bn_graph.recalibration import RecalibrationError
@@ -134,6 +135,34 @@ def test_the_new_meta_graph_restores_by_itself(saved):
         (mean,) = [v for v in tf.global_variables() if v.op.name == "bn1/moving_mean"]
         np.testing.assert_array_equal(session.run(mean), values(out)["bn1/moving_mean"])
     assert sorted(os.listdir(os.path.dirname(out))) == ["model.data-00000-of-00001", "model.index", "model.meta"]
+
+
+@pytest.mark.parametrize("rank", [2, 4])
+def test_a_graph_for_inference_only_is_mended_if_asked_for(variable_kind, plain_graph, random, tmp_path, audited, rank):
+    with tf.variable_scope("", use_resource=variable_kind == "resource"):
+        network = broken.save(tmp_path, forms.tf_layers, random, flag=False, rank=rank)
+    data, array = broken.write_examples(tmp_path, random, rank=rank)
+    out = str(tmp_path / "new")
+    assert run(network, data, out, "--inference-layers", "--batch-size", 25) == 0
+    after = values(out)
+    for number, (mean, variance) in enumerate(forms.expected_pooled(array, network.weights), start=1):
+        np.testing.assert_allclose(after[f"bn{number}/moving_mean"], mean, rtol=2e-6, atol=2e-6)
+        np.testing.assert_allclose(after[f"bn{number}/moving_variance"], variance, rtol=2e-6, atol=2e-6)
+
+
+def test_layers_for_inference_beside_others_are_left_and_named_and_mended_if_asked_for(
+    plain_graph, random, tmp_path, audited, capfd
+):
+    network = broken.save(tmp_path, lambda z, _, name: forms.tf_layers(z, name == "bn1", name), random)
+    data, array = broken.write_examples(tmp_path, random)
+    first, second = forms.expected_pooled(array, network.weights)
+    for out, words, expected in (("left", [], np.ones(5)), ("mended", ["--inference-layers"], second[1])):
+        assert run(network, data, str(tmp_path / out), *words) == 0
+        after = values(str(tmp_path / out))
+        np.testing.assert_allclose(after["bn1/moving_variance"], first[1], rtol=2e-6)
+        np.testing.assert_allclose(after["bn2/moving_variance"], expected, rtol=2e-6)
+        named = "built for inference: bn2/moving_mean, bn2/moving_variance" in capfd.readouterr().out
+        assert named == (out == "left")
 
 
 def test_the_table_shows_before_and_after(saved, capfd):
@@ -279,7 +308,8 @@ def test_a_checkpoint_that_lacks_a_weight_below_a_layer_is_refused(plain_graph, 
 def test_a_graph_that_no_batch_updates_is_refused(plain_graph, random, tmp_path, audited, capfd):
     network = broken.save(tmp_path, forms.tf_layers, random, flag=False)
     data, _ = broken.write_examples(tmp_path, random)
-    refused(capfd, tmp_path, network, data, str(tmp_path / "new"), says=["bn1/moving_mean", "inference"])
+    says = ["bn1/moving_mean", "inference", "--inference-layers"]
+    refused(capfd, tmp_path, network, data, str(tmp_path / "new"), says=says)
 
 
 def test_what_the_library_refuses_is_one_line(saved, capfd, tmp_path, monkeypatch):
@@ -300,6 +330,49 @@ def test_as_a_command(saved, tmp_path):
     command = [sys.executable, "-m", "bn_graph", "recalibrate", *words]
     refused = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert refused.returncode == 2 and "is_training (bool, [])" in refused.stderr and refused.stderr.count("\n") == 1
+
+
+def test_a_public_gan_whose_layers_were_built_for_inference_and_not_saved(tmp_path, random, audited, capfd):
+    folder = broken.PUBLIC_GRAPHS / "B1"
+    if not folder.exists():
+        pytest.skip("the public graphs are not here")
+    network = broken.Broken(str(folder / "model.ckpt"), [], "")
+    arrays = {"Placeholder_1": random.randn(64, 10), "Placeholder_2": random.randn(64, 100)}
+    data, _ = broken.write_examples(tmp_path, random, **arrays)
+    out = str(tmp_path / "new")
+    refused(capfd, tmp_path, network, data, out, says=["built for inference", "--inference-layers"])
+    assert run(network, data, out, "--inference-layers") == 0
+    after = values(out)
+    for layer in ("gen/batch_normalization", "gen/batch_normalization_1"):
+        assert np.abs(after[f"{layer}/moving_mean"]).min() > 0
+    assert "Issue encountered" not in capfd.readouterr().err
+
+
+def test_a_public_gan_with_sums_for_means_is_mended_from_the_names_and_shapes_of_its_checkpoint(
+    tmp_path, random, audited
+):
+    folder = broken.PUBLIC_GRAPHS / "J1"
+    if not folder.exists():
+        pytest.skip("the public graphs are not here")
+    # Only the index is here: the weights are drawn at random.
+    with meta_graphs.import_graph(meta_graphs.read(folder / "generator.ckpt.meta")).as_default():
+        tf.set_random_seed(0)
+        network = _saved_as_initialized(tmp_path)
+    data, _ = broken.write_examples(
+        tmp_path, random, z_input=random.randn(32, 100), real_input=random.randn(32, 28, 28, 1)
+    )
+    out = str(tmp_path / "new")
+    words = ["--meta", folder / "generator.ckpt.meta", "--checkpoint", network, "--data", data, "--out", out]
+    assert recalibrate.run(broken.parsed(recalibrate, *words)) == 0
+    after = values(out)
+    variances = {name: value for name, value in after.items() if name.endswith("/moving_variance")}
+    assert len(variances) == 5 and all((value != 1).all() for value in variances.values())
+
+
+def _saved_as_initialized(folder):
+    with tf.Session() as session:
+        session.run(tf.global_variables_initializer())
+        return tf.train.Saver().save(session, str(folder / "old" / "model"), write_meta_graph=False, write_state=False)
 
 
 def test_a_public_gan_whose_checkpoint_holds_the_generators_weights_only(tmp_path, random, audited, capfd):
