@@ -5,21 +5,21 @@ BIN    := $(VENV)/bin
 RUN    := $(BIN)/python -m
 EXPERIMENTS := single-example bn-vs-plain figure1 population-estimators model-solver missing-update-ops \
   control-dependencies conditional-updates checkpoint-variables training-vs-trainable conv-normalizer keras-modes \
-  test-batch-size numerics layer-defaults higher-learning-rates
+  test-batch-size numerics layer-defaults higher-learning-rates small-batches recurrent
 
 # Settings of the experiments: make bn-vs-plain MODE=full DATA=mnist SEED="0 1 2" STEPS=10000 OUTPUT=results FRESH=1
 MODE   ?= quick
 OUTPUT ?= results
 ARGS    = --mode $(MODE) --output $(OUTPUT) $(if $(DATA),--data $(DATA)) $(if $(SEED),--seed $(SEED)) \
-          $(if $(STEPS),--steps $(STEPS)) $(if $(FRESH),--fresh)
+          $(if $(STEPS),--steps $(STEPS)) $(if $(FRESH),--fresh) $(if $(LOOP),--loop $(LOOP)) $(if $(THREADS),--threads $(THREADS))
 ALL     = --output $(OUTPUT) $(if $(FRESH),--fresh)
 
 .DEFAULT_GOAL := help
-.PHONY: help install reproduce reproduce-quick report reference restore-demo mend-demo audit-cost \
+.PHONY: help install reproduce reproduce-quick report reference restore-demo mend-demo audit-cost bench distributed \
   mnist test lint format clean $(EXPERIMENTS)
 
 help:  ## list the commands
-	@echo 'make COMMAND [MODE=quick|full] [DATA=auto|mnist|digits] [SEED="0 1 2"] [STEPS=n] [OUTPUT=results] [FRESH=1]'
+	@echo 'make COMMAND [MODE=quick|full] [DATA=auto|mnist|digits] [SEED="0 1 2"] [STEPS=n] [OUTPUT=results] [FRESH=1] [LOOP=graph|feed] [THREADS=n]'
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-24s %s\n", $$1, $$2}'
 
 # Stamps: the packages are installed anew only when a requirements file changes.
@@ -55,6 +55,8 @@ test-batch-size:        ## loss of both phases against the test batch's size
 numerics:               ## identities, NaN of the log, dead ReLUs, gradients of biases
 layer-defaults:         ## signatures and defaults, from the live libraries
 higher-learning-rates:  ## learning rate and batch size, with and without batch norm
+small-batches:          ## batches of 1 to 64, mixed and of two classes: which remedy helps where
+recurrent:              ## an LSTM with batch norm: statistics for each time step, beside shared ones
 
 reproduce: $(VENV)/.installed  ## every experiment in full, on MNIST; goes on where it was stopped
 	@$(RUN) experiments.reproduce --mode full $(ALL)
@@ -78,6 +80,20 @@ mend-demo: $(VENV)/.installed  ## break a checkpoint, audit it, recalibrate it: 
 # FULL=1: a graph of a million nodes too
 audit-cost: $(VENV)/.installed  ## seconds, memory and nodes per second of the audit, beside import_meta_graph
 	@$(RUN) experiments.audit_cost --output $(OUTPUT) $(if $(FULL),--full)
+
+# QUICK=1: a share of it. The peers are installed where they can be; what is not there is left out, with a note.
+bench: $(VENV)/.installed  ## time steps, experiment and layers beside Keras, PyTorch and JAX (QUICK=1, THREADS=n)
+	@$(MAKE) --no-print-directory $(VENV)/.installed-bench || echo "bench: the peers could not be installed; going on with what is there" >&2
+	@$(RUN) experiments.benchmark --output $(OUTPUT) $(if $(QUICK),--quick) $(if $(THREADS),--threads $(THREADS))
+
+$(VENV)/.installed-bench: requirements-bench.txt $(VENV)/.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-bench.txt
+	@touch $@
+
+# WORKERS: local processes, as in make distributed WORKERS=2 DATA=mnist STEPS=1000
+distributed: $(VENV)/.installed  ## several workers' batch statistics and training, against one process
+	@$(RUN) experiments.distributed --output $(OUTPUT) $(if $(WORKERS),--workers $(WORKERS)) $(if $(DATA),--data $(DATA)) \
+	  $(if $(STEPS),--steps $(STEPS)) $(if $(SEED),--seed $(SEED)) $(if $(FRESH),--fresh)
 
 mnist: $(VENV)/.installed  ## download MNIST into MNIST_data (needs a network)
 	@$(RUN) experiments.fetch_mnist

@@ -1,0 +1,163 @@
+"""The parent's side: contenders in processes of their own, asked in turn, so that whatever slows the machine slows them alike.
+
+A contender is a process because the peers can't share one: legacy Keras and Keras 3 each want TensorFlow to themselves,
+and every framework has thread pools of its own. All are started before the first round and stay; the parent asks one
+at a time for some steps, in turn, round after round, and takes medians.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import NamedTuple, TextIO
+
+from experiments.harness import UsageError
+
+__all__ = ["Contender", "Missing", "Worker", "alternate", "ask", "close", "ready", "start"]
+
+_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NPROC", "TF_NUM_INTEROP_THREADS")
+
+
+class Missing(Exception):
+    """A contender whose package isn't installed, or that can't run here; the message says which and why."""
+
+
+class Worker(NamedTuple):
+    """A contender's name, the threads it was given, and its process."""
+
+    name: str
+    threads: int
+    process: subprocess.Popen
+    stderr: TextIO
+
+
+class Contender(NamedTuple):
+    """What to start: a name for people, ``"module:function"``, and the function's arguments beside ``threads``.
+
+    The function returns what `experiments.benchmarks.child.serve` takes; the arguments are what JSON can hold.
+    """
+
+    name: str
+    function: str
+    arguments: Mapping = {}
+
+
+def start(contender: Contender, threads: int, *, keeps_memory: bool = False) -> Worker:
+    """Starts a contender, which makes itself ready meanwhile; its first answer waits for that.
+
+    Args:
+        contender: what to start.
+        threads: of every pool the process has.
+        keeps_memory: big blocks stay with the process when they are freed (glibc): else every step gives them back to
+            the system and waits for fresh, zeroed pages, which has nothing to do with the contender.
+    """
+    # A file and not a pipe, which would fill up unread.
+    stderr = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115
+    process = subprocess.Popen(
+        [sys.executable, "-m", "experiments.benchmarks.child", contender.function],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+        text=True,
+        env=_environment(contender.function, threads, keeps_memory),
+    )
+    worker = Worker(contender.name, threads, process, stderr)
+    _send(worker, {"threads": threads, **contender.arguments})
+    return worker
+
+
+def ready(workers: Sequence[Worker]) -> tuple[list[Worker], list[str]]:
+    """Waits for workers that were started: those that are ready, and a note on each that is missing.
+
+    Raises:
+        UsageError: one failed. All are closed then.
+    """
+    present, notes = [], []
+    for worker in workers:
+        try:
+            _answer(worker)
+            present.append(worker)
+        except Missing as missing:
+            notes.append(str(missing))
+        except UsageError:
+            close(workers)
+            raise
+    return present, notes
+
+
+def _environment(function: str, threads: int, keeps_memory: bool) -> dict[str, str]:
+    environment = dict(os.environ) | {key: str(threads) for key in _THREADS}
+    environment |= {"TF_CPP_MIN_LOG_LEVEL": "3", "KERAS_BACKEND": "tensorflow", "OMP_WAIT_POLICY": "PASSIVE"}
+    environment["TF_USE_LEGACY_KERAS"] = "0" if "keras3" in function else "1"
+    # JAX's CPU client has as many threads as the process may use; this is the flag that says one.
+    environment["XLA_FLAGS"] = f"--xla_cpu_multi_thread_eigen={'false' if threads == 1 else 'true'}"
+    if keeps_memory:
+        environment |= {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40), "MALLOC_ARENA_MAX": "1"}
+    return environment
+
+
+def ask(worker: Worker, request: Mapping) -> dict:
+    """One request, one answer.
+
+    Raises:
+        UsageError: the contender failed.
+    """
+    _send(worker, request)
+    return _answer(worker)
+
+
+def _send(worker: Worker, request: Mapping) -> None:
+    with suppress(BrokenPipeError):  # it has ended, and its answer, which isn't there, will say why
+        worker.process.stdin.write(json.dumps(request) + "\n")
+        worker.process.stdin.flush()
+
+
+def _answer(worker: Worker) -> dict:
+    line = worker.process.stdout.readline()
+    if not line:
+        worker.stderr.seek(0)
+        said = worker.stderr.read().strip().splitlines() or ["it ended without a word; perhaps memory ran out"]
+        raise UsageError(f"{worker.name} failed: {said[-1]}")
+    answer = json.loads(line)
+    if "missing" in answer:
+        close([worker])
+        raise Missing(f"{worker.name}: {answer['missing']}")
+    return answer
+
+
+def close(workers: Sequence[Worker]) -> None:
+    """Ends the processes; those that don't end by themselves are killed. Twice is as good as once."""
+    for worker in workers:
+        with suppress(BrokenPipeError):
+            worker.process.stdin.close()
+    for worker in workers:
+        try:
+            worker.process.wait(10)
+        except subprocess.TimeoutExpired:
+            worker.process.kill()
+            worker.process.wait()
+        worker.process.stdout.close()
+        worker.stderr.close()
+
+
+def alternate(workers: Sequence[Worker], requests: Sequence[Mapping], rounds: int) -> list[float]:
+    """Asks in turn, `rounds` times, after one round that doesn't count; the median of each one's seconds.
+
+    Every other round goes backwards, so that none always follows the same one.
+
+    Args:
+        workers, requests: whom to ask for what; a worker may be there more than once.
+        rounds: at least 1.
+    """
+    seconds = [[] for _ in workers]
+    turns = list(zip(workers, requests, seconds, strict=True))
+    for number in range(rounds + 1):
+        for worker, request, taken in turns if number % 2 else reversed(turns):
+            answer = ask(worker, request)["seconds"]
+            if number:
+                taken.append(answer)
+    return [statistics.median(taken) for taken in seconds]
