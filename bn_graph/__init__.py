@@ -19,6 +19,7 @@ _HOMES = {
         "save",
     ],
     "bn_graph.datasets": ["DataError", "Dataset", "Split", "batches", "load"],
+    "bn_graph.distributed": ["ClusterError", "WorkerLostError"],
     "bn_graph.export": ["ExportError", "export_frozen_graph", "export_saved_model"],
     "bn_graph.interchange": [
         "decay_from_torch_momentum",
@@ -30,6 +31,7 @@ _HOMES = {
     "bn_graph.layers.batch_norm": ["batch_norm_wrapper"],
     "bn_graph.layers.convolutional": ["ConvolutionalBatchNormalizer"],
     "bn_graph.layers.population": ["moving_statistics"],
+    "bn_graph.layers.recurrent": ["BatchNormLSTMCell", "LSTMState"],
     "bn_graph.names": ["NAME_MAPS"],
     "bn_graph.networks": ["Model", "Network", "build_graph", "normal_weights"],
     "bn_graph.recalibration": ["RecalibrationError", "recalibrate"],
@@ -50,8 +52,10 @@ _HOMES = {
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 _MODULES = [
+    "audit",
     "checkpoints",
     "datasets",
+    "distributed",
     "export",
     "interchange",
     "layers",

@@ -1,7 +1,7 @@
 """What the layers refuse, when the graph is built and when it runs, and what they say then."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from bn_graph.layers.transforms import reduced_axes
 from bn_graph.tf1 import tf
@@ -10,6 +10,7 @@ __all__ = [
     "check_average",
     "check_constants",
     "check_one_way",
+    "check_sync",
     "check_virtual_batches",
     "checked_axis",
     "checked_clipping",
@@ -93,15 +94,35 @@ def check_average(average: str, *, zero_debias: bool, renorm: bool) -> None:
         raise ValueError("zero_debias and renorm exclude each other: renorm has an estimator of its own.")
 
 
-def check_one_way(*, virtual_batch_size: int | None, renorm: bool, weights: tf.Tensor | None) -> None:
+def check_one_way(
+    *, virtual_batch_size: int | None, renorm: bool, weights: tf.Tensor | None, sync: Callable | None
+) -> None:
     """That a batch is not to be normalized in two ways at once."""
-    chosen = {"virtual_batch_size": virtual_batch_size is not None, "renorm": renorm, "weights": weights is not None}
+    chosen = {
+        "virtual_batch_size": virtual_batch_size is not None,
+        "renorm": renorm,
+        "weights": weights is not None,
+        "sync": sync is not None,
+    }
     given = [name for name, is_given in chosen.items() if is_given]
     if len(given) > 1:
         raise ValueError(f"{' and '.join(given)} exclude each other: give one of them.")
     is_size = isinstance(virtual_batch_size, int) and not isinstance(virtual_batch_size, bool)
     if virtual_batch_size is not None and not (is_size and virtual_batch_size > 0):
         raise ValueError(f"virtual_batch_size must be a whole number from 1 up, got {virtual_batch_size!r}.")
+
+
+def check_sync(sync: Callable | None, *, population_only: bool) -> None:
+    """That `sync` is a function, and there is one to say `population_only` of."""
+    if sync is not None and not callable(sync):
+        raise ValueError(
+            "sync must be a function that puts all workers' vectors together, as bn_graph.distributed.gatherer makes it; "
+            f"got {sync!r}."
+        )
+    if population_only and sync is None:
+        raise ValueError(
+            "sync_population_only says what sync is for, and there is no sync: give it, or leave out both."
+        )
 
 
 def check_virtual_batches(inputs: tf.Tensor, axis: int, size: int | None) -> None:
@@ -125,7 +146,7 @@ def checked_fused(fused: bool | None, inputs: tf.Tensor, axis: int, *, plain: bo
     if inputs.dtype == tf.float64:
         reasons.append("at most float32, not float64")
     if not plain:
-        reasons.append("neither virtual_batch_size nor renorm nor weights")
+        reasons.append("neither virtual_batch_size nor renorm nor weights nor sync (but for the population only)")
     if fused and reasons:
         raise ValueError(f"fused=True needs {'; '.join(reasons)}. Leave fused out to have it where it applies.")
     return not reasons if fused is None else fused

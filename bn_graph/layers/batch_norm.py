@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
-from bn_graph.layers import arguments, moments, population, transforms
+from bn_graph.layers import arguments, moments, population, synchronized, transforms
 from bn_graph.tf1 import tf
 
 __all__ = ["LAYERS", "Parameters", "batch_norm_wrapper", "connect"]
@@ -60,6 +60,8 @@ def batch_norm_wrapper(
     renorm_clipping: Mapping[str, float] | None = None,
     renorm_decay: float = 0.99,
     weights: tf.Tensor | None = None,
+    sync: synchronized.Gather | None = None,
+    sync_population_only: bool = False,
     name: str | None = None,
     reuse: bool | None = None,
 ) -> tf.Tensor:
@@ -103,6 +105,15 @@ def batch_norm_wrapper(
         weights: how much each example counts in the statistics: a bool mask, or numbers from 0 up, of shape
             ``[batch]``, or of any leading dimensions of `inputs` (``[batch, time]``), or of their rank and
             broadcastable to them. All are normalized, whatever their weight.
+        sync: for training on several workers (processes or towers): puts all workers' vectors together, as
+            `bn_graph.distributed.gatherer` makes it. Then the batch of which all of this speaks is that of all workers
+            together, each example counted alike however many a worker has; gradients flow through the exchange, and the
+            moving statistics are at every worker what one process would have on the whole batch. All workers must run
+            the layer together, in the same mode. None knows no other worker: each normalizes by its own examples (ghost
+            batches of a worker's size), and its moving variance lacks the variance *between* workers.
+        sync_population_only: with `sync`, normalizes by the worker's own examples all the same; only the moving
+            statistics are those of all workers' examples, variance between workers included. Nothing waits for the
+            exchange but the updates.
         name: variable scope; ``batch_normalization``, made unique, if None.
         reuse: as in ``tf.variable_scope``. Layers that share a scope share **one** set of variables, and each that is
             run in training updates it.
@@ -121,9 +132,9 @@ def batch_norm_wrapper(
         ValueError: unknown rank or channel dimension, rank outside 2 to 5, `axis` outside the rank; `is_training`
             neither a bool nor a scalar bool tensor; `decay` or `renorm_decay` outside [0, 1]; `epsilon` not above 0;
             an `average` or a key of `renorm_clipping` that does not exist; arguments that exclude each other (fused
-            with what the kernel can't do; two of virtual_batch_size, renorm and weights; zero_debias with another
-            average); a static batch that is no multiple of `virtual_batch_size`; or, with ``is_training=True``, a
-            static shape with fewer than two values per channel.
+            with what the kernel can't do; two of virtual_batch_size, renorm, weights and sync; zero_debias with another
+            average; sync_population_only without sync); a static batch that is no multiple of `virtual_batch_size`; or,
+            with ``is_training=True`` and without sync, a static shape with fewer than two values per channel.
         TypeError: `inputs` are not floats.
         tf.errors.InvalidArgumentError: at a training run that is fed fewer than two values per channel. The mean
             of one value is that value, so every output would be beta whatever the input, and an empty batch would
@@ -153,11 +164,13 @@ def batch_norm_wrapper(
     arguments.check_constants(decay=decay, renorm_decay=renorm_decay, epsilon=epsilon)
     clipping = arguments.checked_clipping(renorm_clipping)
     arguments.check_average(average, zero_debias=zero_debias, renorm=renorm)
-    arguments.check_one_way(virtual_batch_size=virtual_batch_size, renorm=renorm, weights=weights)
-    plain = virtual_batch_size is None and not renorm and weights is None
+    arguments.check_one_way(virtual_batch_size=virtual_batch_size, renorm=renorm, weights=weights, sync=sync)
+    arguments.check_sync(sync, population_only=sync_population_only)
+    together = sync is not None and not sync_population_only
+    plain = virtual_batch_size is None and not renorm and weights is None and not together
     arguments.check_virtual_batches(inputs, axis, virtual_batch_size)
     fused = arguments.checked_fused(fused, inputs, axis, plain=plain)
-    if training is True:
+    if training is True and not together:
         arguments.refuse_static_single_value(inputs, axis)
 
     channels, dtype = inputs.shape.as_list()[axis], moments.compute_dtype(inputs.dtype)
@@ -173,7 +186,10 @@ def batch_norm_wrapper(
             by_batch = partial(transforms.with_renorm, reference=reference[:2], clipping=clipping)
         else:
             update = _plain_average(layer.statistics, average, decay, zero_debias)
-            by_batch = _plain_transform(fused, virtual_batch_size, weights, unbiased_variance)
+            if sync is None:
+                by_batch = _plain_transform(fused, virtual_batch_size, weights, unbiased_variance)
+            else:
+                by_batch = _synchronized_transform(fused, sync, sync_population_only, unbiased_variance)
         return connect(
             inputs,
             axis,
@@ -183,7 +199,9 @@ def batch_norm_wrapper(
             update=update,
             epsilon=epsilon,
             fused=fused,
-            checked=partial(
+            checked=_not_checked  # what must hold, must hold of all workers' values, and is checked when they are known
+            if together
+            else partial(
                 arguments.with_run_time_checks,
                 weights=weights,
                 virtual_batch_size=virtual_batch_size,
@@ -284,6 +302,20 @@ def _plain_transform(
     if fused:
         return partial(transforms.by_fused_kernel, unbiased=unbiased)
     return partial(transforms.by_moments, unbiased=unbiased, weights=weights)
+
+
+def _synchronized_transform(
+    fused: bool, sync: synchronized.Gather, population_only: bool, unbiased: bool
+) -> Callable[..., transforms.Normalized]:
+    if not population_only:
+        return partial(synchronized.by_all_workers, gather=sync, unbiased=unbiased)
+    by_own_batch = _plain_transform(fused, None, None, unbiased=False)
+    return synchronized.with_population_of_all_workers(by_own_batch, sync, unbiased=unbiased)
+
+
+def _not_checked(inputs: tf.Tensor, axis: int) -> tf.Tensor:
+    del axis
+    return inputs
 
 
 def _record(
