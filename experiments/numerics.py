@@ -1,7 +1,7 @@
 """Identities, and where floating point breaks them: what can be judged with fixed inputs.
 
-Documents: r2rt (*The batch normalizing transform*, *Building the graph*, *Edit 02/08/16*), solver (*Introduction*,
-*class Model*), article (*batch_normalization*). Claims r2rt-03, 04, 05, 06, 11, 25, solver-03, 04, 12, article-02, 03.
+Documents: r2rt (*The batch normalizing transform*, *Building the graph*), solver (*Introduction*,
+*class Model*), article (*batch_normalization*). Claims r2rt-03, 04, 05, 06, 11, solver-03, 04, 12, article-02, 03.
 
     make numerics
 
@@ -18,7 +18,7 @@ import bn_graph
 from bn_graph.layers import moments
 from bn_graph.tf1 import legacy_layers, tf
 from experiments import harness
-from experiments.figures import BLUE, GREY, ORANGE, figure
+from experiments.figures import BLUE, ORANGE, figure
 from experiments.harness import Experiment, Mode, Settings, Verdict, does_not_hold, holds, holds_if
 
 EPSILON = 1e-3  # the documents'
@@ -39,14 +39,6 @@ GAPS = [
     150.0,
 ]  # logit gaps; exp(−103.97) is float32's end
 ADAM_STEPS, ADAM_RATE = 500, 0.01  # the solver's optimizer and rate
-RECURRENT_STEPS = 28  # a row of MNIST a step
-
-# Cooijmans et al. 2016 (arXiv 1603.09025), section 4 and 5: what recurrent batch norm takes besides separate statistics.
-COOIJMANS = {
-    "gamma at the start": 0.1,
-    "statistics": "one set a time step up to T_max, the last one reused beyond",
-    "zero-variance first steps": "noise added to the initial hidden states",
-}
 
 
 def run(settings: Settings) -> dict:
@@ -57,7 +49,6 @@ def run(settings: Settings) -> dict:
         "bias": _bias_before_the_layer(generator),
         "formulas": _two_formulas(generator),
         "log_softmax": _document_loss(),
-        "recurrent": _statistics_per_step(generator),
         "dead_relu": _dead_relu(generator),
         "identity": _undone_by_gamma_and_beta(generator),
         "adam": _adam_walks_the_bias(generator),
@@ -287,47 +278,6 @@ def judge_r2rt_11(result: dict) -> Verdict:
     return holds_if(f"no logit leads by {min(gaps):g} or more", measured, note)
 
 
-# --- r2rt-25: recurrent -----------------------------------------------------------------------------------------------
-
-
-def _statistics_per_step(generator) -> dict:
-    """How far a recurrent net's hidden sums are from one shared mean and variance, over its time steps."""
-    inputs = generator.normal(size=(256, RECURRENT_STEPS, 28))
-    to_hidden = generator.normal(0.0, 28**-0.5, (28, UNITS))
-    hidden_to_hidden = np.linalg.qr(generator.normal(size=(UNITS, UNITS)))[0]
-    hidden, sums = np.zeros((256, UNITS)), []
-    for step in range(RECURRENT_STEPS):
-        sums.append(hidden @ hidden_to_hidden)
-        hidden = np.tanh(sums[-1] + inputs[:, step] @ to_hidden)
-    variances = np.array([values.var(0).mean() for values in sums])
-    shared = np.stack(sums).var((0, 1)).mean()
-    return {
-        "variance_by_step": [round(float(v), 5) for v in variances],
-        "shared_variance": float(shared),
-        "steps_without_variance": int((variances == 0.0).sum()),
-        "normalized_deviation_by_shared": [round(float(d), 5) for d in np.sqrt(variances / (shared + EPSILON))],
-    }
-
-
-def judge_r2rt_25(result: dict) -> Verdict:
-    found = result["recurrent"]
-    deviations = found["normalized_deviation_by_shared"]
-    extra = [name for name in COOIJMANS if name != "statistics"]
-    measured = (
-        f"shared statistics leave deviations from {min(deviations):.2f} to {max(deviations):.2f} over {len(deviations)} steps; "
-        f"{found['steps_without_variance']} step(s) with no variance at all"
-    )
-    needed = max(abs(d - 1.0) for d in deviations) > 0.05
-    if not needed:
-        return does_not_hold(
-            measured, "Shared statistics fit every time step, so that separate ones are not even needed."
-        )
-    if found["steps_without_variance"] or extra:
-        note = f"Separate statistics are needed, but Cooijmans et al. take more: {' and '.join(extra)} are tricky too."
-        return holds_if("the zero-variance first step and a small gamma are seen to as well", measured, note)
-    return holds(measured, "Separate statistics are needed, and nothing else was found.")
-
-
 # --- solver-03, solver-04 ---------------------------------------------------------------------------------------------
 
 
@@ -495,22 +445,12 @@ def judge_article_03(result: dict) -> Verdict:
 
 
 def draw(result: dict, folder: Path) -> None:
-    with figure(folder / "numerics.png", ncols=2, figsize=(11, 4.2)) as (_, axes):
-        axis = axes[0]
+    with figure(folder / "numerics.png", figsize=(5.5, 4.2)) as (_, axis):
         for optimizer, color in (("Adam", ORANGE), ("gradient descent", BLUE)):
             axis.plot(result["adam"][optimizer]["walked"], color=color, label=optimizer)
         axis.set_xlabel("training steps")
         axis.set_ylabel("largest bias")
         axis.set_title("A bias that nothing depends on (solver-12)")
-        axis.legend()
-        axis = axes[1]
-        deviations = result["recurrent"]["normalized_deviation_by_shared"]
-        axis.plot(range(1, len(deviations) + 1), deviations, color=ORANGE, marker="o", label="shared statistics")
-        axis.axhline(1.0, color=GREY, linestyle="--", label="statistics of its own for each step")
-        axis.set_ylim(0.0, None)
-        axis.set_xlabel("time step")
-        axis.set_ylabel("deviation after normalizing")
-        axis.set_title("Hidden sums of a recurrent net (r2rt-25)")
         axis.legend()
 
 
@@ -533,7 +473,6 @@ EXPERIMENT = Experiment(
         "r2rt-05": judge_r2rt_05,
         "r2rt-06": judge_r2rt_06,
         "r2rt-11": judge_r2rt_11,
-        "r2rt-25": judge_r2rt_25,
         "solver-03": judge_solver_03,
         "solver-04": judge_solver_04,
         "solver-12": judge_solver_12,
@@ -542,10 +481,7 @@ EXPERIMENT = Experiment(
     },
     draw=draw,
     summarize=summarize,
-    figures={
-        "numerics.png": "Left: a bias before batch norm has a gradient of rounding only, yet Adam walks it away. Right: "
-        "with one set of statistics for all time steps the first step has no variance, and the next are not of deviation 1."
-    },
+    figures={"numerics.png": "A bias before batch norm has a gradient of rounding only, yet Adam walks it away."},
 )
 
 

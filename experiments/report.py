@@ -141,6 +141,7 @@ def readme_tables(results: Mapping[str, dict]) -> dict[str, str]:
         "counts": f"Of the {len(claims)} claims measured, {summary}.",
         "did not hold": _table(wrong, ("claim", "measured", "note")),
         "verdicts": _table(claims, ("verdict", "document", "measured", "experiment")),
+        "small batches": results.get("small_batches", {}).get("advice", ""),
     }
 
 

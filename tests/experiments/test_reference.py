@@ -1,4 +1,4 @@
-"""The committed reference: all 90 claims, README's tables made from it, and what needs no data measured again."""
+"""The committed reference: all claims, README's tables made from it, and what needs no data measured again."""
 
 import json
 

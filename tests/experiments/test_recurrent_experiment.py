@@ -1,0 +1,168 @@
+"""Recurrent batch norm: one short run, the statistics that are put in place of a cell's own, and the judge."""
+
+import copy
+import json
+import os
+
+import numpy as np
+import pytest
+
+import bn_graph
+from experiments import recurrent as experiment
+
+STEPS = 16
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The result of one short run, and its folder."""
+    output = tmp_path_factory.mktemp("results")
+    assert experiment.main(["--mode", "quick", "--steps", str(STEPS), "--output", str(output)]) == 0
+    folder = output / "recurrent"
+    return json.loads((folder / "result.json").read_text()), folder
+
+
+def test_every_variant_is_trained_and_scored_with_every_kind_of_statistics(finished):
+    runs = finished[0]["runs"]
+    assert [(run["task"], run["variant"]) for run in runs] == [("pixels", variant) for variant in experiment.VARIANTS]
+    for run in runs:
+        kinds = {experiment.PER_STEP, experiment.AVERAGED, experiment.POOLED}
+        rows = {f"first {count}" for count in (1, 2, 4, 8, 12)}
+        assert run["statistics"].keys() == (set() if run["variant"] == experiment.PLAIN else kinds | rows)
+        assert run["curve"][-1]["step"] == STEPS
+
+
+def test_scores_with_other_statistics_leave_the_cell_s_own_in_place(finished):
+    """Else the test accuracy, taken before, would not be the one of the first kind, which are the cell's own."""
+    for run in finished[0]["runs"]:
+        if run["variant"] != experiment.PLAIN:
+            assert run["statistics"][experiment.PER_STEP] == run["test"]  # the digits' test set is scored in whole
+
+
+def test_the_loss_falls_with_batch_norm(finished):
+    curve = next(run["curve"] for run in finished[0]["runs"] if run["variant"] == experiment.SMALL)
+    assert curve[-1]["loss"] < curve[0]["loss"]
+
+
+def test_the_first_steps_are_measured_from_both_states(finished):
+    rows = finished[0]["first_steps"]
+    assert [(row["epsilon"], row["noise"]) for row in rows] == [
+        (epsilon, noise) for epsilon in (experiment.EPSILON, experiment.PAPER_EPSILON) for noise in (0.0, 0.1)
+    ]
+    for row in rows:
+        assert (row["variance_by_step"][0] == 0.0) == (row["noise"] == 0.0)
+
+
+def test_figures_are_drawn_from_the_result_alone_and_are_small(finished, tmp_path):
+    experiment.draw(finished[0], tmp_path)
+    for name in experiment.EXPERIMENT.figures:
+        assert 10_000 < (tmp_path / name).stat().st_size < 300_000
+
+
+def test_a_second_run_takes_finished_trainings_from_the_first(finished, monkeypatch):
+    result, folder = finished
+    monkeypatch.setattr(experiment, "_trained", lambda *_: pytest.fail("a network was trained again"))
+    monkeypatch.setattr(experiment, "_first_steps", lambda _: result["first_steps"])
+    assert experiment.main(["--mode", "quick", "--steps", str(STEPS), "--output", str(folder.parent)]) == 0
+    assert json.loads((folder / "result.json").read_text())["runs"] == result["runs"]
+
+
+# --- Parts ------------------------------------------------------------------------------------------------------------
+
+
+def test_full_mode_has_all_three_tasks_and_the_zero_start_on_one():
+    settings = experiment.harness.Settings("recurrent", "full", None, None, [0], 100, None)
+    assert experiment.tasks_of(settings) == {"rows": 100, "pixels": 25, "permuted pixels": 25}
+    assert [experiment.ZERO in experiment.variants_of(task) for task in experiment.tasks_of(settings)] == [0, 1, 0]
+
+
+def test_pixels_are_averages_of_four_in_order_or_permuted_alike_for_all_images():
+    images = np.arange(32.0).reshape(2, 16)  # two images of 4×4
+    pixels = experiment.sequences(images, "pixels")
+    assert pixels.shape == (2, 4, 1)
+    np.testing.assert_allclose(pixels[0, :, 0], [(0 + 1 + 4 + 5) / 4, (2 + 3 + 6 + 7) / 4, 10.5, 12.5])
+    permuted = experiment.sequences(images, "permuted pixels")
+    assert sorted(permuted[0, :, 0]) == sorted(pixels[0, :, 0])
+    np.testing.assert_allclose(permuted[1] - permuted[0], 16.0)
+    np.testing.assert_array_equal(experiment.sequences(images, "rows")[1, 3], [28, 29, 30, 31])
+
+
+def test_shared_statistics_are_those_of_all_steps_values_if_pooled():
+    values = np.random.RandomState(0).normal(np.arange(3.0)[:, None, None], 2.0, (3, 50, 4))  # [step, example, unit]
+    mean, variance = experiment.shared(values.mean(1), values.var(1), pooled=True)
+    np.testing.assert_allclose(mean, np.broadcast_to(values.mean((0, 1)), (3, 4)))
+    np.testing.assert_allclose(variance, np.broadcast_to(values.var((0, 1)), (3, 4)))
+    averaged = experiment.shared(values.mean(1), values.var(1), pooled=False)[1]
+    np.testing.assert_allclose(averaged[1], values.var(1).mean(0))
+
+
+def test_the_first_rows_are_followed_by_the_last_of_them():
+    mean = np.arange(8.0).reshape(4, 2)
+    got, _ = experiment.first(2, mean, mean)
+    np.testing.assert_array_equal(got, [[0, 1], [2, 3], [2, 3], [2, 3]])
+
+
+# --- The judge --------------------------------------------------------------------------------------------------------
+
+
+def made_up(*, lost=0.3, small_gamma=0.2, zero_start=0.1, learned=True):
+    """A result in which shared statistics, gamma 1 and a zero state cost as much as is said, on one task."""
+    own = 0.9 if learned else 0.2
+
+    def trained(variant, test):
+        kinds = {experiment.PER_STEP: own, experiment.AVERAGED: own - lost, experiment.POOLED: own - lost - 0.1}
+        statistics = {} if variant == experiment.PLAIN else kinds
+        return {"task": "pixels", "variant": variant, "test": test, "statistics": statistics}
+
+    rows = [
+        {"epsilon": epsilon, "noise": noise, "gradient_norm": norm, "variance_by_step": [0.0, 1.0]}
+        for epsilon in (experiment.EPSILON, experiment.PAPER_EPSILON)
+        for noise, norm in ((0.0, None), (experiment.NOISE, 1.0))
+    ]
+    return {
+        "tasks": {"pixels": 10},
+        "runs": [
+            trained(experiment.PLAIN, own - 0.1),
+            trained(experiment.SMALL, own),
+            trained(experiment.LARGE, own - small_gamma),
+            trained(experiment.ZERO, own - zero_start),
+        ],
+        "first_steps": rows,
+    }
+
+
+@pytest.mark.parametrize(
+    ("changed", "verdict"),
+    [
+        ({}, "holds if a noisy first state and a small gamma are seen to as well"),
+        ({"small_gamma": 0.0}, "holds if a noisy first state is seen to as well"),
+        ({"zero_start": 0.01}, "holds if a small gamma is seen to as well"),
+        ({"zero_start": -0.1, "small_gamma": -0.1}, "holds"),
+        ({"lost": 0.001}, "does not hold"),
+    ],
+)
+def test_the_verdict_follows_the_measurements(changed, verdict):
+    assert experiment.judge_r2rt_25(made_up(**changed)).verdict == verdict
+
+
+def test_a_gradient_that_overflowed_is_reported_as_infinite():
+    assert "is inf times" in experiment.judge_r2rt_25(made_up()).note
+
+
+def test_a_task_that_was_not_learned_has_no_say_unless_all_were_not():
+    result = made_up(lost=0.0)
+    unlearned = copy.deepcopy(made_up(lost=0.15, learned=False)["runs"])
+    result["runs"] += [run | {"task": "rows"} for run in unlearned]
+    result["tasks"]["rows"] = 10
+    assert experiment.judge_r2rt_25(result).verdict == "does not hold"
+    assert experiment.judge_r2rt_25(made_up(lost=0.15, learned=False)).verdict.startswith("holds if")
+
+
+@pytest.mark.mnist
+@pytest.mark.skipif(not os.environ.get("MNIST_DIR"), reason="MNIST_DIR is not set")
+def test_black_first_pixels_have_no_variance_and_multiply_the_gradients():
+    data = bn_graph.load("mnist")
+    settings = experiment.harness.Settings("recurrent", "full", data, None, [0], 1, None)
+    result = {"first_steps": experiment._first_steps(settings)}
+    assert experiment._steps_without_variance(result) > 5
+    assert experiment._exploded(result, experiment.EPSILON) > 100  # 10⁵ was measured
