@@ -343,6 +343,7 @@ def _draw_steps(axis, network: str, contenders: dict) -> None:
     names = sorted(shown, key=shown.get, reverse=True)
     colours = [{IN_GRAPH: BLUE, DOCUMENT: ORANGE}.get(name, GREY) for name in names]
     axis.barh(names, [shown[name] for name in names], color=colours)
+    axis.set_axisbelow(True)
     axis.axvline(floor, color="black", linestyle="--", label="its matrix products alone")
     axis.set_xlabel("µs")
     axis.set_title(network)
