@@ -343,6 +343,17 @@ def train_op(
 
     Raises:
         ValueError: no variable gets a gradient.
+
+    Example:
+        >>> from bn_graph import distributed
+        >>> from bn_graph.tf1 import tf
+        >>> with tf.Graph().as_default(), tf.Session() as session:
+        ...     weight = tf.get_variable("weight", [], initializer=tf.ones_initializer())
+        ...     alone = distributed.Workers(size=1, index=0)
+        ...     step, total = distributed.train_op(tf.train.GradientDescentOptimizer(0.25), weight**2, alone)
+        ...     session.run(tf.global_variables_initializer())
+        ...     float(session.run([total, step])[0]), float(session.run(weight))
+        (1.0, 0.5)
     """
     pairs = [(gradient, variable) for gradient, variable in optimizer.compute_gradients(loss) if gradient is not None]
     flat = [tf.reshape(tf.convert_to_tensor(value), [-1]) for value in (loss, *(gradient for gradient, _ in pairs))]
@@ -361,6 +372,21 @@ def broadcast_op(variables: Sequence[tf.Variable], workers: Workers) -> tf.Opera
     Args:
         variables: floats and integers, initialized at every worker.
         workers: all run the op together.
+
+    Example:
+        >>> from bn_graph import distributed
+        >>> from bn_graph.tf1 import tf
+        >>> with tf.Graph().as_default(), tf.Session(config=tf.ConfigProto(device_count={"CPU": 2})) as session:
+        ...     weights, ops = [], []
+        ...     for index in range(2):
+        ...         with tf.device(f"/cpu:{index}"):
+        ...             weights.append(tf.get_variable(f"weight{index}", [], initializer=tf.constant_initializer(index + 1.0)))
+        ...             ops.append(distributed.broadcast_op(weights[-1:], distributed.Workers(2, index)))
+        ...     session.run(tf.global_variables_initializer())
+        ...     session.run(ops)
+        ...     [float(value) for value in session.run(weights)]
+        [None, None]
+        [1.0, 1.0]
     """
     assigns = []
     for variable in variables:
@@ -370,7 +396,17 @@ def broadcast_op(variables: Sequence[tf.Variable], workers: Workers) -> tf.Opera
 
 
 def session_config(cluster: Cluster, timeout: float = TIMEOUT) -> tf.ConfigProto:
-    """Settings of a worker's server and session: one thread a pool, ops on its own devices only, waits that end."""
+    """Settings of a worker's server and session: one thread a pool, ops on its own devices only, waits that end.
+
+    Args:
+        cluster: of this process.
+        timeout: as given to `Cluster.workers`; what is no collective has ten seconds more.
+
+    Example:
+        >>> from bn_graph.distributed import Cluster, session_config
+        >>> session_config(Cluster(("localhost:2222", "localhost:2223"), 1)).device_filters[0]
+        '/job:worker/task:1'
+    """
     config = tf.ConfigProto(intra_op_parallelism_threads=1, inter_op_parallelism_threads=1)
     config.device_filters.append(f"/job:{_JOB}/task:{cluster.index}")
     config.experimental.collective_group_leader = f"/job:{_JOB}/replica:0/task:0"
@@ -393,6 +429,15 @@ def session(cluster: Cluster, *, agree: str = "", wait: float = WAIT, timeout: f
         ClusterError: this worker's port is taken or its host is not this machine; a worker didn't come; they disagree.
         WorkerLostError: within the context, when another worker died or took longer than `timeout`. No later step of
             this process can succeed. Start all workers again, from the last checkpoint.
+
+    Example:
+        >>> from bn_graph import distributed
+        >>> from bn_graph.tf1 import tf
+        >>> with tf.Graph().as_default():
+        ...     answer = tf.constant(42)
+        ...     with distributed.session(distributed.Cluster(("localhost:2222",), 0)) as session:  # a cluster of one
+        ...         int(session.run(answer))
+        42
     """
     if len(cluster.addresses) == 1:
         with tf.Session(config=tf.ConfigProto(intra_op_parallelism_threads=1, inter_op_parallelism_threads=1)) as alone:

@@ -79,6 +79,12 @@ def audit_all(path_or_graph: Any, **options: Any) -> list[Report]:
 
     Raises:
         AuditError: as `audit`, but for several graphs; the first thing that can't be read ends it. `iterate` goes on.
+
+    Example:
+        >>> from bn_graph.audit import audit_all
+        >>> from bn_graph.audit.protos import GraphDef, NodeDef
+        >>> [len(report.layers) for report in audit_all(GraphDef(node=[NodeDef(name="x", op="Placeholder")]))]
+        [0]
     """
     reports = []
     for report in iterate(path_or_graph, **options):

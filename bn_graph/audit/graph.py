@@ -209,6 +209,14 @@ def uses(graph: Graph) -> Uses:
 
     Returns:
         `Uses`. A function's results and effects are used by the node that calls it, at place -1.
+
+    Example:
+        >>> from bn_graph.audit import graph
+        >>> from bn_graph.audit.protos import GraphDef, NodeDef
+        >>> nodes = [NodeDef(name="x", op="Placeholder"), NodeDef(name="y", op="Neg", input=["x"])]
+        >>> built = graph.build(GraphDef(node=nodes))
+        >>> graph.uses(built).data[built.ids["x"]]  # by node 1, as its input 0, port 0
+        [(1, 0, 0)]
     """
     data = [[] for _ in graph.names]
     control = [[] for _ in graph.names]
@@ -235,6 +243,14 @@ def closure(graph: Graph, starts: Iterable[int], not_called: frozenset[tuple[int
         graph: the graph.
         starts: numbers of nodes.
         not_called: (calling node, part) of functions known not to be taken.
+
+    Example:
+        >>> from bn_graph.audit import graph
+        >>> from bn_graph.audit.protos import GraphDef, NodeDef
+        >>> nodes = [NodeDef(name="x", op="Placeholder"), NodeDef(name="y", op="Neg", input=["x"])]
+        >>> built = graph.build(GraphDef(node=nodes))
+        >>> sorted(built.names[node] for node in graph.closure(built, [built.ids["y"]]))
+        ['x', 'y']
     """
     reached = set()
     pending = list(starts)
@@ -272,6 +288,14 @@ def node_named(graph: Graph, name: str) -> int:
 
     Raises:
         AuditError: the graph has no such node; the message lists some whose names are like it.
+
+    Example:
+        >>> from bn_graph.audit import graph
+        >>> from bn_graph.audit.protos import GraphDef, NodeDef
+        >>> nodes = [NodeDef(name="x", op="Placeholder"), NodeDef(name="y", op="Neg", input=["x"])]
+        >>> built = graph.build(GraphDef(node=nodes))
+        >>> graph.node_named(built, "y:0")
+        1
     """
     plain = name.removeprefix("^").partition(":")[0]
     if plain in graph.ids:
