@@ -319,3 +319,33 @@ def test_a_global_step_that_no_train_op_counts_counts_the_steps():
             options = {"batch_size": 30, "seed": 0, "global_step": global_step}
             build_loop(session, steps, DIGITS.train, **options)(0, 4)
         assert session.run(global_step) == 8
+
+
+def without_a_switch(inputs, units, is_training, kernel_initializer):
+    """A hidden layer that trains, whatever the model's switch says."""
+    del is_training
+    return normalized(None)(inputs, units, True, kernel_initializer)
+
+
+@pytest.mark.parametrize("build", [r2rt_pair, lambda: [model_step(without_a_switch)]], ids=["r2rt pair", "model"])
+def test_a_compiled_loop_comes_to_the_fed_loops_numbers_but_for_rounding(build):
+    ends = {}
+    for compiled in (False, True):
+        with tf.Graph().as_default(), tf.Session(config=bn_graph.session_config(networks=2)) as session:
+            steps = build()
+            session.run(tf.global_variables_initializer())
+            advance = bn_graph.graph_loop(session, steps, DIGITS.train, batch_size=30, seed=1, compiled=compiled)
+            losses = [[values for (values,) in advance(start, start + 100)] for start in (0, 100)]
+            ends[compiled] = session.run({each.op.name: each for each in tf.global_variables()}), np.array(losses)
+    assert ends[False][0].keys() == ends[True][0].keys()
+    # XLA's kernels add up in another order, and 200 steps carry the difference on.
+    np.testing.assert_allclose(ends[True][1], ends[False][1], rtol=1e-4)
+    for name, value in ends[False][0].items():
+        np.testing.assert_allclose(ends[True][0][name], value, rtol=0, atol=1e-4 * max(1.0, np.abs(value).max()))
+
+
+def test_a_cond_can_not_be_compiled_and_the_error_says_what_can(cond_kind):
+    with tf.Graph().as_default(), tf.Session() as session:
+        step = model_step(normalized(None))
+        with pytest.raises(ValueError, match=r"has a tf.cond.*is_training=True"):
+            bn_graph.graph_loop(session, step, DIGITS.train, batch_size=30, seed=1, compiled=True)

@@ -20,7 +20,7 @@ from bn_graph import checkpoints, datasets
 from bn_graph.graphs import reachability
 from bn_graph.networks import Network
 from bn_graph.tf1 import tf
-from bn_graph.training.step_copies import calls_functions, copy_step
+from bn_graph.training.step_copies import calls_functions, chooses, copy_step
 from bn_graph.training.steps import Step, step_of
 
 __all__ = ["LONGEST_CHUNK", "chunks", "graph_loop", "train_in_graph"]
@@ -43,6 +43,7 @@ def graph_loop(
     batch_size: int,
     seed: int,
     global_step: tf.Variable | None = None,
+    compiled: bool = False,
 ) -> Callable[[int, int], list[list[np.ndarray]]]:
     """Builds the loop and puts the examples into the session; gives the function that trains from one step to another.
 
@@ -56,6 +57,10 @@ def graph_loop(
         seed: of the order of the batches.
         global_step: a variable that the train ops leave alone and that is to count steps: the loop adds to it what it
             has trained. (A train op that counts by itself needs nothing here.)
+        compiled: whether XLA compiles each network's loop, once for each length of chunk (about a second). That is up to
+            twice as fast for small networks, and the numbers are no longer the reference loop's bits, since fused
+            kernels round otherwise: after 1,000 steps on MNIST losses were within 3·10⁻⁶ and weights within 1.5·10⁻⁵ of
+            their largest (the solver network, Adam), or both within 2·10⁻⁶ (r2rt's).
 
     Returns:
         ``advance(start, stop)``: trains the steps from `start` to before `stop`, counted from 0, in one
@@ -69,7 +74,8 @@ def graph_loop(
 
     Raises:
         ValueError: `batch_size` is not from 1 to ``split.size``; `seed` is negative; a train op needs a placeholder
-            without a value; a variable is a ref variable; or two steps share a variable that one of them assigns.
+            without a value; a variable is a ref variable; two steps share a variable that one of them assigns; or a step
+            is to be compiled that has a ``tf.cond``.
 
     Example:
         >>> import bn_graph
@@ -87,10 +93,11 @@ def graph_loop(
     steps = [steps] if isinstance(steps, Step) else list(steps)
     datasets.batch_rows(split.size, batch_size, seed=seed)  # says what is wrong with its arguments, before all else
     _refuse_shared(session.graph, steps)
+    make_loop = _compiled_loop if compiled else _loop
     with session.graph.as_default(), tf.name_scope("graph_loop"), tf.control_dependencies(None):
         resident = [_resident(session, values) for values in (split.images, split.labels)]
         rows = tf.placeholder(tf.int32, [None, batch_size], name="rows")
-        recorded = [_loop(step, rows, resident) for step in steps]
+        recorded = [make_loop(step, rows, resident) for step in steps]
         with tf.control_dependencies([tensor for each in recorded for tensor in each]):
             finished = tf.no_op() if global_step is None else global_step.assign_add(_count(rows, global_step.dtype)).op
     batches = _Batches(split.size, batch_size, seed)
@@ -260,6 +267,15 @@ def _loop(step: Step, rows: tf.Tensor, resident: Sequence[tf.Variable]) -> list[
         return_same_structure=True,
     )
     return [number, *(each.stack() for each in series)]
+
+
+def _compiled_loop(step: Step, rows: tf.Tensor, resident: Sequence[tf.Variable]) -> list[tf.Tensor]:
+    if chooses([step.train_op, *step.recorded]):
+        raise ValueError(
+            f"The train op {step.train_op.name} has a tf.cond, whose gradients XLA can't compile: build the network with "
+            "the Python bool is_training=True, or leave `compiled` out."
+        )
+    return list(tf.function(lambda fed: _loop(step, fed, resident), jit_compile=True, autograph=False)(rows))
 
 
 def _batch(resident: tf.Variable, chosen: tf.Tensor, static: bool) -> tf.Tensor:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from bn_graph.tf1 import tf
 
-__all__ = ["calls_functions", "copy_step"]
+__all__ = ["calls_functions", "chooses", "copy_step"]
 
 _REF_VARIABLES = ("VariableV2", "Variable", "AutoReloadVariable")
 
@@ -65,6 +65,20 @@ def calls_functions(fetches: Sequence[tf.Operation | tf.Tensor]) -> bool:
     """
     ops, _ = _upstream([_op(each) for each in fetches], set())
     return any(value.HasField("func") or value.list.func for op in ops.values() for value in op.node_def.attr.values())
+
+
+def chooses(fetches: Sequence[tf.Operation | tf.Tensor]) -> bool:
+    """Whether running `fetches` runs a ``tf.cond`` of either kind.
+
+    Example:
+        >>> from bn_graph.tf1 import tf
+        >>> from bn_graph.training.step_copies import chooses
+        >>> with tf.Graph().as_default():
+        ...     chooses([tf.cond(tf.placeholder(tf.bool, []), lambda: tf.constant(1.0), lambda: tf.constant(2.0))])
+        True
+    """
+    ops, _ = _upstream([_op(each) for each in fetches], set())
+    return calls_functions(fetches) or any(op.type in ("Switch", "RefSwitch") for op in ops.values())
 
 
 def _op(fetch: tf.Operation | tf.Tensor) -> tf.Operation:

@@ -17,7 +17,9 @@ __all__ = ["IN_GRAPH", "Extent", "layers", "scaling", "training_steps", "whole"]
 _HERE = "experiments.benchmarks"
 IN_GRAPH = "the loop in the graph"
 DOCUMENT = "the document's loop"
+COMPILED = f"{IN_GRAPH}, compiled"
 LOOPS = {IN_GRAPH: f"{_HERE}.steps_here:in_graph", DOCUMENT: f"{_HERE}.steps_here:document"}
+XLA = {COMPILED: f"{_HERE}.steps_here:compiled"}
 WHOLE = {IN_GRAPH: f"{_HERE}.steps_here:in_graph_whole", DOCUMENT: f"{_HERE}.steps_here:document_whole"}
 
 # The peers, each as it comes, and with what it offers for exactly this case: many small steps.
@@ -136,10 +138,10 @@ def _faster(present: Sequence[workers.Worker]) -> list[workers.Worker]:
 def training_steps(task: Task, extent: Extent, threads: int) -> dict:
     """Microseconds of a step: both loops and all peers on the network with batch norm, both loops on the pair, the floor."""
     one, pair = task._asdict(), task._replace(forms=tasks.FORMS)._asdict()
-    contenders = [Contender(name, function, one) for name, function in LOOPS.items()]
+    contenders = [Contender(name, function, one) for name, function in (LOOPS | XLA).items()]
     contenders += [Contender(name, function, one | extra) for name, (function, extra) in PEERS.items()]
     contenders += [Contender(name, function, one) for name, function in FLOORS.items()]
-    contenders += [Contender(f"{name}, pair", function, pair) for name, function in LOOPS.items()]
+    contenders += [Contender(f"{name}, pair", function, pair) for name, function in (LOOPS | XLA).items()]
     contenders = [each for each in contenders if each.name not in extent.leaves_out]
     with _tried(contenders, threads) if extent.tries_threads else _untried(contenders, threads) as (present, notes):
         computing = [worker for worker in present if worker.name not in FLOORS]

@@ -13,7 +13,16 @@ from experiments import bn_vs_plain
 from experiments.benchmarks import tasks
 from experiments.benchmarks.tasks import Task
 
-__all__ = ["document", "document_whole", "in_graph", "in_graph_whole", "next_batches", "products", "two_towers"]
+__all__ = [
+    "compiled",
+    "document",
+    "document_whole",
+    "in_graph",
+    "in_graph_whole",
+    "next_batches",
+    "products",
+    "two_towers",
+]
 
 
 def next_batches(split: bn_graph.Split, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -63,17 +72,25 @@ def document(threads: int, **task) -> dict[str, Callable]:
     return {"run": run, "check": lambda _: tasks.agreement(run, logits, split)}
 
 
-def in_graph(threads: int, **task) -> dict[str, Callable]:
+def in_graph(threads: int, *, by_xla: bool = False, **task) -> dict[str, Callable]:
     """The loop in the graph, `bn_graph.graph_loop`, one ``session.run`` for all the steps it is asked for."""
     task, split = tasks.made(task), tasks.data()
     session = tf.Session(graph=tf.Graph(), config=_config(threads, len(task.forms)))
+    # XLA compiles no tf.cond, and the peers have none: the network is then built for training alone.
+    build = {"r2rt": _r2rt, "solver": _solver_without_switch if by_xla else _solver}[task.network]
     with session.graph.as_default():
-        networks = [{"r2rt": _r2rt, "solver": _solver}[task.network](task, form) for form in task.forms]
+        networks = [build(task, form) for form in task.forms]
         _initialize(session, task)
         steps = [_step(network) for network in networks]
-        advance = bn_graph.training.graph_loop(session, steps, split, batch_size=task.batch, seed=tasks.SEED)
+        options = {"batch_size": task.batch, "seed": tasks.SEED, "compiled": by_xla}
+        advance = bn_graph.training.graph_loop(session, steps, split, **options)
     run = _advancing(advance)
     return {"run": run, "check": lambda _: tasks.agreement(run, partial(_logits, session, networks[0]), split)}
+
+
+def compiled(threads: int, **task) -> dict[str, Callable]:
+    """The loop in the graph, compiled."""
+    return in_graph(threads, by_xla=True, **task)
 
 
 def _config(threads: int, networks: int) -> tf.ConfigProto:
@@ -126,6 +143,22 @@ def _solver(task: Task, form: str) -> Built:
     ends = (task.sizes[0], task.sizes[-1])
     model = bn_graph.Model(form, *ends, task.hidden, hidden_layer=hidden_layer, learning_rate=tasks.LEARNING_RATE)
     return Built([model.train_op, model.loss], model.x, model.y_, model.is_training, model.x, model.logits)
+
+
+def _solver_without_switch(task: Task, form: str) -> Built:
+    """`_solver`, trained by a graph with the Python bool True; a second one on the same variables is for inference."""
+    hidden_layer = {"with": bn_graph.networks.normalized_layer, "without": bn_graph.networks.biased_layer}[form]
+    ends = (task.sizes[0], task.sizes[-1])
+
+    def for_training(inputs, units, is_training, kernel_initializer):
+        del is_training  # the placeholder
+        return hidden_layer(inputs, units, True, kernel_initializer)
+
+    options = {"learning_rate": tasks.LEARNING_RATE}
+    model = bn_graph.Model(form, *ends, task.hidden, hidden_layer=for_training, **options)
+    with tf.variable_scope(tf.get_variable_scope(), reuse=tf.AUTO_REUSE):
+        other = bn_graph.Model(form, *ends, task.hidden, hidden_layer=hidden_layer, **options)
+    return Built([model.train_op, model.loss], model.x, model.y_, other.is_training, other.x, other.logits)
 
 
 def _initialize(session: tf.Session, task: Task) -> None:
