@@ -11,6 +11,7 @@ The networks are made once and multiplied: TensorFlow builds one block, whose co
 activations forward and the gradients back.
 """
 
+import argparse
 import functools
 import itertools
 import json
@@ -106,23 +107,15 @@ def main(argv: list[str] | None = None) -> int:
     parser = OneLineParser(prog=f"python -m experiments.{NAME}", description=__doc__.splitlines()[0])
     parser.add_argument("--full", action="store_true", help="a graph of a million nodes too")
     parser.add_argument("--output", type=Path, default=Path("results"), help="folder of results (default: %(default)s)")
-    try:
-        given = parser.parse_args(argv)
-        (given.output / NAME).mkdir(parents=True, exist_ok=True)
-        result = run(given.full)
-        harness.write_json(given.output / NAME / "result.json", result)
-        print(summarize(result))
-        print(f"\nWritten: {given.output / NAME / 'result.json'}")
-        return 0
-    except UsageError as error:
-        print(f"{NAME}: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"{NAME}: {error.filename or given.output}: {error.strerror or error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"\n{NAME}: stopped; no result was written.", file=sys.stderr)
-        return 130
+    return harness.run_program(parser, argv, _measure)
+
+
+def _measure(given: argparse.Namespace) -> None:
+    (given.output / NAME).mkdir(parents=True, exist_ok=True)
+    result = run(given.full)
+    harness.write_json(given.output / NAME / "result.json", result)
+    print(summarize(result))
+    print(f"\nWritten: {given.output / NAME / 'result.json'}")
 
 
 def run(full: bool) -> dict:

@@ -37,7 +37,7 @@ from experiments import harness  # noqa: E402
 from experiments.benchmarks import measuring, tasks  # noqa: E402
 from experiments.benchmarks.measuring import COMPILED, DOCUMENT, FLOORS, IN_GRAPH, Extent  # noqa: E402
 from experiments.figures import BLUE, GREY, ORANGE, figure  # noqa: E402
-from experiments.harness import OneLineParser, UsageError  # noqa: E402
+from experiments.harness import OneLineParser  # noqa: E402
 
 NAME = "benchmark"
 
@@ -104,34 +104,23 @@ def main(argv: list[str] | None = None) -> int:
     parser = OneLineParser(prog=f"python -m experiments.{NAME}", description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a share of the steps and shapes; under three minutes")
     parser.add_argument(
-        "--threads", type=_threads, default=os.cpu_count(), help="of each contender (default: %(default)s)"
+        "--threads",
+        type=harness.whole_number("threads", 1),
+        default=os.cpu_count(),
+        help="of each contender (default: %(default)s)",
     )
     parser.add_argument("--output", type=Path, default=Path("results"), help="folder of results (default: %(default)s)")
-    try:
-        given = parser.parse_args(argv)
-        folder = given.output / NAME
-        folder.mkdir(parents=True, exist_ok=True)
-        result = run(QUICK if given.quick else FULL, given.threads) | {"mode": "quick" if given.quick else "full"}
-        harness.write_json(folder / "result.json", result)
-        draw(result, folder)
-        print(summarize(result))
-        print(f"\nWritten: {folder / 'result.json'}")
-        return 0
-    except UsageError as error:
-        print(f"{NAME}: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"{NAME}: {error.filename or given.output}: {error.strerror or error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"\n{NAME}: stopped; no result was written.", file=sys.stderr)
-        return 130
+    return harness.run_program(parser, argv, _measure)
 
 
-def _threads(text: str) -> int:
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"threads is a whole number from 1 up, got {text!r}")
-    return int(text)
+def _measure(given: argparse.Namespace) -> None:
+    folder = given.output / NAME
+    folder.mkdir(parents=True, exist_ok=True)
+    result = run(QUICK if given.quick else FULL, given.threads) | {"mode": "quick" if given.quick else "full"}
+    harness.write_json(folder / "result.json", result)
+    draw(result, folder)
+    print(summarize(result))
+    print(f"\nWritten: {folder / 'result.json'}")
 
 
 def run(extent: Extent, threads: int) -> dict:

@@ -42,7 +42,7 @@ from bn_graph import distributed, update_ops  # noqa: E402
 from bn_graph.tf1 import tf  # noqa: E402
 from bn_graph.variables import set_values  # noqa: E402
 from experiments import harness  # noqa: E402
-from experiments.harness import OneLineParser, UsageError  # noqa: E402
+from experiments.harness import OneLineParser, UsageError, whole_number  # noqa: E402
 
 NAME = "distributed"
 HIDDEN_UNITS = [100, 100]  # the document's
@@ -95,30 +95,38 @@ def _said(error: Exception | str, status: int) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = OneLineParser(prog=f"python -m experiments.{NAME}", description=__doc__.splitlines()[0])
-    parser.add_argument("--workers", type=_from(1), default=2, help="local processes (default: %(default)s)")
+    parser.add_argument(
+        "--workers", type=whole_number("workers", 1), default=2, help="local processes (default: %(default)s)"
+    )
     parser.add_argument("--data", choices=("auto", "mnist", "digits"), default="auto", help="default: %(default)s")
-    parser.add_argument("--steps", type=_from(1), default=STEPS, help="training steps (default: %(default)s)")
-    parser.add_argument("--seed", type=_from(0), default=0, help="of weights and batches (default: %(default)s)")
-    parser.add_argument("--batch-size", type=_from(2), default=BATCH_SIZE, help="of all workers (default: %(default)s)")
+    parser.add_argument(
+        "--steps", type=whole_number("steps", 1), default=STEPS, help="training steps (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--seed", type=whole_number("a seed", 0), default=0, help="of weights and batches (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--batch-size",
+        type=whole_number("a batch", 2),
+        default=BATCH_SIZE,
+        help="of all workers (default: %(default)s)",
+    )
     parser.add_argument(
         "--statistics", choices=STATISTICS, default="together", help="of a worker (default: %(default)s)"
     )
-    parser.add_argument("--checkpoint-every", type=_from(1), default=CHECKPOINT_EVERY, help="steps (%(default)s)")
-    parser.add_argument("--wait", type=_from(1), default=60, help="seconds for a worker to come (default: %(default)s)")
-    parser.add_argument("--timeout", type=_from(1), default=20, help="seconds for a step (default: %(default)s)")
+    parser.add_argument(
+        "--checkpoint-every", type=whole_number("an interval", 1), default=CHECKPOINT_EVERY, help="steps (%(default)s)"
+    )
+    parser.add_argument(
+        "--wait", type=whole_number("a wait", 1), default=60, help="seconds for a worker to come (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--timeout", type=whole_number("a timeout", 1), default=20, help="seconds for a step (default: %(default)s)"
+    )
     parser.add_argument("--output", type=Path, default=Path("results"), help="folder of results (default: %(default)s)")
     parser.add_argument("--fresh", action="store_true", help="forget earlier checkpoints of these workers")
     parser.add_argument("--launcher", type=int, help=argparse.SUPPRESS)
     return parser
-
-
-def _from(least: int):
-    def whole_number(text: str) -> int:
-        if not (text.isascii() and text.isdecimal()) or int(text) < least:
-            raise argparse.ArgumentTypeError(f"expected a whole number from {least} up, got {text!r}")
-        return int(text)
-
-    return whole_number
 
 
 # ---- one worker ------------------------------------------------------------------------------------------------------

@@ -42,10 +42,12 @@ __all__ = [
     "main",
     "pack_images",
     "progress_bar",
+    "run_program",
     "session_config",
     "spread",
     "unpack_images",
     "versions",
+    "whole_number",
     "work_directory",
     "write_json",
 ]
@@ -150,6 +152,44 @@ class OneLineParser(argparse.ArgumentParser):
         raise UsageError(f"{message} (see --help)")
 
 
+def whole_number(what: str, least: int) -> Callable[[str], int]:
+    """A ``type`` for argparse: a whole number from `least` up; `what` begins the message about anything else."""
+
+    def parse(text: str) -> int:
+        if not (text.isascii() and text.isdecimal()) or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{what} is a whole number from {least} up, got {text!r}")
+        return int(text)
+
+    return parse
+
+
+def run_program(parser: argparse.ArgumentParser, argv: list[str] | None, work: Callable[..., object]) -> int:
+    """Does the work of a program that judges no claim, and says in one line on stderr what kept it from its end.
+
+    Args:
+        parser: of its command line, with an ``--output``; its ``prog`` ends with the module's name.
+        argv: the command line; the process's own if None.
+        work: is called with what was parsed.
+
+    Returns:
+        0; 2 for anything the user can mend; 130 after Ctrl-C.
+    """
+    name = parser.prog.rpartition(".")[2]
+    try:
+        given = parser.parse_args(argv)
+        work(given)
+        return 0
+    except (UsageError, bn_graph.DataError, bn_graph.CheckpointError) as error:
+        print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"{name}: {error.filename or given.output}: {error.strerror or error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"\n{name}: stopped; no result was written.", file=sys.stderr)
+        return 130
+
+
 def main(experiment: Experiment, argv: list[str] | None = None) -> int:
     """Runs one experiment from the command line and returns the exit status.
 
@@ -229,15 +269,17 @@ def _parser(experiment: Experiment) -> argparse.ArgumentParser:
     parser.add_argument(
         "--data-directory", help="folder of the four MNIST files (default: $MNIST_DIR, else MNIST_data)"
     )
-    parser.add_argument("--seed", type=_seed, nargs="+", help="one run for each (default: the mode's own)")
-    parser.add_argument("--steps", type=_steps, help="training steps (default: the mode's own)")
+    parser.add_argument(
+        "--seed", type=whole_number("a seed", 0), nargs="+", help="one run for each (default: the mode's own)"
+    )
+    parser.add_argument("--steps", type=whole_number("steps", 1), help="training steps (default: the mode's own)")
     parser.add_argument("--output", type=Path, default=Path("results"), help="folder of results (default: %(default)s)")
     parser.add_argument(
         "--loop", default="graph", choices=tuple(LOOPS), help="steps inside the graph, or fed one by one (same numbers)"
     )
     parser.add_argument(
         "--threads",
-        type=_threads,
+        type=whole_number("threads", 1),
         default=min(2, os.cpu_count() or 1),
         help="networks trained at the same time, each on one core (same numbers; default: %(default)s)",
     )
@@ -245,24 +287,6 @@ def _parser(experiment: Experiment) -> argparse.ArgumentParser:
         "--fresh", action="store_true", help="forget earlier results and checkpoints of this experiment"
     )
     return parser
-
-
-def _seed(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"a seed is a whole number from 0 up, got {text!r}")
-    return int(text)
-
-
-def _steps(text: str) -> int:
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"steps is a whole number from 1 up, got {text!r}")
-    return int(text)
-
-
-def _threads(text: str) -> int:
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"threads is a whole number from 1 up, got {text!r}")
-    return int(text)
 
 
 def _make_writable(folder: Path) -> None:

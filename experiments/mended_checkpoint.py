@@ -54,44 +54,34 @@ def attached(inputs, is_training, name):
 
 
 def main(argv: list[str] | None = None) -> int:
-    try:
-        given = _parser().parse_args(argv)
-        folder = _emptied(given.output / NAME)
-        dataset = bn_graph.load(given.data)
-        print(bn_graph.datasets.describe(dataset), flush=True)
-        result = run(dataset, given.steps, given.seed, folder)
-        harness.write_json(folder / "result.json", result)
-        result = json.loads((folder / "result.json").read_text())
-        draw(result, folder)
-        print(summarize(result, folder))
-        return 0
-    except (UsageError, bn_graph.DataError, bn_graph.CheckpointError) as error:
-        print(f"{NAME}: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"{NAME}: {error.filename or given.output}: {error.strerror or error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"\n{NAME}: stopped; no result was written.", file=sys.stderr)
-        return 130
+    return harness.run_program(_parser(), argv, _demonstrate)
+
+
+def _demonstrate(given: argparse.Namespace) -> None:
+    folder = _emptied(given.output / NAME)
+    dataset = bn_graph.load(given.data)
+    print(bn_graph.datasets.describe(dataset), flush=True)
+    result = run(dataset, given.steps, given.seed, folder)
+    harness.write_json(folder / "result.json", result)
+    result = json.loads((folder / "result.json").read_text())
+    draw(result, folder)
+    print(summarize(result, folder))
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = OneLineParser(prog=f"python -m experiments.{NAME}", description=__doc__.splitlines()[0])
     parser.add_argument("--data", choices=("auto", "mnist", "digits"), default="auto", help="default: %(default)s")
-    parser.add_argument("--steps", type=_from(1), default=STEPS, help="training steps (default: %(default)s)")
-    parser.add_argument("--seed", type=_from(0), default=0, help="of weights and batches (default: %(default)s)")
+    parser.add_argument(
+        "--steps", type=harness.whole_number("steps", 1), default=STEPS, help="training steps (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--seed",
+        type=harness.whole_number("a seed", 0),
+        default=0,
+        help="of weights and batches (default: %(default)s)",
+    )
     parser.add_argument("--output", type=Path, default=Path("results"), help="folder of results (default: %(default)s)")
     return parser
-
-
-def _from(least: int):
-    def whole_number(text: str) -> int:
-        if not (text.isascii() and text.isdecimal()) or int(text) < least:
-            raise argparse.ArgumentTypeError(f"expected a whole number from {least} up, got {text!r}")
-        return int(text)
-
-    return whole_number
 
 
 def _emptied(folder: Path) -> Path:

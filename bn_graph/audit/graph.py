@@ -12,7 +12,7 @@ from typing import NamedTuple
 from bn_graph.audit.findings import AuditError
 from bn_graph.audit.protos import GraphDef, NodeDef
 
-__all__ = ["ABSENT", "VARIABLES", "Call", "Graph", "Ref", "Uses", "build", "closure", "name_of", "node_named", "uses"]
+__all__ = ["ABSENT", "VARIABLES", "Call", "Graph", "Ref", "Uses", "build", "closure", "node_named", "uses"]
 
 Ref = tuple[int, int]
 """A tensor: its node's number and the port."""
@@ -303,9 +303,3 @@ def node_named(graph: Graph, name: str) -> int:
     alike = [other for other in graph.ids if other.endswith(f"/{plain}") or plain in other][:5]
     hint = f"; like it are {', '.join(alike)}" if alike else ""
     raise AuditError(f"the graph has no node named {plain!r}{hint}")
-
-
-def name_of(graph: Graph, ref: Ref) -> str:
-    """A tensor's name, as messages give it."""
-    node, port = ref
-    return graph.names[node] + (f":{port}" if port else "")

@@ -11,13 +11,10 @@ from typing import NamedTuple
 from bn_graph.audit.graph import Graph, Ref, Uses, closure
 from bn_graph.audit.layers import Layer
 from bn_graph.audit.normalizations import Normalization, Source
-from bn_graph.audit.tensors import Choice, choice, truth
+from bn_graph.audit.tensors import CONDS, MERGES, SELECTS, SWITCHES, Choice, choice, truth
 
 __all__ = ["Alternative", "Modes", "alternatives", "modes", "runs", "sinks", "values_used"]
 
-_SWITCHES = frozenset({"Switch", "RefSwitch"})
-_CONDS = frozenset({"If", "StatelessIf"})
-_SELECTS = frozenset({"Select", "SelectV2"})
 _NO_OUTPUTS = ("Assign", "Save", "Restore", "NoOp", "Assert", "Print", "Shape", "Rank", "Size", "VarIsInitialized")
 
 
@@ -97,7 +94,7 @@ def _all_known(graph: Graph, known: Mapping[int, bool | float]) -> dict[int, boo
 
 def _predicates(graph: Graph) -> Iterator[int]:
     for node, op in enumerate(graph.ops):
-        place = 1 if op in _SWITCHES else 0 if op in _CONDS or op in _SELECTS else None
+        place = 1 if op in SWITCHES else 0 if op in CONDS or op in SELECTS else None
         if place is not None and len(graph.inputs[node]) > place:
             decided = choice(graph, graph.inputs[node][place], True)
             if decided is not None:
@@ -106,7 +103,7 @@ def _predicates(graph: Graph) -> Iterator[int]:
 
 def _not_called(graph: Graph, known: Mapping[int, bool]) -> Iterator[tuple[int, str]]:
     for node in graph.calls:
-        if graph.ops[node] in _CONDS and graph.inputs[node]:
+        if graph.ops[node] in CONDS and graph.inputs[node]:
             decided = choice(graph, graph.inputs[node][0], True)
             if decided is not None and decided[0] in known:
                 yield node, "else" if known[decided[0]] == decided[1] else "then"
@@ -117,7 +114,7 @@ def _dead(graph: Graph, uses: Uses, known: Mapping[int, bool]) -> frozenset[int]
     dead: set[int] = set()
     pending = []
     for node, op in enumerate(graph.ops):
-        if op in _SWITCHES and len(graph.inputs[node]) > 1:
+        if op in SWITCHES and len(graph.inputs[node]) > 1:
             decided = choice(graph, graph.inputs[node][1], True)
             if decided is not None and decided[0] in known:
                 losing = 0 if known[decided[0]] == decided[1] else 1
@@ -127,7 +124,7 @@ def _dead(graph: Graph, uses: Uses, known: Mapping[int, bool]) -> frozenset[int]
         node = pending.pop()
         if node in dead:
             continue
-        if graph.ops[node] in ("Merge", "RefMerge"):
+        if graph.ops[node] in MERGES:
             waiting[node] = waiting.get(node, 0) + 1
             if waiting[node] < len(graph.inputs[node]):
                 continue
@@ -171,7 +168,7 @@ def _into(graph: Graph, ref: Ref, modes: Modes) -> list[Ref]:
         results = [call.results[port] for call in called if port < len(call.results)]
         loops = [source for source in sources if graph.ops[node] in ("While", "StatelessWhile")]
         return results + loops + (sources[:1] if len(called) > 1 else [])
-    if graph.ops[node] in _SELECTS and len(sources) == 3:
+    if graph.ops[node] in SELECTS and len(sources) == 3:
         decided = choice(graph, sources[0], True)
         if decided is not None and decided[0] in modes.known:
             return [sources[1] if modes.known[decided[0]] == decided[1] else sources[2]]

@@ -18,7 +18,6 @@ __all__ = ["Normalization", "Source", "find_normalizations"]
 _GLOBAL = frozenset({"BatchNormWithGlobalNormalization"})
 _DIVISIONS = frozenset({"RealDiv", "Div", "DivNoNan"})
 _ADDITIONS = frozenset({"Add", "AddV2", "BiasAdd"})
-_HANDS_ON = (FORWARDS | {"Switch", "RefSwitch", "Merge", "RefMerge"}) - {"ReadVariableOp"}
 _MOST_STEPS = 64
 _MOST_FOLLOWING = 5_000
 

@@ -15,8 +15,12 @@ from bn_graph.audit.protos import TensorProto
 
 __all__ = [
     "ASSIGNS",
+    "CONDS",
     "FORWARDS",
+    "MERGES",
     "ROW_ASSIGNS",
+    "SELECTS",
+    "SWITCHES",
     "Leaf",
     "array",
     "branches",
@@ -28,9 +32,12 @@ __all__ = [
     "variable",
 ]
 
-_BRANCHES = frozenset({"Switch", "RefSwitch"})
-_MERGES = frozenset({"Merge", "RefMerge"})
-_SELECTS = frozenset({"Select", "SelectV2"})
+SWITCHES = frozenset({"Switch", "RefSwitch"})
+MERGES = frozenset({"Merge", "RefMerge"})
+SELECTS = frozenset({"Select", "SelectV2"})
+CONDS = frozenset({"If", "StatelessIf"})
+"""How graphs choose: control flow v1 (switches and merges), ``where``, control flow v2."""
+
 _RESHAPES = frozenset({"Squeeze", "Reshape", "ExpandDims", "BroadcastTo", "Transpose"})
 FORWARDS = (
     frozenset({"Identity", "RefIdentity", "Enter", "RefEnter", "Exit", "RefExit", "StopGradient", "Cast", "Snapshot"})
@@ -128,7 +135,7 @@ def strip(graph: Graph, ref: Ref) -> Ref:
             if len(outcomes) != 1 or port >= len(outcomes[0]):
                 return ref
             ref = outcomes[0][port]
-        elif graph.ops[node] in FORWARDS or graph.ops[node] in _BRANCHES:
+        elif graph.ops[node] in FORWARDS or graph.ops[node] in SWITCHES:
             ref = graph.inputs[node][0] if graph.inputs[node] else ABSENT
         elif graph.ops[node] == "IdentityN" and port < len(graph.inputs[node]):
             ref = graph.inputs[node][port]
@@ -247,12 +254,12 @@ def _above(graph: Graph, leaf: Leaf) -> list[Leaf] | None:
     op, sources = graph.ops[node], graph.inputs[node]
     if node in graph.calls:
         return _outcomes(graph, leaf)
-    if op in _BRANCHES and len(sources) == 2:
+    if op in SWITCHES and len(sources) == 2:
         taken = choice(graph, sources[1], port == 1)
         return [Leaf(sources[0], choices | {taken} if taken else choices)]
-    if op in _MERGES:
+    if op in MERGES:
         return [Leaf(source, choices) for source in sources]
-    if op in _SELECTS and len(sources) == 3:
+    if op in SELECTS and len(sources) == 3:
         sides = [(sources[1], choice(graph, sources[0], True)), (sources[2], choice(graph, sources[0], False))]
         return [Leaf(source, choices | {taken} if taken else choices) for source, taken in sides]
     if op in FORWARDS or op in REF_ASSIGNS:
@@ -326,13 +333,13 @@ def branches(graph: Graph) -> list[frozenset[Choice]]:
     """
     nowhere: frozenset[Choice] = frozenset()
     found = [nowhere] * len(graph.names)
-    if not any(op in _BRANCHES or op in _CALLS_ONE_OF_TWO for op in graph.ops):
+    if not any(op in SWITCHES or op in CONDS for op in graph.ops):
         return found
     around: dict[tuple[int, str], frozenset[Choice]] = {(-1, ""): nowhere}
     for node in _in_order(graph):
         choices = set(_around(graph, graph.callers[node], around, found))
         arriving = [_arriving(graph, ref, found) for ref in graph.inputs[node] if ref[0] >= 0]
-        if graph.ops[node] in _MERGES:
+        if graph.ops[node] in MERGES:
             choices |= frozenset.intersection(*arriving) if arriving else nowhere
         else:
             choices = choices.union(*arriving, *(found[source] for source in graph.controls[node]))
@@ -341,14 +348,13 @@ def branches(graph: Graph) -> list[frozenset[Choice]]:
     return found
 
 
-_CALLS_ONE_OF_TWO = frozenset({"If", "StatelessIf"})
 _MOST_CHOICES = 16
 
 
 def _arriving(graph: Graph, ref: Ref, found: list[frozenset[Choice]]) -> frozenset[Choice]:
     """The choices under which a tensor is there."""
     node, port = ref
-    if graph.ops[node] not in _BRANCHES or len(graph.inputs[node]) != 2:
+    if graph.ops[node] not in SWITCHES or len(graph.inputs[node]) != 2:
         return found[node]
     taken = choice(graph, graph.inputs[node][1], port == 1)
     return found[node] | {taken} if taken else found[node]
@@ -379,7 +385,7 @@ def _in_order(graph: Graph) -> list[int]:
         sources = {source for source, _ in graph.inputs[node] if source >= 0} | set(graph.controls[node])
         if graph.callers[node][0] >= 0:
             sources.add(graph.callers[node][0])
-        if op in _MERGES:
+        if op in MERGES:
             sources = {source for source in sources if graph.ops[source] not in ("NextIteration", "RefNextIteration")}
         waiting[node] = len(sources)
         for source in sources:

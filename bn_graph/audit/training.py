@@ -5,7 +5,7 @@ A train op is whatever can't run without applying gradients: the optimizer's own
 optimizer's kernel, or an assign to a trainable variable that gradients flow into, as hand-written optimizers have it.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
 from bn_graph.audit.graph import Graph, Uses, closure, downstream
@@ -101,8 +101,3 @@ def _targets(graph: Graph, node: int) -> set[int]:
         else {variable(graph, graph.inputs[node][0])}
     )
     return {found for found in assigned if found is not None}
-
-
-def train_op_of(graph: Graph, training: Training, node: int, runs: Mapping[int, set[int]]) -> int | None:
-    """A train op that runs `node`, by the closures in `runs`."""
-    return next((train_op for train_op in training.train_ops if node in runs.get(train_op, ())), None)

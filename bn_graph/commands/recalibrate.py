@@ -13,6 +13,7 @@ import numpy as np
 from bn_graph.commands import CommandError
 
 if TYPE_CHECKING:  # TensorFlow takes seconds to import, and the parser shall not wait for it
+    from bn_graph.graphs.layer_calls import LayerCall
     from bn_graph.meta_graphs import Restored
     from bn_graph.recalibration import LayerStatistics
     from bn_graph.tf1 import tf
@@ -105,6 +106,7 @@ def _stopped(out: str) -> int:
 
 def _mend(arguments: argparse.Namespace) -> int:
     from bn_graph import meta_graphs
+    from bn_graph.graphs import layer_calls
     from bn_graph.tf1 import tf
 
     if arguments.batch_size is not None and arguments.batch_size < 1:
@@ -114,14 +116,15 @@ def _mend(arguments: argparse.Namespace) -> int:
     graph = meta_graphs.import_graph(meta)
     feed = _feed(graph, arguments)  # before the checkpoint, which may be large, is read
     restored = meta_graphs.restore(graph, meta, arguments.checkpoint)
-    layers, left_out = _layers(graph, restored, arguments.inference_layers)
-    _refuse_unfed(graph, layers, feed, arguments.method)
+    calls = layer_calls.find_calls(graph)
+    layers, left_out = _layers(graph, calls, restored, arguments.inference_layers)
+    _refuse_unfed(graph, calls, layers, feed, arguments.method)
     with tf.Session(graph=graph) as session:
         meta_graphs.assign(session, restored.values)
         records = _recalibrated(session, feed, list(layers), arguments.method)
         meta_graphs.write(session, arguments.out, restored.keys)
     _print_table(records, restored.missing)
-    _print_rest(graph, restored, layers, left_out, feed)
+    _print_rest(graph, calls, restored, layers, left_out, feed)
     print(f"Written: {arguments.out} (.index, .data, .meta). {arguments.checkpoint} is as it was.")
     return _audited(arguments.out, left_out)
 
@@ -155,14 +158,16 @@ def _feed(graph: "tf.Graph", arguments: argparse.Namespace) -> _Feed:
     return _Feed(data, values, size, any(shape.rank and shape.as_list()[0] is not None for shape in shapes))
 
 
-def _refuse_unfed(graph: "tf.Graph", layers: Mapping[str, Sequence], feed: _Feed, method: str) -> None:
+def _refuse_unfed(
+    graph: "tf.Graph", calls: "Sequence[LayerCall]", layers: Mapping[str, Sequence], feed: _Feed, method: str
+) -> None:
     from bn_graph.commands import feeds
     from bn_graph.graphs import layer_calls, population_mode, reachability
 
-    calls = [call for found in layers.values() for call in found if layer_calls.INSIDE not in call.inputs[0]]
-    graph_def, names = graph, ["{}:{}".format(*call.inputs) for call in calls]
+    computed = [call for found in layers.values() for call in found if layer_calls.INSIDE not in call.inputs[0]]
+    graph_def, names = graph, ["{}:{}".format(*call.inputs) for call in computed]
     if method == "pooled":
-        turned = population_mode.in_population_mode(graph, layer_calls.find_calls(graph))
+        turned = population_mode.in_population_mode(graph, calls)
         graph_def, names = turned.graph_def, [turned.stand_ins.get(name, name) for name in names]
     needed = reachability.upstream(reachability.index(graph_def), names)
     missing = feeds.unfed(graph, needed, [*feed.data, *feed.values])
@@ -178,13 +183,12 @@ def _refuse_unfed(graph: "tf.Graph", layers: Mapping[str, Sequence], feed: _Feed
 
 
 def _layers(
-    graph: "tf.Graph", restored: "Restored", inference_layers: bool
+    graph: "tf.Graph", calls: "Sequence[LayerCall]", restored: "Restored", inference_layers: bool
 ) -> tuple[dict[str, list], dict[str, list[str]]]:
     """The calls of each layer that can be computed; and the layers that the checkpoint holds nothing of, with why."""
     from bn_graph import meta_graphs
     from bn_graph.graphs import layer_calls
 
-    calls = layer_calls.find_calls(graph)
     of_inference = layer_calls.only_for_inference(calls)
     layers: dict[str, list] = {}
     for call in calls:
@@ -193,8 +197,8 @@ def _layers(
     if not layers:
         raise CommandError(_why_none(graph, of_inference))
     left_out = {}
-    for layer, calls in layers.items():
-        names = [call.inputs[0].partition(layer_calls.INSIDE)[0] for call in calls]
+    for layer, own in layers.items():
+        names = [call.inputs[0].partition(layer_calls.INSIDE)[0] for call in own]
         lacking = meta_graphs.missing_weights(graph, restored, names)
         if lacking:
             left_out[layer] = lacking
@@ -260,6 +264,7 @@ def _summary(values: np.ndarray) -> str:
 
 def _print_rest(
     graph: "tf.Graph",
+    calls: "Sequence[LayerCall]",
     restored: "Restored",
     layers: Mapping[str, Sequence],
     left_out: Mapping[str, Sequence[str]],
@@ -267,13 +272,13 @@ def _print_rest(
 ) -> None:
     from bn_graph.layers.population import moving_statistics
 
-    known = {name for calls in layers.values() for call in calls for name in (call.mean, call.variance)}
+    known = {name for own in layers.values() for call in own for name in (call.mean, call.variance)}
     if left_out:
         print(f"Left as they are, since the checkpoint holds nothing of theirs: {', '.join(left_out)}.")
     scopes = tuple(f"{layer}/" for layer in [*layers, *left_out])
     others = [variable.op.name for variable in moving_statistics(graph)]
     others = [name for name in others if name not in known and not name.startswith(scopes)]
-    built_so = _statistics_for_inference(graph) if others else set()
+    built_so = _statistics_for_inference(calls)
     of_inference = [name for name in others if name in built_so]
     others = [name for name in others if name not in of_inference]
     if of_inference:
@@ -290,10 +295,9 @@ def _print_rest(
         print(f"The graph takes batches of {feed.size}: the last {feed.dropped} examples were left out.")
 
 
-def _statistics_for_inference(graph: "tf.Graph") -> set[str]:
+def _statistics_for_inference(calls: "Sequence[LayerCall]") -> set[str]:
     from bn_graph.graphs import layer_calls
 
-    calls = layer_calls.find_calls(graph)
     layers = layer_calls.only_for_inference(calls)
     return {name for call in calls if call.layer in layers for name in (call.mean, call.variance)}
 

@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from bn_graph import checkpoints, datasets
+from bn_graph import datasets
 from bn_graph.networks import Network
 from bn_graph.tf1 import tf
+from bn_graph.training.sessions import saving
 from bn_graph.training.steps import Step
 
 __all__ = ["feed_loop", "train"]
@@ -61,16 +62,12 @@ def train(
     done = int(session.run(network.global_step))
     if done >= steps:
         return
-    with session.graph.as_default():
-        saver = None if directory is None else checkpoints.make_saver(max_to_keep=2)
+    save_if_due = saving(session, directory, steps=steps, every=checkpoint_every)
     batches = datasets.batches(split, batch_size, seed=seed, start=done)
     for step in progress(range(done, steps)):
         images, labels = next(batches)
         session.run(network.train_op, {network.x: images, network.y_: labels})
-        finished = step + 1
-        if saver is not None and (finished % checkpoint_every == 0 or finished == steps):
-            prefix = os.path.join(directory, "step")
-            checkpoints.save(saver, session, prefix, global_step=finished, write_meta_graph=False)
+        save_if_due(step + 1)
 
 
 def feed_loop(

@@ -16,10 +16,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
-from bn_graph import checkpoints, datasets
+from bn_graph import datasets
 from bn_graph.graphs import reachability
 from bn_graph.networks import Network
 from bn_graph.tf1 import tf
+from bn_graph.training.sessions import saving
 from bn_graph.training.step_copies import calls_functions, chooses, copy_step
 from bn_graph.training.steps import Step, step_of
 
@@ -173,21 +174,17 @@ def train_in_graph(
     done = int(session.run(network.global_step))
     if done >= steps:
         return
-    with session.graph.as_default():
-        saver = None if directory is None else checkpoints.make_saver(max_to_keep=2)
+    save_if_due = saving(session, directory, steps=steps, every=checkpoint_every)
     advance = graph_loop(session, step_of(network), split, batch_size=batch_size, seed=seed)
     stops = {
         chunk.start: chunk.stop
-        for chunk in chunks(done, steps, pause_after=lambda finished: saver and finished % checkpoint_every == 0)
+        for chunk in chunks(done, steps, pause_after=lambda finished: finished % checkpoint_every == 0)
     }
     for step in progress(range(done, steps)):
         if step not in stops:
             continue  # trained with the chunk that it is in
-        finished = stops[step]
-        advance(step, finished)
-        if saver is not None and (finished % checkpoint_every == 0 or finished == steps):
-            prefix = os.path.join(directory, "step")
-            checkpoints.save(saver, session, prefix, global_step=finished, write_meta_graph=False)
+        advance(step, stops[step])
+        save_if_due(stops[step])
 
 
 class _Batches:

@@ -1,11 +1,12 @@
-"""Sessions to train in: their thread pools, and their variables' first values, initialized or restored."""
+"""Sessions to train in: their thread pools, their variables' first values, and the checkpoints on the way."""
 
 import os
+from collections.abc import Callable
 
 from bn_graph import checkpoints
 from bn_graph.tf1 import tf
 
-__all__ = ["resume", "session_config"]
+__all__ = ["resume", "saving", "session_config"]
 
 
 def session_config(threads: int = 1, *, networks: int = 1) -> tf.ConfigProto:
@@ -52,3 +53,37 @@ def resume(session: tf.Session, directory: str | os.PathLike | None) -> None:
         session.run(tf.global_variables_initializer())
     else:
         checkpoints.restore(session, latest)
+
+
+def saving(
+    session: tf.Session, directory: str | os.PathLike | None, *, steps: int, every: int
+) -> Callable[[int], None]:
+    """Makes a Saver, and the function that a loop tells how many steps are finished: it saves when that is due.
+
+    Args:
+        session: of the graph that is trained.
+        directory: for checkpoints of all global variables, made if need be, two kept; None keeps none.
+        steps: after which the last checkpoint is written, due or not.
+        every: steps between two checkpoints.
+
+    Returns:
+        A function of the number of steps finished. It raises `CheckpointError` if a checkpoint can't be written.
+
+    Example:
+        >>> from bn_graph.tf1 import tf
+        >>> from bn_graph.training.sessions import saving
+        >>> with tf.Graph().as_default(), tf.Session() as session:
+        ...     save_if_due = saving(session, None, steps=10, every=5)  # nowhere to save to
+        ...     save_if_due(5)
+    """
+    if directory is None:
+        return lambda finished: None
+    with session.graph.as_default():
+        saver = checkpoints.make_saver(max_to_keep=2)
+    prefix = os.path.join(directory, "step")
+
+    def save_if_due(finished: int) -> None:
+        if finished % every == 0 or finished == steps:
+            checkpoints.save(saver, session, prefix, global_step=finished, write_meta_graph=False)
+
+    return save_if_due

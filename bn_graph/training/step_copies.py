@@ -63,8 +63,7 @@ def calls_functions(fetches: Sequence[tf.Operation | tf.Tensor]) -> bool:
         ...     calls_functions([tf.constant(1.0)])
         False
     """
-    ops, _ = _upstream([_op(each) for each in fetches], set())
-    return any(value.HasField("func") or value.list.func for op in ops.values() for value in op.node_def.attr.values())
+    return _any_calls(_upstream([_op(each) for each in fetches], set())[0])
 
 
 def chooses(fetches: Sequence[tf.Operation | tf.Tensor]) -> bool:
@@ -78,7 +77,11 @@ def chooses(fetches: Sequence[tf.Operation | tf.Tensor]) -> bool:
         True
     """
     ops, _ = _upstream([_op(each) for each in fetches], set())
-    return calls_functions(fetches) or any(op.type in ("Switch", "RefSwitch") for op in ops.values())
+    return _any_calls(ops) or any(op.type in ("Switch", "RefSwitch") for op in ops.values())
+
+
+def _any_calls(ops: Mapping[str, tf.Operation]) -> bool:
+    return any(value.HasField("func") or value.list.func for op in ops.values() for value in op.node_def.attr.values())
 
 
 def _op(fetch: tf.Operation | tf.Tensor) -> tf.Operation:

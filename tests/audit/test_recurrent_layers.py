@@ -1,20 +1,10 @@
 """The audit of recurrent batch norm: statistics in rows, updated inside a loop, both kinds of control flow."""
 
-import pytest
-
 import bn_graph
 from bn_graph.audit import audit
 from bn_graph.tf1 import tf
 
 LAYERS = ("bn_c", "bn_h", "bn_x")
-
-
-@pytest.fixture(params=["control flow v1", "control flow v2"])
-def control_flow(request):
-    was_v2 = tf.control_flow_v2_enabled()
-    (tf.enable_control_flow_v2 if request.param.endswith("v2") else tf.disable_control_flow_v2)()
-    yield request.param
-    (tf.enable_control_flow_v2 if was_v2 else tf.disable_control_flow_v2)()
 
 
 def report_on(mode):
@@ -35,25 +25,25 @@ def rows_of(report):
     return {row.name.rpartition("/")[2]: (row.training, row.inference, row.updates) for row in report.layers}
 
 
-def test_a_switched_cell_is_clean_and_all_its_updates_run_in_training_alone(control_flow):
+def test_a_switched_cell_is_clean_and_all_its_updates_run_in_training_alone(cond_kind):
     report = report_on("fed")
     assert not report.errors
     assert rows_of(report) == dict.fromkeys(LAYERS, ("batch", "population", "2 of 2"))
 
 
-def test_a_cell_that_only_trains_has_its_updates_and_no_error(control_flow):
+def test_a_cell_that_only_trains_has_its_updates_and_no_error(cond_kind):
     report = report_on(True)
     assert not report.errors
     assert rows_of(report) == dict.fromkeys(LAYERS, ("batch", "?", "2 of 2"))
 
 
-def test_a_cell_built_for_inference_uses_population_statistics(control_flow):
+def test_a_cell_built_for_inference_uses_population_statistics(cond_kind):
     report = report_on(False)
     assert not report.findings
     assert rows_of(report) == dict.fromkeys(LAYERS, ("population", "population", "none"))
 
 
-def test_a_cell_built_for_training_and_asked_for_an_output_normalizes_by_the_batch_and_updates(control_flow):
+def test_a_cell_built_for_training_and_asked_for_an_output_normalizes_by_the_batch_and_updates(cond_kind):
     with tf.Graph().as_default():
         x = tf.placeholder(tf.float32, [None, 5, 4])
         cell = bn_graph.BatchNormLSTMCell(3, True, max_steps=5)
