@@ -37,7 +37,7 @@ install: $(VENV)/.installed  ## make .venv and install what the project needs
 
 # One target an experiment: make single-example runs experiments/single_example.py.
 $(EXPERIMENTS): $(VENV)/.installed
-	@$(RUN) experiments.$(subst -,_,$@) $(ARGS)
+	@$(RUN) experiments.$(subst test_,evaluation_,$(subst -,_,$@)) $(ARGS)
 
 single-example:         ## the single-example prediction bug and its fix
 bn-vs-plain:            ## r2rt's two networks: accuracy, and what goes into their activations
@@ -59,32 +59,32 @@ small-batches:          ## batches of 1 to 64, mixed and of two classes: which r
 recurrent:              ## an LSTM with batch norm: statistics for each time step, beside shared ones
 
 reproduce: $(VENV)/.installed  ## every experiment in full, on MNIST; goes on where it was stopped
-	@$(RUN) experiments.reproduce --mode full $(ALL)
+	@$(RUN) experiments.machinery.reproduce --mode full $(ALL)
 
 reproduce-quick: $(VENV)/.installed  ## every experiment in quick mode
-	@$(RUN) experiments.reproduce --mode quick $(ALL)
+	@$(RUN) experiments.machinery.reproduce --mode quick $(ALL)
 
 report: $(VENV)/.installed  ## results/report.html and results/claims.json from the results there are
-	@$(RUN) experiments.report --output $(OUTPUT)
+	@$(RUN) experiments.machinery.report --output $(OUTPUT)
 
 reference: $(VENV)/.installed  ## take the full results as the committed reference, and bring README up to date
-	@$(RUN) experiments.report --output $(OUTPUT) --update-reference
+	@$(RUN) experiments.machinery.report --output $(OUTPUT) --update-reference
 
 # IMAGES: places in the test set, as in make restore-demo IMAGES="0 7 42"
 restore-demo: $(VENV)/.installed  ## predict images from a checkpoint of single-example, rightly and wrongly restored
-	@$(RUN) experiments.restore_demo --output $(OUTPUT) $(if $(IMAGES),--images $(IMAGES)) $(if $(CHECKPOINT),--checkpoint $(CHECKPOINT))
+	@$(RUN) experiments.demos.restore_demo --output $(OUTPUT) $(if $(IMAGES),--images $(IMAGES)) $(if $(CHECKPOINT),--checkpoint $(CHECKPOINT))
 
 mend-demo: $(VENV)/.installed  ## break a checkpoint, audit it, recalibrate it: accuracy before and after
-	@$(RUN) experiments.mended_checkpoint --output $(OUTPUT) $(if $(DATA),--data $(DATA)) $(if $(STEPS),--steps $(STEPS)) $(if $(SEED),--seed $(SEED))
+	@$(RUN) experiments.demos.repaired_checkpoint --output $(OUTPUT) $(if $(DATA),--data $(DATA)) $(if $(STEPS),--steps $(STEPS)) $(if $(SEED),--seed $(SEED))
 
 # FULL=1: a graph of a million nodes too
 audit-cost: $(VENV)/.installed  ## seconds, memory and nodes per second of the audit, beside import_meta_graph
-	@$(RUN) experiments.audit_cost --output $(OUTPUT) $(if $(FULL),--full)
+	@$(RUN) experiments.benchmarks.audit_cost --output $(OUTPUT) $(if $(FULL),--full)
 
 # QUICK=1: a share of it. The peers are installed where they can be; what is not there is left out, with a note.
 bench: $(VENV)/.installed  ## time steps, experiment and layers beside Keras, PyTorch and JAX (QUICK=1, THREADS=n)
 	@$(MAKE) --no-print-directory $(VENV)/.installed-bench || echo "bench: the peers could not be installed; going on with what is there" >&2
-	@$(RUN) experiments.benchmark --output $(OUTPUT) $(if $(QUICK),--quick) $(if $(THREADS),--threads $(THREADS))
+	@$(RUN) experiments.benchmarks.bench --output $(OUTPUT) $(if $(QUICK),--quick) $(if $(THREADS),--threads $(THREADS))
 
 $(VENV)/.installed-bench: requirements-bench.txt $(VENV)/.installed
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-bench.txt
@@ -92,11 +92,11 @@ $(VENV)/.installed-bench: requirements-bench.txt $(VENV)/.installed
 
 # WORKERS: local processes, as in make distributed WORKERS=2 DATA=mnist STEPS=1000
 distributed: $(VENV)/.installed  ## several workers' batch statistics and training, against one process
-	@$(RUN) experiments.distributed --output $(OUTPUT) $(if $(WORKERS),--workers $(WORKERS)) $(if $(DATA),--data $(DATA)) \
+	@$(RUN) experiments.demos.distributed --output $(OUTPUT) $(if $(WORKERS),--workers $(WORKERS)) $(if $(DATA),--data $(DATA)) \
 	  $(if $(STEPS),--steps $(STEPS)) $(if $(SEED),--seed $(SEED)) $(if $(FRESH),--fresh)
 
 mnist: $(VENV)/.installed  ## download MNIST into MNIST_data (needs a network)
-	@$(RUN) experiments.fetch_mnist
+	@$(RUN) experiments.machinery.fetch_mnist
 
 test: lint  ## lint and tests; those that train on MNIST run where MNIST_DIR is set
 	@$(RUN) pytest

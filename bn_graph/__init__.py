@@ -18,10 +18,10 @@ _HOMES = {
         "restore",
         "save",
     ],
-    "bn_graph.datasets": ["DataError", "Dataset", "Split", "batches", "load"],
-    "bn_graph.distributed": ["ClusterError", "WorkerLostError"],
-    "bn_graph.export": ["ExportError", "export_frozen_graph", "export_saved_model"],
-    "bn_graph.interchange": [
+    "bn_graph.training.datasets": ["DataError", "Dataset", "Split", "batches", "load"],
+    "bn_graph.training.distributed": ["ClusterError", "WorkerLostError"],
+    "bn_graph.inference.export": ["ExportError", "export_frozen_graph", "export_saved_model"],
+    "bn_graph.checkpoints.interchange": [
         "decay_from_torch_momentum",
         "export_keras_weights",
         "export_state_dict",
@@ -30,10 +30,10 @@ _HOMES = {
     ],
     "bn_graph.layers.batch_norm": ["batch_norm_wrapper"],
     "bn_graph.layers.convolutional": ["ConvolutionalBatchNormalizer"],
-    "bn_graph.layers.population": ["moving_statistics"],
+    "bn_graph.layers.averages": ["moving_statistics"],
     "bn_graph.layers.recurrent": ["BatchNormLSTMCell", "LSTMState"],
-    "bn_graph.names": ["NAME_MAPS"],
-    "bn_graph.networks": ["Model", "Network", "build_graph", "normal_weights"],
+    "bn_graph.checkpoints.names": ["NAME_MAPS"],
+    "bn_graph.training.networks": ["Model", "Network", "build_graph", "normal_weights"],
     "bn_graph.recalibration": ["RecalibrationError", "recalibrate"],
     "bn_graph.training": [
         "Solver",
@@ -47,24 +47,25 @@ _HOMES = {
         "train",
         "train_in_graph",
     ],
-    "bn_graph.update_ops": ["DetachedUpdatesError", "check_train_op", "train_op"],
-    "bn_graph.variables": ["batch_norm_layers", "inference_variables"],
+    "bn_graph.training.train_op": ["DetachedUpdatesError", "check_train_op", "train_op"],
+    "bn_graph.checkpoints.variables": ["batch_norm_layers", "inference_variables"],
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
-_MODULES = [
-    "audit",
-    "checkpoints",
-    "datasets",
-    "distributed",
-    "export",
-    "interchange",
-    "layers",
-    "networks",
-    "recalibration",
-    "tf1",
-    "training",
-    "update_ops",
-]
+_MODULES = {
+    "audit": "bn_graph.audit",
+    "checkpoints": "bn_graph.checkpoints",
+    "datasets": "bn_graph.training.datasets",
+    "distributed": "bn_graph.training.distributed",
+    "export": "bn_graph.inference.export",
+    "inference": "bn_graph.inference",
+    "interchange": "bn_graph.checkpoints.interchange",
+    "layers": "bn_graph.layers",
+    "networks": "bn_graph.training.networks",
+    "recalibration": "bn_graph.recalibration",
+    "tf1": "bn_graph.tf1",
+    "training": "bn_graph.training",
+    "update_ops": "bn_graph.training.train_op",
+}
 
 __all__ = sorted([*_HOME_OF, *_MODULES])
 
@@ -73,7 +74,7 @@ def __getattr__(name: str):
     if name in _HOME_OF:
         return getattr(importlib.import_module(_HOME_OF[name]), name)
     if name in _MODULES:
-        return importlib.import_module(f"bn_graph.{name}")
+        return importlib.import_module(_MODULES[name])
     raise AttributeError(f"module 'bn_graph' has no attribute {name!r}")
 
 

@@ -28,9 +28,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bn_graph.graphs import layer_calls, population_mode, reachability
+from bn_graph.graphs import layer_calls, reachability
+from bn_graph.graphs.errors import BnGraphError
 from bn_graph.graphs.layer_calls import LayerCall
-from bn_graph.layers import population
+from bn_graph.inference import switching
+from bn_graph.layers import averages
 from bn_graph.tf1 import tf
 
 __all__ = ["AlgorithmTwo", "LayerStatistics", "PooledStatistics", "RecalibrationError", "recalibrate"]
@@ -41,7 +43,7 @@ Values = dict[str, np.ndarray]
 """Values of variables, by the names of their ops."""
 
 
-class RecalibrationError(ValueError):
+class RecalibrationError(BnGraphError):
     """Statistics that can't be computed, for the reason and the layer in the message. Nothing has been changed."""
 
 
@@ -304,7 +306,7 @@ def _warn_of_others(graph: tf.Graph, found: Sequence[LayerCall]) -> None:
     found = [call for call in found if call.layer not in of_inference]
     known = {name for call in found for name in (call.mean, call.variance)}
     scopes = tuple(f"{call.layer}/" for call in found)
-    left = [variable.op.name for variable in population.moving_statistics(graph)]
+    left = [variable.op.name for variable in averages.moving_statistics(graph)]
     left = [name for name in left if name not in known and not name.startswith(scopes)]
     if left:
         warnings.warn(
@@ -335,7 +337,7 @@ def _paper_plan(graph: tf.Graph, wanted: Mapping[str, Sequence[LayerCall]]) -> _
 
 
 def _pooled_plan(graph: tf.Graph, found: Sequence[LayerCall], wanted: Mapping[str, Sequence[LayerCall]]) -> _Plan:
-    turned = population_mode.in_population_mode(graph, found)
+    turned = switching.in_population_mode(graph, found)
     plan = _plan(turned.graph_def, wanted, turned.stand_ins)
     flat = layer_calls.flatten(turned.graph_def)
     above = {}
@@ -344,14 +346,14 @@ def _pooled_plan(graph: tf.Graph, found: Sequence[LayerCall], wanted: Mapping[st
         for name, _ in tensors:
             tensor = (name.rpartition(":")[0], int(name.rpartition(":")[2]))
             before = layer_calls.upstream_data(flat, tensor)
-            _check_turned(layer, turned, found, population_mode.still_by_batch(flat, found, tensor), before, tensor)
+            _check_turned(layer, turned, found, switching.still_by_batch(flat, found, tensor), before, tensor)
             above[layer] |= {other for other, names in plan.statistics.items() if before & set(names)}
     return plan._replace(levels=_levels(above))
 
 
 def _check_turned(
     layer: str,
-    turned: population_mode.PopulationMode,
+    turned: switching.PopulationMode,
     found: Sequence[LayerCall],
     by_batch: Sequence[str],
     before: set[str],

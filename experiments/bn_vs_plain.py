@@ -27,9 +27,9 @@ import numpy as np
 
 import bn_graph
 from bn_graph.tf1 import tf
-from experiments import harness
-from experiments.figures import BLUE, ORANGE, figure
-from experiments.harness import Experiment, Mode, Verdict, does_not_hold, holds, holds_if, spread
+from experiments.machinery import harness
+from experiments.machinery.figures import BLUE, ORANGE, figure
+from experiments.machinery.harness import Experiment, Mode, Verdict, does_not_hold, holds, holds_if, spread
 
 HIDDEN_UNITS = (100, 100)  # the document's
 BATCH_SIZE = 60  # the document's

@@ -26,9 +26,9 @@ import numpy as np
 import bn_graph
 from bn_graph.layers.slim import batch_norm as slim_batch_norm
 from bn_graph.tf1 import legacy_layers, tf
-from experiments import checkpoint_child, harness
-from experiments.figures import BLUE, GREY, ORANGE, figure
-from experiments.harness import Experiment, Mode, Settings, Verdict, does_not_hold, holds, holds_if, spread
+from experiments.machinery import checkpoint_child, harness
+from experiments.machinery.figures import BLUE, GREY, ORANGE, figure
+from experiments.machinery.harness import Experiment, Mode, Settings, Verdict, does_not_hold, holds, holds_if, spread
 
 BATCH_SIZE = 60  # r2rt's
 STEPS = {"full": 1000, "quick": 300}  # the article trains a model that it does not give; this many suffice
@@ -194,7 +194,7 @@ def _restore_in_new_processes(job: dict, folder: Path) -> dict[str, dict]:
     for number, way in enumerate(WAYS):
         asked, answer = folder / f"job{number}.json", folder / f"answer{number}.json"
         harness.write_json(asked, job | {"way": way, "output": str(answer)})
-        command = [sys.executable, "-m", "experiments.checkpoint_child", str(asked)]
+        command = [sys.executable, "-m", "experiments.machinery.checkpoint_child", str(asked)]
         started.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True))
     said = [process.communicate()[1] for process in started]
     for process, text in zip(started, said, strict=True):

@@ -21,9 +21,9 @@ import numpy as np
 
 import bn_graph
 from bn_graph.tf1 import legacy_layers, tf
-from experiments import harness
-from experiments.figures import BLUE, ORANGE, figure
-from experiments.harness import Experiment, Mode, Settings, Verdict, does_not_hold, holds, holds_if
+from experiments.machinery import harness
+from experiments.machinery.figures import BLUE, ORANGE, figure
+from experiments.machinery.harness import Experiment, Mode, Settings, Verdict, does_not_hold, holds, holds_if
 
 DECAY = 0.99  # the article's
 EPSILON = 1e-3  # the article's

@@ -19,9 +19,9 @@ from collections import Counter
 from pathlib import Path
 
 from bn_graph.tf1 import tf
-from experiments import harness
-from experiments.figures import BLUE, GREY, ORANGE, figure
-from experiments.harness import Experiment, Mode, Settings, Verdict, does_not_hold, holds, holds_if
+from experiments.machinery import harness
+from experiments.machinery.figures import BLUE, GREY, ORANGE, figure
+from experiments.machinery.harness import Experiment, Mode, Settings, Verdict, does_not_hold, holds, holds_if
 
 FIRST, SECOND, ASSIGNED = 1, 2, 10  # the document's
 SESSIONS = {"full": 500, "quick": 100}  # a race that shows once in a hundred is missed by 500 with probability 0.7%

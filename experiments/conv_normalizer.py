@@ -24,9 +24,9 @@ import numpy as np
 
 import bn_graph
 from bn_graph.tf1 import tf
-from experiments import harness
-from experiments.figures import BLUE, GREY, ORANGE, figure
-from experiments.harness import Experiment, Mode, Settings, Verdict, does_not_hold, holds, holds_if, spread
+from experiments.machinery import harness
+from experiments.machinery.figures import BLUE, GREY, ORANGE, figure
+from experiments.machinery.harness import Experiment, Mode, Settings, Verdict, does_not_hold, holds, holds_if, spread
 
 EPSILON = 0.001  # the document's
 DECAY = 0.99  # the document's

@@ -27,7 +27,7 @@ import numpy as np
 
 import bn_graph
 from bn_graph.tf1 import tf
-from experiments import bn_vs_plain, harness
+from experiments import bn_vs_plain
 from experiments.bn_vs_plain import (
     BATCH_SIZE,
     build_tower,
@@ -40,8 +40,9 @@ from experiments.bn_vs_plain import (
     train_and_record,
     written,
 )
-from experiments.figures import BLUE, GREY, ORANGE, figure
-from experiments.harness import Experiment, Mode, Verdict, does_not_hold, holds, holds_if, spread
+from experiments.machinery import harness
+from experiments.machinery.figures import BLUE, GREY, ORANGE, figure
+from experiments.machinery.harness import Experiment, Mode, Verdict, does_not_hold, holds, holds_if, spread
 
 HIDDEN_UNITS = (100, 100, 100)  # the paper's
 STEPS = 50_000  # the paper's

@@ -23,11 +23,11 @@ from typing import NamedTuple
 import numpy as np
 
 import bn_graph
+from bn_graph.checkpoints.variables import set_values
 from bn_graph.tf1 import legacy_layers, tf
-from bn_graph.variables import set_values
-from experiments import harness
-from experiments.figures import BLUE, ORANGE, figure
-from experiments.harness import Experiment, Mode, Verdict, does_not_hold, holds, holds_if, spread
+from experiments.machinery import harness
+from experiments.machinery.figures import BLUE, ORANGE, figure
+from experiments.machinery.harness import Experiment, Mode, Verdict, does_not_hold, holds, holds_if, spread
 
 HIDDEN_UNITS = (32, 32)  # the solver document's
 BATCH_SIZE = 32  # the solver document's

@@ -5,7 +5,7 @@ and on trainable=False; and flags, Keras's own note at the end. Claims qa-08 to 
 
     make keras-modes        or        python -m experiments.keras_modes
 
-Each library runs in a process of its own (`experiments.keras_child`), eagerly as in the documents, on the TensorFlow
+Each library runs in a process of its own (`experiments.machinery.keras_child`), eagerly as in the documents, on the TensorFlow
 backend. Beyond the documents: what a ``training=True`` that is written into a functional model does to ``predict``, and
 what the layer does on a placeholder in a TF1-style graph.
 
@@ -21,10 +21,10 @@ import numpy as np
 
 import bn_graph
 from bn_graph.tf1 import legacy_layers, tf
-from experiments import harness, keras_child
-from experiments.figures import BLUE, GREY, ORANGE, figure
-from experiments.harness import Experiment, Mode, Verdict, dated, does_not_hold, holds, holds_if
-from experiments.tables import draw_table
+from experiments.machinery import harness, keras_child
+from experiments.machinery.figures import BLUE, GREY, ORANGE, figure
+from experiments.machinery.harness import Experiment, Mode, Verdict, dated, does_not_hold, holds, holds_if
+from experiments.machinery.tables import draw_table
 
 EXAMPLES = 8  # rows of the small models, two batches of 4; the outcomes are yes or no
 SCRIPT_SEED = 1  # the document's

@@ -23,10 +23,10 @@ import tensorflow
 import bn_graph
 from bn_graph.layers import slim
 from bn_graph.tf1 import legacy_layers, tf
-from experiments import harness
-from experiments.figures import figure
-from experiments.harness import Experiment, Mode, Verdict, dated, does_not_hold, holds, holds_if
-from experiments.tables import draw_table
+from experiments.machinery import harness
+from experiments.machinery.figures import figure
+from experiments.machinery.harness import Experiment, Mode, Verdict, dated, does_not_hold, holds, holds_if
+from experiments.machinery.tables import draw_table
 
 # The article's lists. Initializers by their class; "required" has no default.
 NN_LISTED = {

@@ -24,12 +24,12 @@ from pathlib import Path
 import numpy as np
 
 import bn_graph
-from bn_graph import update_ops
 from bn_graph.graphs import reachability
 from bn_graph.tf1 import legacy_layers, tf
-from experiments import harness
-from experiments.figures import BLUE, ORANGE, figure
-from experiments.harness import Experiment, Mode, Verdict, dated, does_not_hold, holds, holds_if, spread
+from bn_graph.training import train_op
+from experiments.machinery import harness
+from experiments.machinery.figures import BLUE, ORANGE, figure
+from experiments.machinery.harness import Experiment, Mode, Verdict, dated, does_not_hold, holds, holds_if, spread
 from experiments.model_solver import BATCH_SIZE, EPOCH_STEPS, HIDDEN_UNITS, LEARNING_RATE, normalized_by_tf_layers
 
 QUICK_STEPS = 400  # ten epochs of the digits: after one the statistics would still hold 0.99⁴⁰ = 2/3 of their start
@@ -292,7 +292,7 @@ def _what_a_scope_takes() -> list[dict]:
 
 def _taken(scope: str, own: list, path: str) -> dict[str, int]:
     taken = tf.get_collection(KEY, scope=scope)
-    by_library = update_ops.collect(path)
+    by_library = train_op.collect(path)
     return {
         "own": len(own),
         "taken": len(taken),

@@ -26,9 +26,9 @@ import numpy as np
 
 import bn_graph
 from bn_graph.tf1 import legacy_layers, tf
-from experiments import harness
-from experiments.figures import BLUE, ORANGE, figure
-from experiments.harness import Experiment, Mode, Verdict, does_not_hold, holds, holds_if, spread
+from experiments.machinery import harness
+from experiments.machinery.figures import BLUE, ORANGE, figure
+from experiments.machinery.harness import Experiment, Mode, Verdict, does_not_hold, holds, holds_if, spread
 
 HIDDEN_UNITS = [32, 32]  # the document's
 BATCH_SIZE = 32  # the document's
@@ -286,12 +286,12 @@ def _train_shape(dataset: bn_graph.Dataset) -> dict:
 
     On the bundled digits the shape is worked out from MNIST's file header, which the loader checks.
     """
-    images, rows, columns = bn_graph.datasets.MNIST_FILES["train-images-idx3-ubyte"].shape
-    shape = [images - bn_graph.datasets.MNIST_VALIDATION, rows * columns]
+    images, rows, columns = bn_graph.training.datasets.MNIST_FILES["train-images-idx3-ubyte"].shape
+    shape = [images - bn_graph.training.datasets.MNIST_VALIDATION, rows * columns]
     if dataset.name == "mnist":
         shape = list(dataset.train.images.shape)
     seen, steps = np.zeros(shape[0], bool), 0
-    for chosen in bn_graph.datasets.batch_rows(shape[0], BATCH_SIZE, seed=0):
+    for chosen in bn_graph.training.datasets.batch_rows(shape[0], BATCH_SIZE, seed=0):
         if seen[chosen].any():
             break
         seen[chosen] = True

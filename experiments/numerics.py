@@ -17,9 +17,9 @@ import numpy as np
 import bn_graph
 from bn_graph.layers import moments
 from bn_graph.tf1 import legacy_layers, tf
-from experiments import harness
-from experiments.figures import BLUE, ORANGE, figure
-from experiments.harness import Experiment, Mode, Settings, Verdict, does_not_hold, holds, holds_if
+from experiments.machinery import harness
+from experiments.machinery.figures import BLUE, ORANGE, figure
+from experiments.machinery.harness import Experiment, Mode, Settings, Verdict, does_not_hold, holds, holds_if
 
 EPSILON = 1e-3  # the documents'
 BATCH, UNITS = 60, 100  # r2rt's

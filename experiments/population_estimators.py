@@ -21,11 +21,11 @@ from pathlib import Path
 import numpy as np
 
 import bn_graph
+from bn_graph.checkpoints.variables import set_values
 from bn_graph.tf1 import tf
-from bn_graph.variables import set_values
-from experiments import harness
-from experiments.figures import BLUE, GREY, ORANGE, figure
-from experiments.harness import Experiment, Mode, Verdict, does_not_hold, holds, holds_if, spread
+from experiments.machinery import harness
+from experiments.machinery.figures import BLUE, GREY, ORANGE, figure
+from experiments.machinery.harness import Experiment, Mode, Verdict, does_not_hold, holds, holds_if, spread
 
 HIDDEN_UNITS = (100, 100)  # the document's
 BATCH_SIZE = 60  # the document's

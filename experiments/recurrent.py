@@ -25,12 +25,12 @@ from typing import NamedTuple
 import numpy as np
 
 import bn_graph
+from bn_graph.checkpoints.variables import set_values
 from bn_graph.layers.recurrent import BatchNormLSTMCell
 from bn_graph.tf1 import hide_deprecation_notices, legacy_layers, tf
-from bn_graph.variables import set_values
-from experiments import harness
-from experiments.figures import BLUE, GREY, ORANGE, figure
-from experiments.harness import Experiment, Mode, Verdict, does_not_hold, holds, holds_if, spread
+from experiments.machinery import harness
+from experiments.machinery.figures import BLUE, GREY, ORANGE, figure
+from experiments.machinery.harness import Experiment, Mode, Verdict, does_not_hold, holds, holds_if, spread
 
 UNITS = 100  # the paper's
 BATCH_SIZE = 100  # the paper's code's

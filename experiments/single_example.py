@@ -27,10 +27,10 @@ import numpy as np
 
 import bn_graph
 from bn_graph.tf1 import tf
-from experiments import harness
-from experiments.figures import BLUE, ORANGE, figure
-from experiments.harness import Experiment, Mode, Verdict, does_not_hold, holds, holds_if, spread
-from experiments.predict_from_checkpoint import HIDDEN_UNITS
+from experiments.machinery import harness
+from experiments.machinery.figures import BLUE, ORANGE, figure
+from experiments.machinery.harness import Experiment, Mode, Verdict, does_not_hold, holds, holds_if, spread
+from experiments.machinery.predict_from_checkpoint import HIDDEN_UNITS
 
 BATCH_SIZE = 60  # the document's
 LEARNING_RATE = 0.01  # the document's; on the summed loss, so 0.6 on the mean over the batch
@@ -420,7 +420,7 @@ def _folder(settings: harness.Settings, seed: int, form: str) -> Path:
 
 def _predict_in_new_process(settings: harness.Settings, checkpoint: str) -> dict:
     output = Path(checkpoint).with_name("predictions.json")
-    command = [sys.executable, "-m", "experiments.predict_from_checkpoint", "--checkpoint", checkpoint]
+    command = [sys.executable, "-m", "experiments.machinery.predict_from_checkpoint", "--checkpoint", checkpoint]
     command += ["--data", settings.dataset.name, "--output", str(output)]
     if settings.data_directory is not None:
         command += ["--data-directory", settings.data_directory]

@@ -38,11 +38,11 @@ import numpy as np
 from matplotlib.ticker import NullLocator
 
 import bn_graph
+from bn_graph.checkpoints.variables import set_values
 from bn_graph.tf1 import legacy_layers, tf
-from bn_graph.variables import set_values
-from experiments import harness
-from experiments.figures import BLUE, GREY, ORANGE, figure
-from experiments.harness import Experiment, Mode, Verdict, does_not_hold, holds, holds_if, spread
+from experiments.machinery import harness
+from experiments.machinery.figures import BLUE, GREY, ORANGE, figure
+from experiments.machinery.harness import Experiment, Mode, Verdict, does_not_hold, holds, holds_if, spread
 
 HIDDEN_UNITS = (100, 100)  # r2rt's
 EPSILON = 1e-3  # r2rt's
@@ -104,7 +104,7 @@ def batch_rows(labels: np.ndarray, batch: int, count: int, seed: int, sampling: 
     classes for every batch, whose examples alternate (so that ghosts have both), each drawn from all of its class.
     """
     if sampling == MIXED or batch == 1:
-        rows = bn_graph.datasets.batch_rows(len(labels), batch, seed=seed)
+        rows = bn_graph.training.datasets.batch_rows(len(labels), batch, seed=seed)
         return np.stack(list(itertools.islice(rows, count)))
     classes = labels.argmax(1)
     members = [np.flatnonzero(classes == each) for each in range(labels.shape[1])]

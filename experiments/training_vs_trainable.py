@@ -23,10 +23,10 @@ import numpy as np
 import bn_graph
 from bn_graph.layers import slim
 from bn_graph.tf1 import legacy_layers, tf
-from experiments import harness, keras_child
-from experiments.figures import figure
-from experiments.harness import Experiment, Mode, Verdict, does_not_hold, holds, holds_if
-from experiments.tables import draw_table
+from experiments.machinery import harness, keras_child
+from experiments.machinery.figures import figure
+from experiments.machinery.harness import Experiment, Mode, Verdict, does_not_hold, holds, holds_if
+from experiments.machinery.tables import draw_table
 
 IMAGE = [[[4, 5, 9, 0], [7, 8, 9, 6]], [[2, 1, 6, 5], [0, 0, 2, 0]]]  # (2, 2, 4); a batch of this one image is fed
 GAMMA, BETA = 2.0, 1.0  # the document's

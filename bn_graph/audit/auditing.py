@@ -6,14 +6,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from bn_graph.audit import files
-from bn_graph.audit.bundle import Checkpoint
+from bn_graph.audit import subject as files
 from bn_graph.audit.checkpoint_alone import audit_checkpoint
 from bn_graph.audit.findings import AuditError, Report
 from bn_graph.audit.model import make_model, row
 from bn_graph.audit.paths import find_paths
-from bn_graph.audit.protos import MetaGraphDef, VariableDef
 from bn_graph.audit.rules import RULES, apply_rules
+from bn_graph.checkpoints.index import Checkpoint
+from bn_graph.graphs.protos import MetaGraphDef, VariableDef
 
 __all__ = ["audit", "audit_all", "iterate", "selected"]
 
@@ -82,7 +82,7 @@ def audit_all(path_or_graph: Any, **options: Any) -> list[Report]:
 
     Example:
         >>> from bn_graph.audit import audit_all
-        >>> from bn_graph.audit.protos import GraphDef, NodeDef
+        >>> from bn_graph.graphs.protos import GraphDef, NodeDef
         >>> [len(report.layers) for report in audit_all(GraphDef(node=[NodeDef(name="x", op="Placeholder")]))]
         [0]
     """

@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from bn_graph.audit.bundle import Checkpoint, Entry, is_filled_with
 from bn_graph.audit.findings import ERROR, CannotTell, Finding, LayerRow
+from bn_graph.checkpoints.index import Checkpoint, Entry, is_filled_with
 
 __all__ = ["audit_checkpoint"]
 

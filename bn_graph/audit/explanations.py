@@ -252,7 +252,7 @@ with tf.control_dependencies(tf.get_collection(tf.GraphKeys.UPDATE_OPS, scope="t
     train_op = optimizer.minimize(loss)
 
 # bn_graph: collected by component and not by regular expression; several networks, each with its own updates.
-updates = bn_graph.update_ops.collect(name_scope="tower_0")
+updates = bn_graph.training.train_op.collect(name_scope="tower_0")
 train_op = bn_graph.train_op(optimizer, loss, update_ops=updates)
 # A GAN: bn_graph.train_op(optimizer, d_loss, scope="discriminator", var_list=d_variables)""",
         untold="""\
@@ -350,7 +350,7 @@ with tf.control_dependencies(tf.get_collection(tf.GraphKeys.UPDATE_OPS)):
 train_op = bn_graph.train_op(optimizer, loss)
 
 # Where it has to stay by hand: a hook that warns when statistics have not moved after some steps.
-from bn_graph.audit.hook import StatisticsHook
+from bn_graph.training.hook import StatisticsHook
 
 with tf.train.MonitoredTrainingSession(hooks=[StatisticsHook(train_op)]) as session:
     session.run(train_op)""",

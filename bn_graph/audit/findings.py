@@ -2,13 +2,11 @@
 
 from typing import NamedTuple
 
+from bn_graph.graphs.errors import AuditError
+
 __all__ = ["ADVICE", "ERROR", "WARNING", "AuditError", "CannotTell", "Finding", "FindingsError", "LayerRow", "Report"]
 
 ERROR, WARNING, ADVICE = "error", "warning", "advice"
-
-
-class AuditError(ValueError):
-    """A file that can't be read as what it is, or a question that can't be asked of it; the message is one line."""
 
 
 class FindingsError(AssertionError):

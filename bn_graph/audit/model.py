@@ -3,18 +3,18 @@
 from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
-from bn_graph.audit.bundle import Checkpoint
 from bn_graph.audit.findings import LayerRow
-from bn_graph.audit.graph import Graph, Uses, build, node_named, uses
-from bn_graph.audit.inference import Modes, alternatives, modes
-from bn_graph.audit.layers import Layer, find_layers
-from bn_graph.audit.normalizations import find_normalizations
-from bn_graph.audit.protos import MetaGraphDef, VariableDef
-from bn_graph.audit.savers import Saver, find_savers
 from bn_graph.audit.stored import Stored, is_initial, look_up
-from bn_graph.audit.tensors import constant, truth
-from bn_graph.audit.training import Training, find_training
-from bn_graph.audit.updates import targets
+from bn_graph.checkpoints.index import Checkpoint
+from bn_graph.graphs.graph import Graph, Uses, build, node_named, uses
+from bn_graph.graphs.layers import Layer, find_layers
+from bn_graph.graphs.modes import Modes, alternatives, modes
+from bn_graph.graphs.normalizations import find_normalizations
+from bn_graph.graphs.protos import MetaGraphDef, VariableDef
+from bn_graph.graphs.save_ops import Saver, find_savers
+from bn_graph.graphs.train_ops import Training, find_training
+from bn_graph.graphs.updates import targets
+from bn_graph.graphs.values import constant, truth
 
 __all__ = ["Model", "make_model"]
 

@@ -8,12 +8,12 @@ tower) leads to one. A graph that only trains has none, and what its inference g
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from bn_graph.audit.graph import Ref, downstream
-from bn_graph.audit.inference import alternatives, runs, sinks, values_used
-from bn_graph.audit.layers import Layer
 from bn_graph.audit.model import Model, looks_untrained
-from bn_graph.audit.normalizations import WEIGHTED, Normalization, leads_on
-from bn_graph.audit.tensors import FORWARDS
+from bn_graph.graphs.graph import Ref, downstream
+from bn_graph.graphs.layers import Layer
+from bn_graph.graphs.modes import alternatives, runs, sinks, values_used
+from bn_graph.graphs.normalizations import WEIGHTED, Normalization, leads_on
+from bn_graph.graphs.values import FORWARDS
 
 __all__ = ["InferencePath", "find_paths"]
 

@@ -9,14 +9,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from bn_graph.audit.findings import ADVICE, ERROR, WARNING, CannotTell, Finding
-from bn_graph.audit.graph import closure, downstream
-from bn_graph.audit.inference import alternatives
-from bn_graph.audit.layers import Layer
 from bn_graph.audit.model import Model, looks_untrained
 from bn_graph.audit.paths import InferencePath
-from bn_graph.audit.savers import Saver
-from bn_graph.audit.tensors import Choice, branches, constant_node, leaves, strip, variable
-from bn_graph.audit.updates import Update, assigned_value
+from bn_graph.graphs.graph import closure, downstream
+from bn_graph.graphs.layers import Layer
+from bn_graph.graphs.modes import alternatives
+from bn_graph.graphs.save_ops import Saver
+from bn_graph.graphs.updates import Update, assigned_value
+from bn_graph.graphs.values import Choice, branches, constant_node, leaves, strip, variable
 
 __all__ = ["RULES", "apply_rules"]
 

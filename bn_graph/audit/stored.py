@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bn_graph.audit.bundle import Checkpoint, Entry, equals, is_filled_with
-from bn_graph.audit.graph import Graph
-from bn_graph.audit.tensors import constant
+from bn_graph.checkpoints.index import Checkpoint, Entry, equals, is_filled_with
+from bn_graph.graphs.graph import Graph
+from bn_graph.graphs.values import constant
 
 __all__ = ["Stored", "is_initial", "look_up"]
 

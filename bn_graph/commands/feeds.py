@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
+from bn_graph.graphs.errors import BnGraphError
 from bn_graph.tf1 import tf
 
 __all__ = ["FeedError", "batch_size_of", "batches", "examples", "placeholders", "resolve", "singles", "unfed"]
@@ -13,7 +14,7 @@ __all__ = ["FeedError", "batch_size_of", "batches", "examples", "placeholders", 
 _OF_SAVERS = re.compile(r"(^|/)save(_\d+)?/(filename|Const)(_\d+)?$")
 
 
-class FeedError(ValueError):
+class FeedError(BnGraphError):
     """Data or a value that the graph can't be fed; the message is one line."""
 
 

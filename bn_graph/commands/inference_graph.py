@@ -11,8 +11,8 @@ import numpy as np
 from bn_graph.commands import CommandError
 
 if TYPE_CHECKING:  # TensorFlow takes seconds to import, and the parser shall not wait for it
-    from bn_graph.meta_graphs import Restored
-    from bn_graph.population_export import Turned
+    from bn_graph.checkpoints.meta_graphs import Restored
+    from bn_graph.inference.conversion import Turned
     from bn_graph.tf1 import tf
 
 __all__ = ["add_arguments", "run"]
@@ -68,16 +68,16 @@ def run(arguments: argparse.Namespace) -> int:
         >>> inference_graph.run(parser.parse_args("--meta no.meta --checkpoint m --output y --out served".split()))
         2
     """
-    from bn_graph.quiet import start_tensorflow_quietly
+    from bn_graph.commands.quiet import start_tensorflow_quietly
 
     try:
         # What goes wrong while ops run is raised, and said in one line; the runtime's own log of it says it twice.
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
         start_tensorflow_quietly()
+        from bn_graph.checkpoints.meta_graphs import MetaGraphError
         from bn_graph.commands.feeds import FeedError
-        from bn_graph.export import ExportError
-        from bn_graph.meta_graphs import MetaGraphError
-        from bn_graph.population_export import CheckFailed, PopulationExportError
+        from bn_graph.inference.conversion import CheckFailed, PopulationExportError
+        from bn_graph.inference.export import ExportError
 
         return _write(arguments)
     except KeyboardInterrupt:
@@ -92,8 +92,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _write(arguments: argparse.Namespace) -> int:
-    from bn_graph import meta_graphs, population_export
+    from bn_graph.checkpoints import meta_graphs
     from bn_graph.commands import feeds
+    from bn_graph.inference import conversion as population_export
 
     if os.path.lexists(arguments.out):
         raise CommandError(f"{arguments.out} exists; name another --out, or remove it first.")
@@ -163,7 +164,7 @@ def _inputs(turned: "Turned", cut: list[str]) -> "list[tf.Tensor]":
 
 
 def _refuse_missing(turned: "Turned", restored: "Restored", inputs: "list[tf.Tensor]") -> None:
-    from bn_graph import meta_graphs
+    from bn_graph.checkpoints import meta_graphs
     from bn_graph.graphs import reachability
 
     statistics = {name for pair in turned.statistics for name in pair}

@@ -13,8 +13,8 @@ import numpy as np
 from bn_graph.commands import CommandError
 
 if TYPE_CHECKING:  # TensorFlow takes seconds to import, and the parser shall not wait for it
+    from bn_graph.checkpoints.meta_graphs import Restored
     from bn_graph.graphs.layer_calls import LayerCall
-    from bn_graph.meta_graphs import Restored
     from bn_graph.recalibration import LayerStatistics
     from bn_graph.tf1 import tf
 
@@ -78,14 +78,14 @@ def run(arguments: argparse.Namespace) -> int:
         >>> recalibrate.run(parser.parse_args("--meta no.meta --checkpoint m --data d.npz --out new".split()))
         2
     """
-    from bn_graph.quiet import start_tensorflow_quietly
+    from bn_graph.commands.quiet import start_tensorflow_quietly
 
     try:
         # What goes wrong while ops run is raised, and said in one line; the runtime's own log of it says it twice.
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
         start_tensorflow_quietly()
+        from bn_graph.checkpoints.meta_graphs import MetaGraphError
         from bn_graph.commands.feeds import FeedError
-        from bn_graph.meta_graphs import MetaGraphError
         from bn_graph.recalibration import RecalibrationError
     except KeyboardInterrupt:
         return _stopped(arguments.out)
@@ -105,7 +105,7 @@ def _stopped(out: str) -> int:
 
 
 def _mend(arguments: argparse.Namespace) -> int:
-    from bn_graph import meta_graphs
+    from bn_graph.checkpoints import meta_graphs
     from bn_graph.graphs import layer_calls
     from bn_graph.tf1 import tf
 
@@ -162,12 +162,13 @@ def _refuse_unfed(
     graph: "tf.Graph", calls: "Sequence[LayerCall]", layers: Mapping[str, Sequence], feed: _Feed, method: str
 ) -> None:
     from bn_graph.commands import feeds
-    from bn_graph.graphs import layer_calls, population_mode, reachability
+    from bn_graph.graphs import layer_calls, reachability
+    from bn_graph.inference import switching
 
     computed = [call for found in layers.values() for call in found if layer_calls.INSIDE not in call.inputs[0]]
     graph_def, names = graph, ["{}:{}".format(*call.inputs) for call in computed]
     if method == "pooled":
-        turned = population_mode.in_population_mode(graph, calls)
+        turned = switching.in_population_mode(graph, calls)
         graph_def, names = turned.graph_def, [turned.stand_ins.get(name, name) for name in names]
     needed = reachability.upstream(reachability.index(graph_def), names)
     missing = feeds.unfed(graph, needed, [*feed.data, *feed.values])
@@ -186,7 +187,7 @@ def _layers(
     graph: "tf.Graph", calls: "Sequence[LayerCall]", restored: "Restored", inference_layers: bool
 ) -> tuple[dict[str, list], dict[str, list[str]]]:
     """The calls of each layer that can be computed; and the layers that the checkpoint holds nothing of, with why."""
-    from bn_graph import meta_graphs
+    from bn_graph.checkpoints import meta_graphs
     from bn_graph.graphs import layer_calls
 
     of_inference = layer_calls.only_for_inference(calls)
@@ -213,7 +214,7 @@ def _layers(
 
 
 def _why_none(graph: "tf.Graph", of_inference: Sequence[str]) -> str:
-    from bn_graph.layers.population import moving_statistics
+    from bn_graph.layers.averages import moving_statistics
 
     statistics = [variable.op.name for variable in moving_statistics(graph)]
     if not statistics and not of_inference:
@@ -270,7 +271,7 @@ def _print_rest(
     left_out: Mapping[str, Sequence[str]],
     feed: _Feed,
 ) -> None:
-    from bn_graph.layers.population import moving_statistics
+    from bn_graph.layers.averages import moving_statistics
 
     known = {name for own in layers.values() for call in own for name in (call.mean, call.variance)}
     if left_out:

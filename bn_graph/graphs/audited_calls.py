@@ -8,12 +8,12 @@ count). What it says is told here in names: which tensor goes in, which axes are
 from collections.abc import Callable, Collection, Iterable
 from typing import NamedTuple
 
-from bn_graph.audit.findings import AuditError
-from bn_graph.audit.graph import Graph, Ref, Uses, build, uses
-from bn_graph.audit.layers import Layer, find_layers
-from bn_graph.audit.moments import FUSED
-from bn_graph.audit.normalizations import Normalization, Source, find_normalizations
-from bn_graph.audit.tensors import FORWARDS, strip, variable
+from bn_graph.graphs.errors import AuditError
+from bn_graph.graphs.graph import Graph, Ref, Uses, build, uses
+from bn_graph.graphs.layers import Layer, find_layers
+from bn_graph.graphs.normalizations import Normalization, Source, find_normalizations
+from bn_graph.graphs.statistics import FUSED
+from bn_graph.graphs.values import FORWARDS, strip, variable
 from bn_graph.tf1 import tf
 
 __all__ = ["AuditedCall", "find_audited_calls"]

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
-from bn_graph.layers import arguments, moments, population, synchronized, transforms
+from bn_graph.layers import arguments, averages, moments, synchronized, transforms
 from bn_graph.tf1 import tf
 
 __all__ = ["LAYERS", "Parameters", "batch_norm_wrapper", "connect"]
@@ -31,7 +31,7 @@ class Parameters(NamedTuple):
 
     gamma: tf.Variable | None
     beta: tf.Variable | None
-    statistics: population.MovingStatistics
+    statistics: averages.MovingStatistics
 
 
 def batch_norm_wrapper(
@@ -43,10 +43,10 @@ def batch_norm_wrapper(
     axis: int = -1,
     center: bool = True,
     scale: bool = True,
-    beta_initializer: population.Initializer | None = None,
-    gamma_initializer: population.Initializer | None = None,
-    moving_mean_initializer: population.Initializer | None = None,
-    moving_variance_initializer: population.Initializer | None = None,
+    beta_initializer: averages.Initializer | None = None,
+    gamma_initializer: averages.Initializer | None = None,
+    moving_mean_initializer: averages.Initializer | None = None,
+    moving_variance_initializer: averages.Initializer | None = None,
     beta_regularizer: Callable[[tf.Tensor], tf.Tensor] | None = None,
     gamma_regularizer: Callable[[tf.Tensor], tf.Tensor] | None = None,
     trainable: bool = True,
@@ -106,7 +106,7 @@ def batch_norm_wrapper(
             ``[batch]``, or of any leading dimensions of `inputs` (``[batch, time]``), or of their rank and
             broadcastable to them. All are normalized, whatever their weight.
         sync: for training on several workers (processes or towers): puts all workers' vectors together, as
-            `bn_graph.distributed.gatherer` makes it. Then the batch of which all of this speaks is that of all workers
+            `bn_graph.training.distributed.gatherer` makes it. Then the batch of which all of this speaks is that of all workers
             together, each example counted alike however many a worker has; gradients flow through the exchange, and the
             moving statistics are at every worker what one process would have on the whole batch. All workers must run
             the layer together, in the same mode. None knows no other worker: each normalizes by its own examples (ghost
@@ -178,11 +178,11 @@ def batch_norm_wrapper(
         gamma = _parameter("gamma", scale, channels, dtype, gamma_initializer, gamma_regularizer, trainable)
         beta = _parameter("beta", center, channels, dtype, beta_initializer, beta_regularizer, trainable)
         initializers = (moving_mean_initializer, moving_variance_initializer)
-        layer = Parameters(gamma, beta, population.create(channels, dtype, initializers=initializers))
+        layer = Parameters(gamma, beta, averages.create(channels, dtype, initializers=initializers))
 
         if renorm:
-            reference = population.create_renorm(channels, dtype)
-            update = population.renorm_average(layer.statistics, reference, decay, renorm_decay, epsilon)
+            reference = averages.create_renorm(channels, dtype)
+            update = averages.renorm_average(layer.statistics, reference, decay, renorm_decay, epsilon)
             by_batch = partial(transforms.with_renorm, reference=reference[:2], clipping=clipping)
         else:
             update = _plain_average(layer.statistics, average, decay, zero_debias)
@@ -218,7 +218,7 @@ def connect(
     layer: Parameters,
     *,
     by_batch: Callable[..., transforms.Normalized],
-    update: population.Updates,
+    update: averages.Updates,
     epsilon: float,
     fused: bool,
     checked: Callable[[tf.Tensor, int], tf.Tensor],
@@ -258,7 +258,7 @@ def connect(
         update_ops = update(mean, variance)
     else:
         outputs, mean, variance = tf.cond(training, train, infer)
-        update_ops = population.run_when(training, lambda: update(mean, variance), statistics)
+        update_ops = averages.run_when(training, lambda: update(mean, variance), statistics)
 
     for key in updates_collections or ():
         for op in update_ops:
@@ -275,7 +275,7 @@ def _parameter(
     wanted: bool,
     channels: int,
     dtype: tf.DType,
-    initializer: population.Initializer | None,
+    initializer: averages.Initializer | None,
     regularizer: Callable[[tf.Tensor], tf.Tensor] | None,
     trainable: bool,
 ) -> tf.Variable | None:
@@ -287,11 +287,11 @@ def _parameter(
 
 
 def _plain_average(
-    statistics: population.MovingStatistics, average: str, decay: float, zero_debias: bool
-) -> population.Updates:
+    statistics: averages.MovingStatistics, average: str, decay: float, zero_debias: bool
+) -> averages.Updates:
     if average == "cumulative":
-        return population.cumulative_average(statistics)
-    return population.exponential_average(statistics, decay, zero_debias=(zero_debias, zero_debias))
+        return averages.cumulative_average(statistics)
+    return averages.exponential_average(statistics, decay, zero_debias=(zero_debias, zero_debias))
 
 
 def _plain_transform(

@@ -8,7 +8,7 @@ the averaging op gets the moments themselves from the forward pass, so it needs 
 
 from typing import NamedTuple
 
-from bn_graph.layers import arguments, moments, population, transforms
+from bn_graph.layers import arguments, averages, moments, transforms
 from bn_graph.layers.batch_norm import Parameters, connect
 from bn_graph.tf1 import tf
 
@@ -148,10 +148,10 @@ class ConvolutionalBatchNormalizer:
                 self._wire_in_training_calls()
                 mean, variance, flag = self._present
                 self._assigner = tf.group(
-                    *population.run_when(flag, lambda: self._average(mean, variance), [self.mean, self.variance])
+                    *averages.run_when(flag, lambda: self._average(mean, variance), [self.mean, self.variance])
                 )
             for averaged in (self.mean, self.variance):
-                population.register(self.ewma_trainer.average(averaged))
+                averages.register(self.ewma_trainer.average(averaged))
         return self._assigner
 
     def normalize(self, x: tf.Tensor, train: bool | tf.Tensor = True) -> tf.Tensor:
@@ -179,7 +179,7 @@ class ConvolutionalBatchNormalizer:
             arguments.refuse_static_single_value(x, _CHANNEL_AXIS)
         if train is not False:
             self._check_place(x)
-        statistics = population.MovingStatistics(self.mean, self.variance) if train is True else self._averages()
+        statistics = averages.MovingStatistics(self.mean, self.variance) if train is True else self._averages()
         batch_moments = []
 
         def store(mean: tf.Tensor, variance: tf.Tensor) -> list[tf.Operation]:
@@ -226,14 +226,14 @@ class ConvolutionalBatchNormalizer:
                 "outside, could not get the batch's moments. Call it once, outside, with the flag as train=."
             )
 
-    def _averages(self) -> population.MovingStatistics:
-        averages = [self.ewma_trainer.average(variable) for variable in (self.mean, self.variance)]
-        if None in [average if average is None else True for average in averages]:
+    def _averages(self) -> averages.MovingStatistics:
+        found = [self.ewma_trainer.average(variable) for variable in (self.mean, self.variance)]
+        if any(average is None for average in found):
             raise ValueError(
                 f"The averages of {self._scope} don't exist yet, and inference normalizes by them. Call get_assigner() "
                 "before normalize(train=False): it creates them, in a graph that only predicts as well."
             )
-        return population.MovingStatistics(*averages)
+        return averages.MovingStatistics(*found)
 
     def _inputs_of_the_assigner(self) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """What the assigner works on: mean, variance, and whether to. Stand-ins, until a training call is wired in."""
@@ -260,9 +260,9 @@ class ConvolutionalBatchNormalizer:
             return [tf.group(*assigns), self.ewma_trainer.apply([self.mean, self.variance])]
 
 
-def _statistic(name: str, depth: int, initializer: population.Initializer) -> tf.Variable:
+def _statistic(name: str, depth: int, initializer: averages.Initializer) -> tf.Variable:
     variable = tf.get_variable(name, [depth], tf.float32, initializer, trainable=False, use_resource=True)
-    population.register(variable)
+    averages.register(variable)
     return variable
 
 

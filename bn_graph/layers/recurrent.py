@@ -15,7 +15,7 @@ The state carries each example's time step, since ``tf.nn.dynamic_rnn`` doesn't 
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from bn_graph.layers import arguments, moments, population
+from bn_graph.layers import arguments, averages, moments
 from bn_graph.layers.batch_norm import Parameters
 from bn_graph.tf1 import tf
 
@@ -118,8 +118,8 @@ class BatchNormLSTMCell:
         gamma: float = 0.1,
         decay: float = 0.999,
         epsilon: float = 1e-3,
-        input_initializer: population.Initializer | None = None,
-        recurrent_initializer: population.Initializer | None = None,
+        input_initializer: averages.Initializer | None = None,
+        recurrent_initializer: averages.Initializer | None = None,
         name: str = "bn_lstm_cell",
     ):
         """Keeps the settings; the variables are made when the cell is first called, and the inputs' size is known.
@@ -297,9 +297,9 @@ class BatchNormLSTMCell:
             beta = tf.get_variable("beta", [channels], dtype, tf.zeros_initializer()) if center else None
             mean = tf.get_variable("moving_mean", shape, dtype, tf.zeros_initializer(), trainable=False)
             variance = tf.get_variable("moving_variance", shape, dtype, tf.ones_initializer(), trainable=False)
-        population.register(mean)
-        population.register(variance)
-        return Parameters(gamma, beta, population.MovingStatistics(mean, variance))
+        averages.register(mean)
+        averages.register(variance)
+        return Parameters(gamma, beta, averages.MovingStatistics(mean, variance))
 
     def _normalize(self, inputs: tf.Tensor, layer: Parameters, step: tf.Tensor, running: tf.Tensor | None) -> tf.Tensor:
         with tf.name_scope(layer.gamma.op.name.split("/")[-2]):
@@ -377,9 +377,9 @@ def _assert(condition: tf.Tensor, *data) -> tf.Operation:
 
 
 def _move_row(
-    statistics: population.MovingStatistics, row: tf.Tensor, mean: tf.Tensor, variance: tf.Tensor, share: tf.Tensor
+    statistics: averages.MovingStatistics, row: tf.Tensor, mean: tf.Tensor, variance: tf.Tensor, share: tf.Tensor
 ) -> list[tf.Operation]:
-    """``population.exponential_average`` of one row: row ← row·decay + batch·(1 − decay), `share` being 1 − decay."""
+    """``averages.exponential_average`` of one row: row ← row·decay + batch·(1 − decay), `share` being 1 − decay."""
     ops = []
     for variable, batch in zip(statistics, (mean, variance), strict=True):
         with tf.name_scope("AssignMovingAvg") as scope:

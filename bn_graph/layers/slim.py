@@ -2,7 +2,7 @@
 
 Code that was written for contrib (or for ``slim.batch_norm``, which fails on TensorFlow 2.21) changes its import::
 
-    from bn_graph.layers import slim    # was: slim = tf.contrib.slim
+    from bn_graph.layers import slim# was: slim = tf.contrib.slim
     net = slim.batch_norm(net, is_training=is_training)
 
 Two defaults are contrib's own against this project's rules, since compatibility is what this form is for: `is_training`
@@ -15,7 +15,7 @@ from functools import partial
 
 import numpy as np
 
-from bn_graph.layers import arguments, moments, population, transforms
+from bn_graph.layers import arguments, averages, moments, transforms
 from bn_graph.layers.batch_norm import Parameters, connect
 from bn_graph.tf1 import tf
 
@@ -35,7 +35,7 @@ def batch_norm(
     scale: bool = False,
     epsilon: float = 0.001,
     activation_fn: Callable[[tf.Tensor], tf.Tensor] | None = None,
-    param_initializers: Mapping[str, population.Initializer] | None = None,
+    param_initializers: Mapping[str, averages.Initializer] | None = None,
     param_regularizers: Mapping[str, Callable[[tf.Tensor], tf.Tensor]] | None = None,
     updates_collections: Collections = tf.GraphKeys.UPDATE_OPS,
     is_training: bool | tf.Tensor = True,
@@ -163,14 +163,12 @@ def batch_norm(
         layer = Parameters(gamma, beta, _statistics(initializers, keys, channels, dtype))
 
         if renorm:
-            reference = population.create_renorm(channels, dtype)
+            reference = averages.create_renorm(channels, dtype)
             _add_model_variables(reference)
-            update = population.renorm_average(layer.statistics, reference, decay, renorm_decay, epsilon)
+            update = averages.renorm_average(layer.statistics, reference, decay, renorm_decay, epsilon)
             by_batch = partial(transforms.with_renorm, reference=reference[:2], clipping=clipping)
         else:
-            update = population.exponential_average(
-                layer.statistics, decay, zero_debias=(zero_debias_moving_mean, False)
-            )
+            update = averages.exponential_average(layer.statistics, decay, zero_debias=(zero_debias_moving_mean, False))
             by_batch = partial(transforms.by_fused_kernel if fused else transforms.by_moments, unbiased=unbiased)
             by_batch = by_batch if weights is None else partial(by_batch, weights=weights)
         outputs = connect(
@@ -258,7 +256,7 @@ def _model_keys(collections: Collections | Mapping[str, Collections], name: str)
 
 
 def _parameter(
-    initializers: Mapping[str, population.Initializer],
+    initializers: Mapping[str, averages.Initializer],
     regularizers: Mapping[str, Callable[[tf.Tensor], tf.Tensor]],
     keys: Mapping[str, Sequence[str]],
     name: str,
@@ -279,13 +277,13 @@ def _parameter(
 
 
 def _statistics(
-    initializers: Mapping[str, population.Initializer],
+    initializers: Mapping[str, averages.Initializer],
     keys: Mapping[str, Sequence[str]],
     channels: int,
     dtype: tf.DType,
-) -> population.MovingStatistics:
+) -> averages.MovingStatistics:
     names = ("moving_mean", "moving_variance")
-    return population.create(
+    return averages.create(
         channels,
         dtype,
         initializers=[initializers.get(name) for name in names],

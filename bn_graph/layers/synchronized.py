@@ -2,7 +2,7 @@
 
 A worker is whoever holds a part of the batch: a process of a cluster, or a tower of one process. Workers exchange one
 vector a layer (`Gather`) and each computes from it, in the same order, so that all of them come to the same statistics
-bit for bit. What carries the vectors is the caller's; `bn_graph.distributed` has TensorFlow's collectives for it.
+bit for bit. What carries the vectors is the caller's; `bn_graph.training.distributed` has TensorFlow's collectives for it.
 
 Accuracy. E[x²] − E[x]² loses all digits where the mean is large, and so do means that are rounded at their own size.
 A worker's mean travels in two parts (one of its values, and the mean of what is left when that is taken off), its

@@ -10,14 +10,14 @@ loop                a step is                                                   
 `graph_loop`        ``session.run``, and the examples lie in the session        as fast, and the same numbers
 ==================  ==========================================================  ======================================
 
-The batch of a step depends on the seed and the step alone (`bn_graph.datasets.batch_rows`), and a checkpoint holds every
+The batch of a step depends on the seed and the step alone (`datasets.batch_rows`), and a checkpoint holds every
 variable and the step. So a run that was stopped, by Ctrl-C or by kill -9, and started again ends with the same numbers,
 bit for bit on one machine, as one that was not. The two loops keep the same checkpoints: what one wrote, the other goes
 on from.
 """
 
-from bn_graph.training.feeding import feed_loop, train
-from bn_graph.training.in_graph import chunks, graph_loop, train_in_graph
+from bn_graph.training.graph_loop import chunks, graph_loop, train_in_graph
+from bn_graph.training.loops import feed_loop, train
 from bn_graph.training.sessions import resume, session_config
 from bn_graph.training.solver import Solver
 from bn_graph.training.steps import Step, step_of

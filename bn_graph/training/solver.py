@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from bn_graph.networks import Model
 from bn_graph.tf1 import tf
+from bn_graph.training.networks import Model
 
 __all__ = ["Solver"]
 

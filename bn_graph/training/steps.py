@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from bn_graph.networks import Model, Network
 from bn_graph.tf1 import tf
+from bn_graph.training.networks import Model, Network
 
 __all__ = ["Step", "step_of"]
 

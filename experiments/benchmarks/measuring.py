@@ -7,8 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from experiments import audit_cost
-from experiments.benchmarks import tasks, workers
+from experiments.benchmarks import audit_cost, tasks, workers
 from experiments.benchmarks.tasks import Task
 from experiments.benchmarks.workers import Contender
 

@@ -38,7 +38,7 @@ def next_batches(split: bn_graph.Split, batch_size: int) -> Iterator[tuple[np.nd
 
 
 def _rows(split: bn_graph.Split, batch_size: int, first: int, steps: int) -> Iterator[np.ndarray]:
-    rows = bn_graph.datasets.batch_rows(split.size, batch_size, seed=tasks.SEED, start=first)
+    rows = bn_graph.training.datasets.batch_rows(split.size, batch_size, seed=tasks.SEED, start=first)
     return (next(rows) for _ in range(steps))
 
 
@@ -139,7 +139,10 @@ def _r2rt(task: Task, form: str) -> Built:
 
 
 def _solver(task: Task, form: str) -> Built:
-    hidden_layer = {"with": bn_graph.networks.normalized_layer, "without": bn_graph.networks.biased_layer}[form]
+    hidden_layer = {
+        "with": bn_graph.networks.normalized_layer,
+        "without": bn_graph.networks.biased_layer,
+    }[form]
     ends = (task.sizes[0], task.sizes[-1])
     model = bn_graph.Model(form, *ends, task.hidden, hidden_layer=hidden_layer, learning_rate=tasks.LEARNING_RATE)
     return Built([model.train_op, model.loss], model.x, model.y_, model.is_training, model.x, model.logits)
@@ -147,7 +150,10 @@ def _solver(task: Task, form: str) -> Built:
 
 def _solver_without_switch(task: Task, form: str) -> Built:
     """`_solver`, trained by a graph with the Python bool True; a second one on the same variables is for inference."""
-    hidden_layer = {"with": bn_graph.networks.normalized_layer, "without": bn_graph.networks.biased_layer}[form]
+    hidden_layer = {
+        "with": bn_graph.networks.normalized_layer,
+        "without": bn_graph.networks.biased_layer,
+    }[form]
     ends = (task.sizes[0], task.sizes[-1])
 
     def for_training(inputs, units, is_training, kernel_initializer):

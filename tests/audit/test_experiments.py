@@ -13,21 +13,19 @@ import bn_graph
 from bn_graph.audit import audit
 from bn_graph.tf1 import tf
 from experiments import (
-    checkpoint_child,
     checkpoint_variables,
     conditional_updates,
     control_dependencies,
     conv_normalizer,
-    harness,
     higher_learning_rates,
-    mended_checkpoint,
     missing_update_ops,
     model_solver,
     population_estimators,
-    restore_demo,
     single_example,
     training_vs_trainable,
 )
+from experiments.demos import repaired_checkpoint, restore_demo
+from experiments.machinery import checkpoint_child, harness
 
 STEPS = 20  # enough to move weights, gamma, beta and every average
 CLEAN: set[str] = set()
@@ -176,7 +174,7 @@ def test_where_the_dependency_is_missing_no_update_is_above_the_train_op_and_tha
 
 
 @pytest.mark.parametrize(
-    ("form", "expected"), [(mended_checkpoint.detached, {"BN001"}), (mended_checkpoint.attached, CLEAN)]
+    ("form", "expected"), [(repaired_checkpoint.detached, {"BN001"}), (repaired_checkpoint.attached, CLEAN)]
 )
 def test_the_network_of_the_mending_demo_is_bn001_with_detached_updates_and_clean_with_attached(
     weights, form, expected

@@ -12,7 +12,7 @@ from bn_graph.audit.explanations import RULES, explain
 from bn_graph.audit.findings import ADVICE, ERROR, AuditError
 from bn_graph.graphs import reachability
 from bn_graph.tf1 import legacy_layers, tf
-from experiments import register
+from experiments.machinery import register
 
 ROOT = Path(__file__).parents[2]
 CODES = [f"BN00{number}" for number in range(1, 9)] + ["BN101", "BN102", "BN103"]

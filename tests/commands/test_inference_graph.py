@@ -187,7 +187,7 @@ def test_control_c_leaves_nothing(plain_graph, random, tmp_path, monkeypatch, ca
         raise KeyboardInterrupt
 
     network = broken.save(tmp_path, forms.wrapper, random)
-    monkeypatch.setattr("bn_graph.population_export.largest_difference", stop)
+    monkeypatch.setattr("bn_graph.inference.conversion.largest_difference", stop)
     refused(capfd, tmp_path, network, says=["stopped"], status=130)
     assert os.listdir(tmp_path) == ["old"]
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import bn_graph.audit
-from bn_graph import meta_graphs
 from bn_graph.audit.findings import ERROR, Finding, Report
+from bn_graph.checkpoints import meta_graphs
 from bn_graph.commands import inference_graph, recalibrate
 from bn_graph.recalibration import RecalibrationError
 from bn_graph.tf1 import tf
@@ -213,7 +213,9 @@ def stop(*_, **__):
     raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("at", ["tqdm.tqdm", "bn_graph.meta_graphs.shutil.move", "bn_graph.meta_graphs.restore"])
+@pytest.mark.parametrize(
+    "at", ["tqdm.tqdm", "bn_graph.checkpoints.meta_graphs.shutil.move", "bn_graph.checkpoints.meta_graphs.restore"]
+)
 def test_control_c_leaves_nothing(saved, tmp_path, monkeypatch, capfd, at):
     network, data, out = saved
     before = broken.fingerprints(tmp_path)

@@ -11,10 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import benchmark
-from experiments.benchmarks import child, measuring, steps_here, tasks, workers
+from experiments.benchmarks import bench, child, measuring, steps_here, tasks, workers
 from experiments.benchmarks.measuring import COMPILED, DOCUMENT, IN_GRAPH
-from experiments.harness import UsageError
+from experiments.machinery.harness import UsageError
 
 EXAMPLES = 1500
 
@@ -54,7 +53,7 @@ def test_a_peer_computes_what_the_loops_do(few_examples, peer, task):
 
     made = {"jax": steps_jax.scan, "torch": steps_torch.eager}[peer](1, **task._asdict())
     ours = steps_here.in_graph(1, **task._asdict())
-    assert loss_of(made) == pytest.approx(loss_of(ours), rel=benchmark.MOST_DISAGREEMENT)
+    assert loss_of(made) == pytest.approx(loss_of(ours), rel=bench.MOST_DISAGREEMENT)
 
 
 def test_the_tutorials_next_batch_gives_the_librarys_batches_over_several_epochs(few_examples):
@@ -103,7 +102,7 @@ def without_compiler(threads):
 def contender(tmp_path, monkeypatch):
     """Makes contenders of the functions above, which a child can import and which need no TensorFlow."""
     (tmp_path / "contenders_of_test.py").write_text(CONTENDERS)
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(Path(benchmark.__file__).parents[1])]))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(Path(bench.__file__).parents[1])]))
     return lambda name, **arguments: workers.Contender(name, f"contenders_of_test:{name}", arguments)
 
 
@@ -154,18 +153,18 @@ SHAPES = ([60, 100], [32, 8, 8, 512])
 def made_result(**changed) -> dict:
     """A result in which everything is shown, a little better than the bounds, but for what is `changed`."""
     value = {
-        "pair": benchmark.LEAST_STEP_RATIO * 1.01,
+        "pair": bench.LEAST_STEP_RATIO * 1.01,
         "peer": 1.01,
-        "jax": benchmark.MOST_OF_JAX * 0.99,
-        "loss": 2.0 * (1 + 0.99 * benchmark.MOST_DISAGREEMENT),
-        "whole": benchmark.LEAST_WHOLE_RATIO * 1.01,
-        "memory": benchmark.MOST_MEMORY * 0.99,
-        "wrapper": benchmark.MOST_OF_TF_LAYERS * 0.99,
+        "jax": bench.MOST_OF_JAX * 0.99,
+        "loss": 2.0 * (1 + 0.99 * bench.MOST_DISAGREEMENT),
+        "whole": bench.LEAST_WHOLE_RATIO * 1.01,
+        "memory": bench.MOST_MEMORY * 0.99,
+        "wrapper": bench.MOST_OF_TF_LAYERS * 0.99,
     } | changed
     microseconds = {IN_GRAPH: 100, DOCUMENT: 250, "products by NumPy": 80, f"{IN_GRAPH}, pair": 100}
     microseconds |= {COMPILED: 100, f"{COMPILED}, pair": 100}
     microseconds[f"{DOCUMENT}, pair"] = 100 * value["pair"]
-    for peer in benchmark.FASTER_THAN:
+    for peer in bench.FASTER_THAN:
         # The way it comes is slow; what counts is the faster one.
         microseconds |= {peer: 900, f"{peer}, 50 steps an execution": 100 * value["peer"]}
     if value["jax"]:
@@ -207,7 +206,7 @@ def made_result(**changed) -> dict:
             "recalibration": {"inference": 1000, "pooled": 300, "paper": 500},
         },
     }
-    return result | {"checks": [check._asdict() for check in benchmark.checks(result)]}
+    return result | {"checks": [check._asdict() for check in bench.checks(result)]}
 
 
 MODES = ("inference", "training")
@@ -224,13 +223,13 @@ def test_all_bounds_are_kept_by_a_result_a_little_better_than_they_are():
 @pytest.mark.parametrize(
     ("changed", "number"),
     [
-        ({"pair": benchmark.LEAST_STEP_RATIO * 0.99}, 4),  # of both networks, bit for bit and compiled
-        ({"peer": 0.99}, 2 * len(benchmark.FASTER_THAN)),
-        ({"jax": benchmark.MOST_OF_JAX * 1.01}, 4),
-        ({"loss": 2.0 * (1 + 1.01 * benchmark.MOST_DISAGREEMENT)}, 2),
-        ({"whole": benchmark.LEAST_WHOLE_RATIO * 0.99}, 1),
-        ({"memory": benchmark.MOST_MEMORY * 1.01}, 1),
-        ({"wrapper": benchmark.MOST_OF_TF_LAYERS * 1.01}, 2),  # inference and training
+        ({"pair": bench.LEAST_STEP_RATIO * 0.99}, 4),  # of both networks, bit for bit and compiled
+        ({"peer": 0.99}, 2 * len(bench.FASTER_THAN)),
+        ({"jax": bench.MOST_OF_JAX * 1.01}, 4),
+        ({"loss": 2.0 * (1 + 1.01 * bench.MOST_DISAGREEMENT)}, 2),
+        ({"whole": bench.LEAST_WHOLE_RATIO * 0.99}, 1),
+        ({"memory": bench.MOST_MEMORY * 1.01}, 1),
+        ({"wrapper": bench.MOST_OF_TF_LAYERS * 1.01}, 2),  # inference and training
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
@@ -243,7 +242,7 @@ def test_a_result_a_little_worse_than_a_bound_fails_it_and_no_other(changed, num
 def test_what_is_not_installed_is_neither_kept_nor_failed():
     verdicts = list(kept(made_result(jax=None)).values())
     assert verdicts.count(None) == 4 and False not in verdicts
-    assert "not measured" in benchmark.summarize(made_result(jax=None) | {"mode": "quick"})
+    assert "not measured" in bench.summarize(made_result(jax=None) | {"mode": "quick"})
 
 
 def test_the_wrappers_worst_shape_is_named():
@@ -254,9 +253,9 @@ def test_the_wrappers_worst_shape_is_named():
 
 
 def test_the_command_writes_a_result_figures_and_a_table(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(benchmark, "run", lambda extent, threads: made_result(pair=3.0) | {"threads": threads})
-    assert benchmark.main(["--quick", "--threads", "1", "--output", str(tmp_path)]) == 0
-    folder = tmp_path / benchmark.NAME
+    monkeypatch.setattr(bench, "run", lambda extent, threads: made_result(pair=3.0) | {"threads": threads})
+    assert bench.main(["--quick", "--threads", "1", "--output", str(tmp_path)]) == 0
+    folder = tmp_path / bench.NAME
     result = json.loads((folder / "result.json").read_text())
     assert (result["mode"], result["threads"]) == ("quick", 1)
     assert all((folder / name).stat().st_size > 10_000 for name in ("steps.png", "layers.png"))
@@ -267,6 +266,6 @@ def test_the_command_writes_a_result_figures_and_a_table(tmp_path, monkeypatch, 
 
 @pytest.mark.parametrize("arguments", [["--threads", "0"], ["--threads", "many"], ["--slow"]])
 def test_a_wrong_argument_is_one_line(capsys, arguments):
-    assert benchmark.main(arguments) == 2
+    assert bench.main(arguments) == 2
     said = capsys.readouterr().err
     assert said.startswith("benchmark: ") and said.count("\n") == 1

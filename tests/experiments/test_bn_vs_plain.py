@@ -9,7 +9,8 @@ import pytest
 
 import bn_graph
 from bn_graph.tf1 import tf
-from experiments import bn_vs_plain, harness
+from experiments import bn_vs_plain
+from experiments.machinery import harness
 
 STEPS = 400  # of digits: enough for every curve to have points
 

@@ -1,4 +1,4 @@
-"""`experiments.fetch_mnist`: writes whole, checked files or none, and says what to do when there is no network."""
+"""`experiments.machinery.fetch_mnist`: writes whole, checked files or none, and says what to do when there is no network."""
 
 import hashlib
 import os
@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bn_graph import datasets
 from bn_graph.tf1 import tf
-from experiments import fetch_mnist
+from bn_graph.training import datasets
+from experiments.machinery import fetch_mnist
 
 SHAPES = {
     "train-images-idx3-ubyte": (12, 28, 28),

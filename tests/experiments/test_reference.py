@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from experiments import register, report
+from experiments.machinery import register, report
 
 REFERENCE = json.loads((report.REFERENCE / "claims.json").read_text())
 WITHOUT_DATA = [

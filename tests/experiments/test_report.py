@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from experiments import control_dependencies, register, report, reproduce
+from experiments import control_dependencies
+from experiments.machinery import register, report, reproduce
 
 
 @pytest.fixture

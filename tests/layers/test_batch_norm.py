@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from bn_graph.layers.averages import MOVING_STATISTICS, moving_statistics
 from bn_graph.layers.batch_norm import batch_norm_wrapper
-from bn_graph.layers.population import MOVING_STATISTICS, moving_statistics
 from bn_graph.tf1 import legacy_layers, tf
 from tests import oracle
 

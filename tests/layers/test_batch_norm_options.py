@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bn_graph.layers.averages import moving_statistics
 from bn_graph.layers.batch_norm import LAYERS, batch_norm_wrapper
-from bn_graph.layers.population import moving_statistics
 from bn_graph.tf1 import tf
 from tests import oracle
 

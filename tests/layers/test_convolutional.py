@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from bn_graph import checkpoints
+from bn_graph.layers.averages import MOVING_STATISTICS, moving_statistics
 from bn_graph.layers.convolutional import ConvolutionalBatchNormalizer
-from bn_graph.layers.population import MOVING_STATISTICS, moving_statistics
 from bn_graph.tf1 import tf
 from tests import oracle
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 import bn_graph
+from bn_graph.checkpoints.variables import set_values
 from bn_graph.layers.recurrent import BatchNormLSTMCell, LSTMState
 from bn_graph.tf1 import tf
-from bn_graph.variables import set_values
 from tests import oracle
 
 INPUTS, UNITS, STEPS, BATCH = 3, 2, 4, 5

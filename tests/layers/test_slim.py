@@ -7,8 +7,8 @@ import pytest
 
 from bn_graph import checkpoints
 from bn_graph.layers import slim
+from bn_graph.layers.averages import moving_statistics
 from bn_graph.layers.batch_norm import batch_norm_wrapper
-from bn_graph.layers.population import moving_statistics
 from bn_graph.tf1 import legacy_layers, tf
 from tests import oracle
 

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from bn_graph import distributed
-from bn_graph.distributed import Workers
+from bn_graph.layers.averages import moving_statistics
 from bn_graph.layers.batch_norm import batch_norm_wrapper
-from bn_graph.layers.population import moving_statistics
 from bn_graph.tf1 import tf
+from bn_graph.training import distributed
+from bn_graph.training.distributed import Workers
 from tests import oracle
 
 CHANNELS = 3

@@ -1,0 +1,456 @@
+"""What a path is, graph or checkpoint or a directory of them, told by content and not by its name alone."""
+
+import contextlib
+import itertools
+import os
+import re
+import stat
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from google.protobuf import text_format
+
+from bn_graph.audit.findings import AuditError
+from bn_graph.checkpoints.index import Checkpoint, first_bytes, is_table, read_checkpoint, reading, varint
+from bn_graph.graphs import protos
+
+__all__ = ["Subject", "iterate", "read"]
+
+
+class Subject(NamedTuple):
+    """One thing to audit.
+
+    Attributes:
+        path: of the graph's file, or the checkpoint's; for one of several meta graphs of a SavedModel, with its tags.
+        kind: ``meta graph``, ``saved model``, ``graph`` or ``checkpoint``.
+        meta_graph: the graph; a bare GraphDef is the `graph_def` of an otherwise empty one; None for a checkpoint alone.
+        checkpoint: the checkpoint that belongs to it, or None.
+    """
+
+    path: str
+    kind: str
+    meta_graph: Any
+    checkpoint: Checkpoint | None
+
+
+def read(path: str, checkpoint: str | None = None) -> list[Subject]:
+    """Reads every graph and checkpoint that a path stands for.
+
+    A path is one of:
+
+    - a ``.meta``; the checkpoint of the same prefix beside it, if any, belongs to it;
+    - a checkpoint's prefix, its ``.index``, or a V1 checkpoint; so does the ``.meta`` beside them to them;
+    - a SavedModel's directory, or its ``saved_model.pb`` or ``.pbtxt``: a subject for each of its meta graphs;
+    - a GraphDef, MetaGraphDef or SavedModel in a file of any name, binary or text;
+    - a file named ``checkpoint``, where a Saver notes its latest;
+    - a directory, searched with all below it except hidden ones. If it has a ``checkpoint`` file, of the steps of that
+      model only the latest is read (and other models in the same directory as well): the one the file names, also if
+      by its path on another machine; where that is gone, the highest step. Without such a file all steps are read.
+      Files that are none of these are skipped. What is meant to be one of these by its name or its first
+      bytes, but can't be read, is an error.
+
+    Args:
+        path: the path.
+        checkpoint: prefix, ``.index``, V1 checkpoint or directory of a checkpoint to use with every graph in place of
+            the one beside it.
+
+    Returns:
+        The subjects, sorted by path; at least one.
+
+    Raises:
+        AuditError: something can't be read, or there is nothing to read; the message is one line and names the file.
+
+    >>> read("no/such/model.ckpt")
+    Traceback (most recent call last):
+    bn_graph.audit.findings.AuditError: no/such/model.ckpt: no file, directory or checkpoint of that name is there.
+    """
+    subjects = []
+    for subject in iterate(path, checkpoint):
+        if isinstance(subject, AuditError):
+            raise subject
+        subjects.append(subject)
+    return subjects
+
+
+def iterate(path: str, checkpoint: str | None = None) -> Iterator[Subject | AuditError]:
+    """As `read`, one at a time, with the error in place of what can't be read; never raises an AuditError.
+
+    >>> list(iterate("no/such/model.ckpt"))
+    [AuditError('no/such/model.ckpt: no file, directory or checkpoint of that name is there.')]
+    """
+    path = os.fspath(path)
+    try:
+        other = None if checkpoint is None else _other_checkpoint(os.fspath(checkpoint))
+        with reading(path, "a graph or checkpoint"):
+            searched = os.path.isdir(path)
+            sources = _search(path) if searched else _named(path)
+    except AuditError as error:
+        yield error
+        return
+    anything = False
+    for source in sources:
+        for subject in [source] if isinstance(source, AuditError) else _subjects(source, other):
+            if isinstance(subject, AuditError) and searched and not _meant(source):
+                continue
+            anything = True
+            yield subject
+    if not anything:
+        yield AuditError(f"{path}: no graph, SavedModel or checkpoint is in this directory.")
+
+
+class _Source(NamedTuple):
+    """Files that make up a subject: the graph's, the checkpoint's prefix; one of them may be None."""
+
+    graph: str | None
+    prefix: str | None
+
+
+def _subjects(source: _Source, other: Checkpoint | None) -> Iterator[Subject | AuditError]:
+    try:
+        if source.graph is None:
+            yield _checkpoint_alone(source.prefix, other)
+            return
+        kind, graphs = _parse(source.graph)
+        checkpoint = other or (read_checkpoint(source.prefix) if source.prefix else None)
+    except AuditError as error:
+        yield error
+        return
+    for graph in graphs:
+        tags = f" (tags: {', '.join(graph.meta_info_def.tags) or 'none'})" if len(graphs) > 1 else ""
+        yield Subject(source.graph + tags, kind, graph, checkpoint)
+
+
+def _checkpoint_alone(prefix: str, other: Checkpoint | None) -> Subject:
+    if other:
+        raise AuditError(f"{prefix}: is a checkpoint without a .meta; pair the other checkpoint with a graph.")
+    index = prefix + ".index"
+    return Subject(index if os.path.lexists(index) else prefix, "checkpoint", None, read_checkpoint(prefix))
+
+
+# From a path to files.
+
+
+def _named(path: str) -> list[_Source]:
+    """The files that a path stands for that is no directory."""
+    if not os.path.lexists(path):
+        if not _is_there(path):
+            raise AuditError(f"{path}: no file, directory or checkpoint of that name is there.")
+        return [_with_graph(path)]
+    directory, name = os.path.split(path)
+    state = _state(directory) if name == "checkpoint" else None
+    if state is not None:
+        latest = _latest(directory, state)
+        if latest is None:
+            raise AuditError(f"{path}: names {state.model_checkpoint_path!r}, which is not there, nor is another.")
+        return [_with_graph(latest)]
+    source = _source(path)
+    if source is None and name.endswith(".index"):
+        return [_Source(None, path.removesuffix(".index"))]  # reading it will say what is wrong with it
+    if source is None:
+        raise AuditError(
+            f"{path}: is no graph, SavedModel or checkpoint (expected a .meta, .index, .pb, .pbtxt or V1 checkpoint)."
+        )
+    return [source]
+
+
+def _search(top: str) -> list[_Source | AuditError]:
+    found: dict[str, _Source | AuditError] = {}
+    seen = set()
+    directories = [top]
+    while directories:
+        directory = directories.pop()
+        try:
+            with reading(directory, "a directory"):
+                status = os.stat(directory)
+                if (status.st_dev, status.st_ino) in seen:
+                    continue
+                seen.add((status.st_dev, status.st_ino))
+                names = sorted(os.listdir(directory))
+                directories += _below(directory, names)
+                found.update(_in_directory(directory, names))
+        except AuditError as error:
+            found[directory] = error
+    return [found[path] for path in sorted(found)]
+
+
+def _below(directory: str, names: list[str]) -> list[str]:
+    # A SavedModel's variables belong to it.
+    own = {"variables"} if {"saved_model.pb", "saved_model.pbtxt"} & set(names) else set()
+    paths = [os.path.join(directory, name) for name in names if not name.startswith(".") and name not in own]
+    return [path for path in paths if os.path.isdir(path)]
+
+
+def _in_directory(directory: str, names: list[str]) -> dict[str, _Source | AuditError]:
+    found: dict[str, _Source | AuditError] = {}
+    for name in names:
+        path = os.path.join(directory, name)
+        try:
+            source = _source_in_search(path, names)
+        except AuditError as error:
+            source = error if _meant_by_name(name) or name.endswith(".pb") else None
+        if source is not None:
+            key = path if isinstance(source, AuditError) else source.graph or source.prefix
+            found[key] = source
+    state = _state(directory)
+    latest = _latest(directory, state) if state else None
+    return _without_older(found, latest, state) if latest else found
+
+
+def _source_in_search(path: str, names: list[str]) -> _Source | None:
+    """The source a file belongs to; None for the many files that are something else."""
+    name = os.path.basename(path)
+    if re.search(r"\.(data-\d{5}-of-\d{5}|ldb|sst)$", name):  # the last two are tables of LevelDB itself
+        return None
+    if not os.path.lexists(path) or os.path.isdir(path):
+        return None
+    with reading(path, "a graph or checkpoint"):
+        if os.path.exists(path) and not stat.S_ISREG(os.stat(path).st_mode):
+            return None
+        source = _source(path)
+    prefix = name.removesuffix(".index")
+    if source is None and prefix != name and any(other.startswith(prefix + ".data-") for other in names):
+        return _with_graph(os.path.join(os.path.dirname(path), prefix))  # reading it will say what is wrong with it
+    if source is None and name.endswith(".meta") and not _is_text(first_bytes(path)):
+        return _Source(path, None)
+    return source
+
+
+def _without_older(found: dict[str, _Source | AuditError], latest: str, state: Any) -> dict[str, _Source | AuditError]:
+    """Of the steps of one model, only the latest."""
+    noted = {_basename(path) for path in state.all_model_checkpoint_paths}
+    kept: dict[str, _Source | AuditError] = {}
+    for path, source in found.items():
+        prefix = None if isinstance(source, AuditError) else _prefix(source)
+        name = os.path.basename(prefix or "")
+        if prefix is None or (_stem(name) != _stem(os.path.basename(latest)) and name not in noted):
+            kept[path] = source
+    source = _with_graph(latest)
+    if source.graph:  # MonitoredTrainingSession and estimators write the same graph as text beside it
+        kept.pop(os.path.join(os.path.dirname(latest), "graph.pbtxt"), None)
+    return {**kept, source.graph or source.prefix: source}
+
+
+def _prefix(source: _Source) -> str | None:
+    if source.prefix and not (source.graph and os.path.basename(source.graph).startswith("saved_model.")):
+        return source.prefix
+    graph = source.graph or ""
+    return graph.removesuffix(".meta") if graph.endswith(".meta") else None
+
+
+def _source(path: str) -> _Source | None:
+    """What a file is part of; None if it is none of what is read here."""
+    kinds = _kinds(path)
+    if kinds == ("table",):
+        return _with_graph(re.sub(r"\.index$|-\d{5}-of-\d{5}$", "", path))
+    if not kinds:
+        return None
+    prefix = path.removesuffix(".meta")
+    if kinds == ("saved model",):
+        prefix = os.path.join(os.path.dirname(path), "variables", "variables")
+    return _Source(path, prefix if prefix != path and _has_tensors(prefix) else None)
+
+
+def _with_graph(prefix: str) -> _Source:
+    meta = prefix + ".meta"
+    return _Source(meta if os.path.lexists(meta) else None, prefix if _has_tensors(prefix) else None)
+
+
+def _is_there(prefix: str) -> bool:
+    return os.path.lexists(prefix + ".meta") or _has_tensors(prefix)
+
+
+def _has_tensors(prefix: str) -> bool:
+    if os.path.lexists(prefix + ".index") or os.path.isfile(prefix):
+        return True
+    directory, name = os.path.split(prefix)
+    with contextlib.suppress(OSError):
+        shard = re.compile(re.escape(name) + r"-\d{5}-of-\d{5}")
+        return any(shard.fullmatch(other) for other in os.listdir(directory or "."))
+    return False
+
+
+def _meant(source: _Source | AuditError) -> bool:
+    """Whether a file that can't be read is meant to be read; if not, a search passes over it."""
+    if isinstance(source, AuditError) or source.graph is None:
+        return True
+    return _meant_by_name(source.graph) or _starts_with_node(source.graph)
+
+
+def _meant_by_name(path: str) -> bool:
+    name = os.path.basename(path)
+    return name.endswith((".meta", ".index")) or name in ("saved_model.pb", "saved_model.pbtxt")
+
+
+def _starts_with_node(path: str) -> bool:
+    try:
+        return bool(_FIRST_NODE.match(first_bytes(path)))
+    except AuditError:
+        return False
+
+
+# The file named `checkpoint`.
+
+
+def _state(directory: str) -> Any:
+    """What the `checkpoint` file of a directory says, or None if there is none that can be read."""
+    path = os.path.join(directory, "checkpoint")
+    state = protos.CheckpointState()
+    try:
+        with reading(path, "a checkpoint state"):
+            if not os.path.isfile(path) or os.path.getsize(path) > 1 << 24:
+                return None
+            with open(path, encoding="utf-8") as file:
+                text_format.Parse(file.read(), state, allow_unknown_field=True)
+    except AuditError:
+        return None
+    return state if state.model_checkpoint_path else None
+
+
+def _latest(directory: str, state: Any) -> str | None:
+    """The prefix that a state names, wherever that is by now; or else the highest step of the directory."""
+    name = state.model_checkpoint_path
+    for prefix in (os.path.join(directory, name), os.path.join(directory, _basename(name))):
+        if _basename(prefix) and _is_there(prefix):
+            return os.path.normpath(prefix) if os.path.isabs(name) else prefix
+    return _highest(directory, _stem(_basename(name)))
+
+
+def _highest(directory: str, stem: str | None = None) -> str | None:
+    """The prefix with the highest step in a directory, or the newest; of that stem, if it has any of that stem."""
+    names = {name.rpartition(".")[0] for name in os.listdir(directory or ".") if name.endswith((".index", ".meta"))}
+    names = {name for name in names if _stem(name) == stem} or names
+
+    def rank(name: str) -> tuple[int, float, str]:
+        path = os.path.join(directory, name)
+        step = re.search(r"-(\d+)$", name)
+        files = [path + suffix for suffix in (".index", ".meta") if os.path.exists(path + suffix)]
+        return int(step[1]) if step else -1, max(map(os.path.getmtime, files), default=0.0), name
+
+    return os.path.join(directory, max(names, key=rank)) if names else None
+
+
+def _other_checkpoint(path: str) -> Checkpoint:
+    if not os.path.isdir(path):
+        return read_checkpoint(path)
+    with reading(path, "a checkpoint directory"):
+        state = _state(path)
+        prefix = _latest(path, state) if state else _highest(path)
+    if prefix is None:
+        raise AuditError(f"{path}: no checkpoint is in this directory.")
+    return read_checkpoint(prefix)
+
+
+def _basename(path: str) -> str:
+    """The last part of a path of any machine, Windows' too."""
+    return re.split(r"[\\/]", path)[-1]
+
+
+def _stem(name: str) -> str:
+    """A checkpoint's name without its step."""
+    return re.sub(r"-\d+$", "", name)
+
+
+# From a file to what is in it.
+
+
+def _kinds(path: str) -> tuple[str, ...]:
+    """What a file can be by its first and last bytes: kinds to try, in order; ``("table",)``; or nothing."""
+    head = first_bytes(path)
+    with reading(path, "a graph or checkpoint"):
+        if is_table(path):
+            return ("table",)
+        return _text_kinds(head) if _is_text(head) else _binary_kinds(path, os.path.getsize(path))
+
+
+def _is_text(head: bytes) -> bool:
+    try:
+        head.decode()
+    except UnicodeDecodeError as error:
+        if error.start < len(head) - 3:  # else a sign is cut off at the end of what was read
+            return False
+    return not re.search(rb"[\0-\x08\x0b\x0e-\x1f\x7f]", head)
+
+
+def _text_kinds(head: bytes) -> tuple[str, ...]:
+    first = re.match(rb"(?:\xef\xbb\xbf)?(?:\s|#[^\n]*\n)*(\w+)\s*[:{<]", head)
+    return next((kinds for names, kinds in _FIRST_FIELDS.items() if first and first[1].decode() in names.split()), ())
+
+
+def _binary_kinds(path: str, size: int) -> tuple[str, ...]:
+    """Tells TensorFlow's messages apart by the numbers and wire types of their first fields."""
+    with open(path, "rb") as file:
+        fields = list(itertools.islice(_fields(file, size), 64))
+    if not fields or None in fields:
+        return ()
+    numbers = [number for number, _ in fields]
+    if fields[0] == (1, 0):
+        return ("saved model",) if set(fields[1:]) <= {(2, 2)} else ()
+    if not set(fields) <= {(1, 2), (2, 2), (3, 0), (3, 2), (4, 2), (5, 2), (6, 2), (7, 2), (8, 2)}:
+        return ()
+    return ("meta graph", "graph") if 2 in numbers and numbers.count(1) <= 1 else ("graph",)
+
+
+def _fields(file, size: int) -> Iterator[tuple[int, int] | None]:
+    """Number and wire type of a message's fields; None where it is no message. What is beyond the end is not missed:
+    a truncated graph is to be told from what is no graph."""
+    position = 0
+    while position < size:
+        file.seek(position)
+        data = file.read(20)
+        try:
+            tag, end = varint(data, 0)
+            value, end = varint(data, end)
+        except IndexError:
+            return
+        except ValueError:
+            tag = value = 0
+        number, wire = tag >> 3, tag & 7
+        if not number or wire not in (0, 2):
+            yield None
+            return
+        yield number, wire
+        position += end + (value if wire == 2 else 0)
+
+
+def _parse(path: str) -> tuple[str, list[Any]]:
+    """A graph file's kind and meta graphs."""
+    kinds = _kinds(path)
+    if os.path.getsize(path) >= 1 << 31:
+        raise AuditError(f"{path}: is larger than 2 GB, which no protobuf message can be.")
+    errors = []
+    for kind in kinds:
+        try:
+            with reading(path, f"a {kind}"):
+                return kind, _parse_as(kind, path)
+        except AuditError as error:
+            errors.append(error)
+    raise errors[0] if errors else AuditError(f"{path}: is no graph or SavedModel.")
+
+
+def _parse_as(kind: str, path: str) -> list[Any]:
+    saved = protos.SavedModel()
+    single = protos.MetaGraphDef()
+    message = {"saved model": saved, "meta graph": single, "graph": single.graph_def}[kind]
+    with open(path, "rb") as file:
+        data = file.read()
+    if _is_text(data[:4096]):
+        text_format.Parse(data.decode("utf-8-sig"), message, allow_unknown_field=True)
+    else:
+        message.ParseFromString(data)
+    graphs = list(saved.meta_graphs) if kind == "saved model" else [single]
+    if not any(graph.graph_def.node for graph in graphs):
+        raise ValueError("it has no nodes")
+    for graph in graphs:
+        # A look at the first is enough to tell a graph from other messages, and costs nothing in one of a million nodes.
+        if not all(node.name and node.op for node in graph.graph_def.node[:1000]):
+            raise ValueError("it has nodes without a name or an op")
+    return graphs
+
+
+_FIRST_FIELDS = {
+    "node library version versions": ("graph",),
+    "meta_info_def graph_def saver_def collection_def signature_def": ("meta graph",),
+    "saved_model_schema_version meta_graphs": ("saved model",),
+}
+_FIRST_NODE = re.compile(rb"\n[\x80-\xff]{0,4}[\0-\x7f]\n.[\w.\\/>-]+\x12.[A-Z_]\w*", re.DOTALL)
+"""How a GraphDef starts: a node with a name and an op."""

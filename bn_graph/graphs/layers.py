@@ -1,0 +1,204 @@
+"""Puts a graph's normalizations and updates together into layers: what shares statistics is one layer.
+
+A layer may normalize in many places: in both branches of a cond, in a training copy and a sampler of a generator, in
+each tower. Places belong together when they read the same population statistics, or when their batches go into the same
+ones; a place that does neither belongs to the layer whose gamma or beta it uses.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from bn_graph.graphs.graph import ABSENT, Graph, Ref
+from bn_graph.graphs.normalizations import Normalization
+from bn_graph.graphs.updates import Update, find_updates, targets
+
+__all__ = ["Layer", "find_layers"]
+
+
+class Layer(NamedTuple):
+    """A batch norm layer.
+
+    Attributes:
+        name: the scope of its statistics, else of its gamma and beta, else of its ops.
+        places: where it normalizes.
+        means, variances: the variables of its population statistics; more than one of each where towers keep their own.
+        gammas, betas: its other variables.
+        updates: the ops that move `means` and `variances` (or a helper of theirs) toward batch statistics.
+    """
+
+    name: str
+    places: tuple[Normalization, ...]
+    means: tuple[int, ...]
+    variances: tuple[int, ...]
+    gammas: tuple[int, ...]
+    betas: tuple[int, ...]
+    updates: tuple[Update, ...]
+
+    @property
+    def statistics(self) -> tuple[int, ...]:
+        """The variables of its population statistics."""
+        return self.means + self.variances
+
+    @property
+    def parameters(self) -> tuple[int, ...]:
+        """The variables of gamma and beta."""
+        return self.gammas + self.betas
+
+
+def find_layers(graph: Graph, normalizations: Sequence[Normalization]) -> list[Layer]:
+    """The layers of a graph, in its order, with names that differ.
+
+    Args:
+        graph: the graph.
+        normalizations: from `normalizations.find_normalizations`.
+    """
+    kinds = _statistics(normalizations)
+    moved: dict[Ref, set[int]] = {}
+    updates: dict[object, list[Update]] = {}
+    for update in find_updates(graph, targets(graph), kinds, _read(normalizations)):
+        for ref in update.statistics:
+            moved.setdefault(ref, set()).add(update.variable)
+        for key in (update.variable, *update.statistics):
+            updates.setdefault(key, []).append(update)
+    groups = _grouped([place for place in normalizations if place.over_examples or _is_averaged(place, moved)], moved)
+    return _named_apart(graph, [_layer(graph, places, updates) for places in groups])
+
+
+def _read(normalizations: Iterable[Normalization]) -> set[int]:
+    """The variables that anything is normalized by."""
+    return {source.node for place in normalizations for source in place.sources() if source.kind == "variable"}
+
+
+def _is_averaged(place: Normalization, moved: Mapping[Ref, set[int]]) -> bool:
+    """Whether population statistics take in its batches': so with ghost batches, never with layer normalization."""
+    return any(source.statistic is not None and source.statistic.ref in moved for source in place.sources())
+
+
+def _statistics(normalizations: Iterable[Normalization]) -> dict[Ref, str]:
+    """The batch statistics that anything is normalized by, with their kinds."""
+    found = {}
+    for place in normalizations:
+        for sources, kind in ((place.mean, "mean"), (place.variance, "variance")):
+            found.update({source.statistic.ref: kind for source in sources if source.statistic is not None})
+    return found
+
+
+class _Groups:
+    """Sets of keys that are joined step by step (union-find)."""
+
+    def __init__(self) -> None:
+        self._parent: dict[object, object] = {}
+
+    def root(self, key: object) -> object:
+        """The key that stands for all that are joined to `key`."""
+        parent = self._parent
+        while parent.setdefault(key, key) != key:
+            parent[key] = parent[parent[key]]
+            key = parent[key]
+        return key
+
+    def join(self, first: object, second: object) -> None:
+        """Makes one set of two."""
+        self._parent[self.root(second)] = self.root(first)
+
+
+def _grouped(normalizations: Sequence[Normalization], moved: Mapping[Ref, set[int]]) -> list[list[Normalization]]:
+    """Places that share a statistic's variable; then those without any, by gamma and beta."""
+    groups, owners, without = _Groups(), {}, []
+    for number, place in enumerate(normalizations):
+        variables = _variables(place, moved)
+        for found in variables:
+            groups.join(("variable", found), number)
+        if not variables:
+            without.append(number)
+            continue
+        for parameter in (place.gamma, place.beta):
+            owners.setdefault(parameter, []).append(number)
+    for number in without:
+        place = normalizations[number]
+        parameter = place.gamma if place.gamma is not None else place.beta
+        if parameter is None:
+            groups.join(
+                ("inputs", place.inputs if place.inputs != ABSENT else number), number
+            )  # both sides of a frozen cond
+            continue
+        owning = {groups.root(owner) for owner in owners.get(parameter, ())}
+        # A gamma that several layers share (the steps of a recurrent network) tells nothing.
+        groups.join(owning.pop() if len(owning) == 1 else ("parameter", parameter), number)
+    members: dict[object, list[Normalization]] = {}
+    for number, place in enumerate(normalizations):
+        members.setdefault(groups.root(number), []).append(place)
+    return list(members.values())
+
+
+def _variables(place: Normalization, moved: Mapping[Ref, set[int]]) -> set[int]:
+    """The statistics' variables of a place: those it reads, and those its batches go into."""
+    read = {source.node for source in place.sources() if source.kind == "variable"}
+    refs = [source.statistic.ref for source in place.sources() if source.statistic is not None]
+    return read.union(*(moved.get(ref, set()) for ref in refs))
+
+
+def _layer(graph: Graph, places: Sequence[Normalization], updates: Mapping[object, list[Update]]) -> Layer:
+    """A layer of these places; `updates` by the variable they assign, and by each statistic they take in."""
+    own = {source.statistic.ref for place in places for source in place.sources() if source.statistic is not None}
+    read = {
+        kind: list(
+            dict.fromkeys(source.node for place in places for source in sides(place) if source.kind == "variable")
+        )
+        for kind, sides in (("mean", lambda place: place.mean), ("variance", lambda place: place.variance))
+    }
+    keys = [*own, *read["mean"], *read["variance"]]
+    of_layer = sorted({update for key in keys for update in updates.get(key, ())})
+    moved = {kind: _primary(graph, [u for u in of_layer if u.kind == kind]) for kind in ("mean", "variance")}
+    means, variances = (tuple(read[kind] or moved[kind]) for kind in ("mean", "variance"))
+    # What else takes the batch in (a variable between, an optimizer's norm of the weights) is no update of these.
+    of_layer = [update for update in of_layer if update.variable in means + variances] or of_layer
+    gammas, betas = (
+        tuple(dict.fromkeys(value for place in places if (value := getattr(place, name)) is not None))
+        for name in ("gamma", "beta")
+    )
+    name = _name(graph, means[:1] + variances[:1]) or _name(graph, gammas[:1] + betas[:1])
+    name = name or graph.names[places[0].node].rpartition("/")[0]
+    return Layer(name or graph.names[places[0].node], tuple(places), means, variances, gammas, betas, tuple(of_layer))
+
+
+def _primary(graph: Graph, updates: Sequence[Update]) -> list[int]:
+    """The variables that average, if any do; without helpers named after another, such as ``moving_mean/biased``."""
+    averaging = [update.variable for update in updates if not update.holds]
+    variables = dict.fromkeys(averaging or [update.variable for update in updates])
+    names = {node: graph.names[node] for node in variables}
+    return [
+        node
+        for node, name in names.items()
+        if not any(name.startswith(f"{other}/") for other in names.values() if other != name)
+    ]
+
+
+def _name(graph: Graph, variables: Sequence[int]) -> str:
+    """The scope that variables share; of a single one, its own."""
+    paths = [graph.names[node].split("/")[:-1] for node in variables]
+    if not paths:
+        return ""
+    shared = paths[0]
+    for path in paths[1:]:
+        same = [a == b for a, b in zip(shared, path, strict=False)]
+        shared = shared[: same.index(False) if False in same else len(same)]
+    return "/".join(shared)
+
+
+def _named_apart(graph: Graph, layers: Sequence[Layer]) -> list[Layer]:
+    """Layers whose variables share one scope go by the scopes of their ops, or by a variable."""
+    counts: dict[str, int] = {}
+    for layer in layers:
+        counts[layer.name] = counts.get(layer.name, 0) + 1
+    named, taken = [], set()
+    for layer in layers:
+        name = layer.name
+        if counts[name] > 1:
+            first = (layer.means + layer.parameters)[:1]
+            name = graph.names[first[0]] if first else graph.names[layer.places[0].node]
+        while name in taken:
+            name += "'"
+        taken.add(name)
+        named.append(layer._replace(name=name))
+    return named

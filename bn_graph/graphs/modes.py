@@ -1,0 +1,201 @@
+"""What a graph does at inference: how its switches stand, what is dead then, which outputs there are, what they use.
+
+A switch that chooses between batch and population statistics is taken to stand on population; a constant, a fed or (in a
+SavedModel) a defaulted predicate stands as it must. With that, the same rules as the runtime's hold: a node is dead if
+an input is, a ``Merge`` passes on what lives, and everything upstream of an output that is not dead runs, wanted or not.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from bn_graph.graphs.graph import Graph, Ref, Uses, closure
+from bn_graph.graphs.layers import Layer
+from bn_graph.graphs.normalizations import Normalization, Source
+from bn_graph.graphs.values import CONDS, MERGES, SELECTS, SWITCHES, Choice, choice, truth
+
+__all__ = ["Alternative", "Modes", "alternatives", "modes", "runs", "sinks", "values_used"]
+
+_NO_OUTPUTS = ("Assign", "Save", "Restore", "NoOp", "Assert", "Print", "Shape", "Rank", "Size", "VarIsInitialized")
+
+
+class Alternative(NamedTuple):
+    """One way in which a layer may normalize at a place: by the batch or not, under these choices."""
+
+    place: Normalization
+    source: Source
+    choices: frozenset[Choice]
+
+    @property
+    def by_batch(self) -> bool:
+        """Whether by the batch's statistics."""
+        return self.source.kind == "batch"
+
+
+class Modes(NamedTuple):
+    """How the switches stand.
+
+    Attributes:
+        known: predicates' nodes and their values at inference.
+        chosen: those of `known` that were taken to stand on population, and could be otherwise.
+        dead: nodes that can't run then.
+        not_called: (node, part) of functions that are not called then.
+    """
+
+    known: dict[int, bool]
+    chosen: frozenset[int]
+    dead: frozenset[int]
+    not_called: frozenset[tuple[int, str]]
+
+    def allows(self, alternative: Alternative) -> bool:
+        """Whether an alternative is open when the switches stand so."""
+        return all(self.known.get(node, value) == value for node, value in alternative.choices)
+
+
+def alternatives(layer: Layer) -> Iterator[Alternative]:
+    """All ways in which a layer may normalize; those that no switch can allow are left out."""
+    for place in layer.places:
+        for source in place.variance or place.mean:
+            choices = place.choices | source.choices
+            if len({node for node, _ in choices}) == len(choices):
+                yield Alternative(place, source, choices)
+
+
+def modes(graph: Graph, uses: Uses, layers: Iterable[Layer], feeds: Mapping[int, bool | float]) -> Modes:
+    """Decides how the switches stand at inference.
+
+    Args:
+        graph, uses, layers: as found before.
+        feeds: what is known of placeholders and other nodes, by the caller or by default.
+    """
+    votes: dict[int, list[bool]] = {}
+    for layer in layers:
+        ways = list(alternatives(layer))
+        by_batch = {taken for way in ways if way.by_batch for taken in way.choices}
+        for way in ways:
+            if not way.by_batch:
+                for node, value in way.choices:
+                    if (node, not value) in by_batch:
+                        votes.setdefault(node, []).append(value)
+    fixed = {node: value for node in votes if (value := truth(graph, node, feeds)) is not None}
+    chosen = {node: 2 * sum(values) > len(values) for node, values in votes.items() if node not in fixed}
+    known = _all_known(graph, {**feeds, **chosen}) | fixed | chosen
+    not_called = frozenset(_not_called(graph, known))
+    return Modes(known, frozenset(chosen), _dead(graph, uses, known), not_called)
+
+
+def _all_known(graph: Graph, known: Mapping[int, bool | float]) -> dict[int, bool]:
+    """The values of all predicates of the graph that follow from what is known."""
+    found = {}
+    for node in _predicates(graph):
+        if node not in found and (value := truth(graph, node, known)) is not None:
+            found[node] = value
+    return found
+
+
+def _predicates(graph: Graph) -> Iterator[int]:
+    for node, op in enumerate(graph.ops):
+        place = 1 if op in SWITCHES else 0 if op in CONDS or op in SELECTS else None
+        if place is not None and len(graph.inputs[node]) > place:
+            decided = choice(graph, graph.inputs[node][place], True)
+            if decided is not None:
+                yield decided[0]
+
+
+def _not_called(graph: Graph, known: Mapping[int, bool]) -> Iterator[tuple[int, str]]:
+    for node in graph.calls:
+        if graph.ops[node] in CONDS and graph.inputs[node]:
+            decided = choice(graph, graph.inputs[node][0], True)
+            if decided is not None and decided[0] in known:
+                yield node, "else" if known[decided[0]] == decided[1] else "then"
+
+
+def _dead(graph: Graph, uses: Uses, known: Mapping[int, bool]) -> frozenset[int]:
+    """Nodes that a decided switch keeps from running, control flow v1."""
+    dead: set[int] = set()
+    pending = []
+    for node, op in enumerate(graph.ops):
+        if op in SWITCHES and len(graph.inputs[node]) > 1:
+            decided = choice(graph, graph.inputs[node][1], True)
+            if decided is not None and decided[0] in known:
+                losing = 0 if known[decided[0]] == decided[1] else 1
+                pending.extend(user for user, _, port in uses.data[node] if port == losing)
+    waiting: dict[int, int] = {}
+    while pending:
+        node = pending.pop()
+        if node in dead:
+            continue
+        if graph.ops[node] in MERGES:
+            waiting[node] = waiting.get(node, 0) + 1
+            if waiting[node] < len(graph.inputs[node]):
+                continue
+        dead.add(node)
+        pending.extend(user for user, place, _ in uses.data[node] if place >= 0)
+        pending.extend(uses.control[node])
+    return frozenset(dead)
+
+
+def runs(graph: Graph, starts: Iterable[int], modes: Modes) -> set[int]:
+    """Every node that runs at inference when `starts` are run."""
+    return closure(graph, starts, modes.not_called) - modes.dead
+
+
+def values_used(graph: Graph, starts: Iterable[int], modes: Modes) -> set[int]:
+    """Every node whose value goes into that of `starts` at inference: over data edges, the dead side of choices left out."""
+    reached: set[int] = set()
+    seen: set[Ref] = set()
+    pending = [(node, port) for node in starts for port in _ports(graph, node)]
+    while pending:
+        ref = pending.pop()
+        node = ref[0]
+        if ref in seen or node < 0 or node in modes.dead:
+            continue
+        seen.add(ref)
+        reached.add(node)
+        pending.extend(_into(graph, ref, modes))
+    return reached
+
+
+def _ports(graph: Graph, node: int) -> range:
+    return range(max([len(call.results) for call in graph.calls.get(node, ())], default=1))
+
+
+def _into(graph: Graph, ref: Ref, modes: Modes) -> list[Ref]:
+    """The tensors that a tensor's value comes from."""
+    node, port = ref
+    sources = graph.inputs[node]
+    if node in graph.calls:
+        called = [call for call in graph.calls[node] if (node, call.part) not in modes.not_called]
+        results = [call.results[port] for call in called if port < len(call.results)]
+        loops = [source for source in sources if graph.ops[node] in ("While", "StatelessWhile")]
+        return results + loops + (sources[:1] if len(called) > 1 else [])
+    if graph.ops[node] in SELECTS and len(sources) == 3:
+        decided = choice(graph, sources[0], True)
+        if decided is not None and decided[0] in modes.known:
+            return [sources[1] if modes.known[decided[0]] == decided[1] else sources[2]]
+    return sources
+
+
+def sinks(graph: Graph, uses: Uses, starts: Sequence[Ref], passed_over: frozenset[int]) -> list[int]:
+    """The last nodes that the values of `starts` go into: what a program would fetch.
+
+    Assigns, summaries, savers, shapes and gradients are no outputs, nor is anything in `passed_over`, nor a value that
+    is only assigned.
+    """
+    found, seen = [], set()
+    pending = [user for node, port in starts for user, _, used in uses.data[node] if used == port]
+    while pending:
+        node = pending.pop()
+        if node in seen or node in passed_over or _is_no_output(graph, node):
+            continue
+        seen.add(node)
+        users = [user for user, _, _ in uses.data[node] if user not in passed_over]
+        going_on = [user for user in users if not _is_no_output(graph, user)]
+        pending.extend(going_on)
+        if not going_on and not any(graph.ops[user].startswith("Assign") for user in users):
+            found.append(node)
+    return sorted(found)
+
+
+def _is_no_output(graph: Graph, node: int) -> bool:
+    op, name = graph.ops[node], graph.names[node]
+    return op.startswith(_NO_OUTPUTS) or "Summary" in op or "Grad" in op or "gradients" in name

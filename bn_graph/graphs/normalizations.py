@@ -1,0 +1,478 @@
+"""Finds the places of a graph where values are normalized by a mean and a variance: fused, global and written out.
+
+The search starts at what no other code has: a fused kernel, or the root of a variance plus epsilon that something is
+divided by. From the root it looks up for what the variance is (a batch statistic, a variable, a choice between them) and
+down for what is normalized, by which mean, gamma and beta. Layer, instance and group normalization reduce other
+dimensions than the examples and have no population statistics; `layers.find_layers` leaves them out.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+from bn_graph.graphs.graph import ABSENT, VARIABLES, Graph, Ref, Uses
+from bn_graph.graphs.statistics import FUSED, BatchStatistic, is_training_kernel, recognize
+from bn_graph.graphs.values import FORWARDS, Choice, Leaf, branches, constant, constant_node, leaves, strip, variable
+
+__all__ = ["Normalization", "Source", "find_normalizations"]
+
+_GLOBAL = frozenset({"BatchNormWithGlobalNormalization"})
+_DIVISIONS = frozenset({"RealDiv", "Div", "DivNoNan"})
+_ADDITIONS = frozenset({"Add", "AddV2", "BiasAdd"})
+_MOST_STEPS = 64
+_MOST_FOLLOWING = 5_000
+
+Branches = Sequence[frozenset[Choice]]
+"""Of each node, the choices under which it runs."""
+
+
+class Source(NamedTuple):
+    """One of the places that a statistic may come from.
+
+    Attributes:
+        kind: ``batch``, ``variable``, ``constant`` or ``other``.
+        node: the variable's, or the one that makes the value.
+        choices: how switches must stand for it.
+        statistic: of a ``batch`` source, which.
+    """
+
+    kind: str
+    node: int
+    choices: frozenset[Choice]
+    statistic: BatchStatistic | None = None
+
+
+class Normalization(NamedTuple):
+    """A place where values are normalized.
+
+    Attributes:
+        node: the kernel, or the root.
+        kernel: as `LayerRow.kernel`.
+        inputs, outputs: tensors; `ABSENT` inputs where they can't be told.
+        mean, variance: where its statistics may come from.
+        gamma, beta: variables' nodes, or None.
+        epsilon: or None where it is no constant.
+        choices: the switches that decide whether it runs at all.
+    """
+
+    node: int
+    kernel: str
+    inputs: Ref
+    outputs: Ref
+    mean: tuple[Source, ...]
+    variance: tuple[Source, ...]
+    gamma: int | None
+    beta: int | None
+    epsilon: float | None
+    choices: frozenset[Choice]
+
+    @property
+    def over_examples(self) -> bool:
+        """Whether its statistics, where they are computed, are over the first dimension.
+
+        Those of layer and instance normalization are not; nor are those of ghost batches, which layers average again.
+        """
+        return all(source.statistic is None or source.statistic.over_examples for source in self.sources())
+
+    def sources(self) -> Iterator[Source]:
+        """Of both statistics."""
+        yield from self.mean
+        yield from self.variance
+
+
+def find_normalizations(graph: Graph, uses: Uses) -> list[Normalization]:
+    """All batch normalizations of a graph, in its order.
+
+    Args:
+        graph, uses: as made by `graph.build` and `graph.uses`.
+    """
+    found = []
+    under = branches(graph)
+    for node, op in enumerate(graph.ops):
+        if op in FUSED and len(graph.inputs[node]) >= 3:
+            if not _scales_examples(graph, node):
+                found.append(_fused(graph, node, under))
+        elif op in _GLOBAL and len(graph.inputs[node]) >= 5:
+            found.append(_global(graph, node, under))
+        elif op in ("Rsqrt", "Sqrt", "Pow"):
+            normalization = _written_out(graph, uses, node, under)
+            if normalization is not None:
+                found.append(normalization)
+    return found
+
+
+def _sources(graph: Graph, ref: Ref, under: Branches) -> tuple[Source, ...]:
+    found = leaves(graph, ref, lambda inner: recognize(graph, inner) is not None, under)
+    return tuple(_source(graph, leaf) for leaf in found)
+
+
+def _source(graph: Graph, leaf: Leaf) -> Source:
+    statistic = recognize(graph, leaf.ref)
+    if statistic is not None:
+        return Source("batch", leaf.ref[0], leaf.choices, statistic)
+    op = graph.ops[leaf.ref[0]]
+    kind = "variable" if op in VARIABLES else "constant" if op == "Const" else "other"
+    return Source(kind, leaf.ref[0], leaf.choices)
+
+
+def _scales_examples(graph: Graph, node: int) -> bool:
+    """Whether a kernel's channels are really examples, as where layer normalization uses it: their number is computed."""
+    scale, _ = strip(graph, graph.inputs[node][1])
+    return scale >= 0 and graph.ops[scale] in ("Fill", "OnesLike") and constant(graph, (scale, 0)) is None
+
+
+def _fused(graph: Graph, node: int, under: Branches) -> Normalization:
+    sources = graph.inputs[node]
+    if is_training_kernel(graph, node):
+        mean, variance = (recognize(graph, (node, port)) for port in (1, 2))
+        statistics = [(Source("batch", node, frozenset(), statistic),) for statistic in (mean, variance)]
+    else:
+        statistics = [_sources(graph, ref, under) for ref in (sources[3:5] if len(sources) >= 5 else [ABSENT, ABSENT])]
+    epsilon = graph.protos[node].attr["epsilon"].f if "epsilon" in graph.protos[node].attr else 1e-4
+    return Normalization(
+        node,
+        FUSED[graph.ops[node]],
+        strip(graph, sources[0]),
+        (node, 0),
+        *statistics,
+        variable(graph, sources[1]),
+        variable(graph, sources[2]),
+        epsilon,
+        under[node],
+    )
+
+
+def _global(graph: Graph, node: int, under: Branches) -> Normalization:
+    inputs, mean, variance, beta, gamma = graph.inputs[node][:5]
+    return Normalization(
+        node,
+        "global",
+        strip(graph, inputs),
+        (node, 0),
+        _sources(graph, mean, under),
+        _sources(graph, variance, under),
+        variable(graph, gamma),
+        variable(graph, beta),
+        graph.protos[node].attr["variance_epsilon"].f,
+        under[node],
+    )
+
+
+# --- Written out with a root ------------------------------------------------------------------------------------------
+
+
+class _Use(NamedTuple):
+    """What is done with the reciprocal root: the product (or quotient), and what went into it beside the root."""
+
+    inputs: Ref
+    mean: Ref | None
+    gamma: int | None
+    outputs: Ref
+    beta: int | None
+
+
+def _written_out(graph: Graph, uses: Uses, node: int, under: Branches) -> Normalization | None:
+    squared = _under_root(graph, node)
+    if squared is None:
+        return None
+    variance, epsilon = squared
+    of_variance = _sources(graph, variance, under)
+    if not _may_be_variance(graph, of_variance):
+        return None
+    use = _use(graph, uses, node, of_variance)
+    if use is None:
+        return None
+    mean = _sources(graph, use.mean, under) if use.mean is not None else ()
+    found = Normalization(
+        node,
+        "moments",
+        use.inputs,
+        use.outputs,
+        mean,
+        of_variance,
+        use.gamma,
+        use.beta,
+        epsilon,
+        under[node],
+    )
+    return found if _is_batch_norm(graph, uses, found) else None
+
+
+def _under_root(graph: Graph, node: int) -> tuple[Ref, float | None] | None:
+    """The variance and epsilon of a root √(variance + epsilon), or of its reciprocal."""
+    sources = graph.inputs[node]
+    if graph.ops[node] == "Pow":
+        exponent = constant_node(graph, sources[1]) if len(sources) == 2 else None
+        if exponent is None or exponent.size != 1 or abs(exponent.reshape(-1)[0]) != 0.5:
+            return None
+    if not sources:
+        return None
+    inner = strip(graph, sources[0])
+    if inner[0] < 0:
+        return None
+    terms = graph.inputs[inner[0]]
+    if graph.ops[inner[0]] in ("Add", "AddV2", "Maximum") and len(terms) == 2 and recognize(graph, inner) is None:
+        for term, other in (terms, terms[::-1]):
+            value = constant_node(graph, other)
+            if value is not None and value.size == 1:
+                return term, float(value.reshape(-1)[0])
+    return sources[0], 0.0 if graph.ops[node] == "Rsqrt" else None
+
+
+def _may_be_variance(graph: Graph, sources: Iterable[Source]) -> bool:
+    """A variable, or a variance; not the scale of a gradient, nor a variance of weights."""
+    return any(
+        source.kind == "variable"
+        or (source.kind == "batch" and source.statistic.kind == "variance" and not _of_weights(graph, source.statistic))
+        for source in sources
+    )
+
+
+def _of_weights(graph: Graph, statistic: BatchStatistic) -> bool:
+    return any(variable(graph, ref) is not None for ref in statistic.inputs)
+
+
+def _use(graph: Graph, uses: Uses, root: int, of_variance: tuple[Source, ...]) -> _Use | None:
+    """Follows the reciprocal root down to what it multiplies, or the root to what it divides.
+
+    Gradients multiply by the root too. They are made after what they are gradients of, so the first product it is.
+    """
+    products, means, gammas = [], [], []
+    is_factor = _factors(graph, of_variance)
+    divides = graph.ops[root] == "Sqrt" or (graph.ops[root] == "Pow" and _exponent(graph, root) > 0)
+    pending, seen = [((root, 0), divides)], set()
+    while pending and len(seen) < _MOST_STEPS:
+        ref, divides = pending.pop()
+        if ref in seen:
+            continue
+        seen.add(ref)
+        for user, place, port in uses.data[ref[0]]:
+            if port != ref[1]:
+                continue
+            if place == 0 and graph.ops[user] in FORWARDS:
+                pending.append(((user, 0), divides))
+            elif divides and graph.ops[user] in ("Reciprocal", "Inv"):
+                pending.append(((user, 0), False))
+            elif divides and _adds_epsilon(graph, user, place):
+                pending.append(((user, 0), True))
+            elif _takes_root(graph, user, place, divides):
+                other = graph.inputs[user][1 - place]
+                negated = _negated(graph, other)
+                if not divides and (negated is not None or _is_mean_term(graph, uses, user)):
+                    means.append((user, negated or other))
+                elif is_factor(other):
+                    gammas.append((user, other))
+                    pending.append(((user, 0), False))
+                else:
+                    products.append((user, other))
+    if not products:
+        return None
+    mean = min(means)[1] if means else None
+    gamma = _parameter(graph, min(gammas)[1]) if gammas else None
+    return _completed(graph, uses, min(products), mean, gamma)
+
+
+def _takes_root(graph: Graph, user: int, place: int, divides: bool) -> bool:
+    """Whether `user` divides by the root, or multiplies by its reciprocal."""
+    if len(graph.inputs[user]) != 2 or place < 0:
+        return False
+    return (graph.ops[user] in _DIVISIONS and place == 1) if divides else graph.ops[user] == "Mul"
+
+
+def _adds_epsilon(graph: Graph, user: int, place: int) -> bool:
+    """Whether an epsilon is added outside of the root, as √variance + epsilon."""
+    if graph.ops[user] not in ("Add", "AddV2", "Maximum") or place not in (0, 1):
+        return False
+    value = constant_node(graph, graph.inputs[user][1 - place])
+    return value is not None and value.size == 1
+
+
+def _exponent(graph: Graph, node: int) -> float:
+    return float(constant_node(graph, graph.inputs[node][1]).reshape(-1)[0])
+
+
+def _factors(graph: Graph, of_variance: tuple[Source, ...]) -> Callable[[Ref], bool]:
+    """Tells whether what is multiplied by the root is a gamma, and not yet what is normalized.
+
+    With a batch's variance it is known what is normalized: what the variance is of. Anything else is a gamma, be it
+    computed, as the r·gamma of batch renormalization is. Without one, a gamma is a variable or a constant.
+    """
+    normalized = {ref for source in of_variance if source.statistic for ref in source.statistic.inputs}
+
+    def is_factor(ref: Ref) -> bool:
+        return not _is_values(graph, ref, normalized) if normalized else _is_scale(graph, ref)
+
+    return is_factor
+
+
+def _is_values(graph: Graph, ref: Ref, normalized: Collection[Ref]) -> bool:
+    """Whether a tensor is what is normalized: x itself, x − mean, or gamma·(x − mean)."""
+    ref = strip(graph, ref)
+    node, _ = ref
+    if node < 0 or ref in normalized:
+        return node >= 0
+    sources = graph.inputs[node]
+    if graph.ops[node] == "Sub":
+        return strip(graph, sources[0]) in normalized
+    return graph.ops[node] == "Mul" and any(
+        strip(graph, source) in normalized or _is_centred(graph, source, normalized) for source in sources
+    )
+
+
+def _is_centred(graph: Graph, ref: Ref, normalized: Collection[Ref]) -> bool:
+    node, _ = strip(graph, ref)
+    return node >= 0 and graph.ops[node] == "Sub" and strip(graph, graph.inputs[node][0]) in normalized
+
+
+def _parameter(graph: Graph, ref: Ref) -> int | None:
+    """The variable that a gamma or beta is, or is computed from with one product or sum: r·gamma, d·gamma + beta."""
+    direct = variable(graph, ref)
+    node, _ = strip(graph, ref)
+    if direct is not None or node < 0 or graph.ops[node] not in ("Mul", *_ADDITIONS):
+        return direct
+    return next((found for source in graph.inputs[node] if (found := variable(graph, source)) is not None), None)
+
+
+def _is_scale(graph: Graph, ref: Ref) -> bool:
+    """Whether a factor is a variable or a constant of a channel each, and so a gamma and no activation."""
+    value = constant_node(graph, ref)
+    return variable(graph, ref) is not None or (value is not None and sum(size > 1 for size in value.shape) < 2)
+
+
+def _negated(graph: Graph, ref: Ref) -> Ref | None:
+    """The mean of −mean·gamma/√…, as ``tf.nn.batch_normalization`` writes it where there is no beta."""
+    node, _ = strip(graph, ref)
+    return graph.inputs[node][0] if node >= 0 and graph.ops[node] == "Neg" and graph.inputs[node] else None
+
+
+def _is_mean_term(graph: Graph, uses: Uses, node: int) -> bool:
+    """Whether a product is taken off something: mean·gamma/√… of ``tf.nn.batch_normalization``."""
+    users = [(graph.ops[user], place) for user, place, _ in uses.data[node]]
+    return any((op == "Sub" and place == 1) or op == "Neg" for op, place in users)
+
+
+def _completed(graph: Graph, uses: Uses, product: tuple[int, Ref], mean: Ref | None, gamma: int | None) -> _Use | None:
+    """From the product on: the centred inputs before it, gamma and beta after it."""
+    node, values = product
+    inputs = strip(graph, values)
+    if inputs[0] >= 0 and graph.ops[inputs[0]] == "Mul" and mean is None:  # gamma·(x − mean)/√…
+        for source, other in (graph.inputs[inputs[0]], graph.inputs[inputs[0]][::-1]):
+            if variable(graph, source) is not None and gamma is None:
+                gamma, inputs = variable(graph, source), strip(graph, other)
+    if inputs[0] >= 0 and graph.ops[inputs[0]] in ("Sub", "SquaredDifference") and mean is None:
+        inputs, mean = graph.inputs[inputs[0]][:2]
+        inputs = strip(graph, inputs)
+    if mean is None:
+        return None
+    outputs, beta = (node, 0), None
+    for _ in range(6):
+        step = _next_parameter(graph, uses, outputs[0])
+        if step is None:
+            break
+        user, role, parameter = step
+        outputs = (user, 0)
+        gamma = parameter if role == "gamma" and gamma is None else gamma
+        beta = parameter if role == "beta" and beta is None else beta
+        if beta is not None:
+            break
+    return _Use(inputs, mean, gamma, outputs, beta)
+
+
+def _next_parameter(graph: Graph, uses: Uses, node: int) -> tuple[int, str, int | None] | None:
+    """The next scaling or offset after `node`, if that is what follows."""
+    for user, place, _ in uses.data[node]:
+        op, sources = graph.ops[user], graph.inputs[user]
+        if place == 0 and op in FORWARDS - {"Transpose"} and len(uses.data[node]) <= 2:
+            return user, "", None
+        if len(sources) != 2 or place < 0:
+            continue
+        other = sources[1 - place]
+        if op == "Mul" and (parameter := variable(graph, other)) is not None:
+            return user, "gamma", parameter
+        if op in _ADDITIONS or (op == "Sub" and place == 0):
+            if (parameter := variable(graph, other)) is not None:
+                return user, "beta", parameter
+            term, _ = strip(graph, other)
+            if term >= 0 and graph.ops[term] == "Sub" and len(graph.inputs[term]) == 2:  # beta − mean·…
+                return user, "beta", _parameter(graph, graph.inputs[term][0])
+            if term >= 0 and graph.ops[term] in ("Neg", "Mul"):  # −mean·…
+                return user, "beta", None
+    return None
+
+
+def _is_batch_norm(graph: Graph, uses: Uses, found: Normalization) -> bool:
+    """Tells batch norm from other things that are centred and scaled.
+
+    A variance from variables alone must come with a mean from variables (an optimizer's accumulator does not). Batch
+    statistics must be of what is normalized, and leave a dimension for the channels. What has neither parameters nor
+    stored statistics must lead to further layers: losses standardize too.
+    """
+    whole = recognize(graph, found.inputs)
+    if whole is not None and whole.axes is not None and whole.over_examples:
+        return False  # a batch's mean, standardized, as for batch renormalization's d
+    batch = [source for source in found.variance if source.kind == "batch"]
+    stored = [source for source in found.variance if source.kind == "variable"]
+    if not batch:
+        return bool(stored) and any(source.kind == "variable" for source in found.mean)
+    if not any(found.inputs in source.statistic.inputs for source in batch):
+        return False
+    if stored or found.gamma is not None or found.beta is not None:
+        return True
+    axes = batch[0].statistic.axes
+    ndims = rank(graph, found.inputs)
+    return ndims is not None and axes is not None and len(axes) < ndims and leads_on(graph, uses, found.outputs[0])
+
+
+WEIGHTED = ("MatMul", "BatchMatMul", "Conv", "DepthwiseConv", "BiasAdd")
+"""Beginnings of the op types that layers are made of."""
+
+
+def leads_on(graph: Graph, uses: Uses, start: int, stops: Collection[int] = ()) -> bool:
+    """Whether anything with weights follows a node, other than the gradients of what follows.
+
+    Args:
+        graph, uses: as made by `graph.build` and `graph.uses`.
+        start: the node.
+        stops: nodes that are not passed.
+    """
+    seen: set[int] = set()
+    pending = [start]
+    while pending and len(seen) < _MOST_FOLLOWING:
+        node = pending.pop()
+        if node in seen or node in stops or "gradients" in graph.names[node]:
+            continue
+        seen.add(node)
+        if graph.ops[node].startswith(WEIGHTED):
+            return True
+        pending.extend(user for user, _, _ in uses.data[node])
+    return False
+
+
+_RANKS = {"MatMul": 2, "Conv2D": 4, "Conv2DBackpropInput": 4, "DepthwiseConv2dNative": 4, "MaxPool": 4, "AvgPool": 4}
+_RANKS |= {"Conv3D": 5, "Conv3DBackpropInputV2": 5}
+_SAME_RANK = frozenset(
+    {"BiasAdd", "Relu", "Relu6", "Elu", "Tanh", "Sigmoid", "LeakyRelu", "Maximum", "Add", "AddV2", "Mul"}
+)
+
+
+def rank(graph: Graph, ref: Ref) -> int | None:
+    """How many dimensions a tensor has, where its op, its ``_output_shapes`` or a placeholder's shape says so."""
+    for _ in range(20):
+        node, port = ref
+        if node < 0:
+            return None
+        attributes = graph.protos[node].attr
+        if "_output_shapes" in attributes and port < len(attributes["_output_shapes"].list.shape):
+            shape = attributes["_output_shapes"].list.shape[port]
+            if not shape.unknown_rank:
+                return len(shape.dim)
+        if graph.ops[node] in _RANKS:
+            return _RANKS[graph.ops[node]]
+        if graph.ops[node].startswith("Placeholder"):
+            shape = attributes["shape"].shape
+            return len(shape.dim) or None
+        if graph.ops[node] not in _SAME_RANK and graph.ops[node] not in ("Identity", "Cast", "Switch"):
+            return None
+        if not graph.inputs[node]:
+            return None
+        ref = graph.inputs[node][0]
+    return None

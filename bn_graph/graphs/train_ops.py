@@ -1,0 +1,103 @@
+"""Finds a graph's train ops and everything they run, from what applies gradients and not from names or collections.
+
+A train op is whatever can't run without applying gradients: the optimizer's own op, a group of it with update ops, a
+``group_deps`` after both. (The collection ``train_op`` often names something else.) What applies gradients is an
+optimizer's kernel, or an assign to a trainable variable that gradients flow into, as hand-written optimizers have it.
+"""
+
+from collections.abc import Collection, Iterable, Sequence
+from typing import NamedTuple
+
+from bn_graph.graphs.graph import Graph, Uses, closure, downstream
+from bn_graph.graphs.values import ASSIGNS, variable
+
+__all__ = ["Training", "find_training", "is_applier"]
+
+_KERNELS = ("Apply", "ResourceApply", "SparseApply", "ResourceSparseApply")
+_ACCUMULATORS = frozenset(
+    {"AccumulatorApplyGradient", "ResourceAccumulatorApplyGradient", "SparseAccumulatorApplyGradient"}
+)
+
+
+class Training(NamedTuple):
+    """The training part of a graph.
+
+    Attributes:
+        appliers: nodes that apply gradients; none in a graph that doesn't train.
+        train_ops: the last nodes that can't run without one: what a program would run.
+        closure: everything that runs with any train op.
+        trained: the variables that gradients are applied to.
+        has_gradients: whether the graph computes gradients, applied or not.
+    """
+
+    appliers: frozenset[int]
+    train_ops: tuple[int, ...]
+    closure: frozenset[int]
+    trained: frozenset[int]
+    has_gradients: bool
+
+
+def is_applier(op: str) -> bool:
+    """Whether an op type applies gradients to a variable.
+
+    Example:
+        >>> from bn_graph.graphs.train_ops import is_applier
+        >>> is_applier("ResourceApplyAdam"), is_applier("AssignSub")
+        (True, False)
+    """
+    return op.startswith(_KERNELS) or op in _ACCUMULATORS
+
+
+def find_training(graph: Graph, uses: Uses, trainable: Collection[str], named: Sequence[int] = ()) -> Training:
+    """Finds what trains.
+
+    Args:
+        graph, uses: as made by `graph.build` and `graph.uses`.
+        trainable: names of the trainable variables' ops, so far as the file says.
+        named: the train ops, where the caller knows them; they then are the only ones.
+    """
+    gradients = _gradients(graph)
+    appliers = {node for node, op in enumerate(graph.ops) if is_applier(op)}
+    appliers |= _written_out(graph, uses, gradients, trainable)
+    after = downstream(uses, appliers)
+    train_ops = tuple(named) or tuple(sorted(node for node in after if not uses.data[node] and not uses.control[node]))
+    run = closure(graph, named or after)
+    trained = {found for node in appliers & run for found in _targets(graph, node)}
+    return Training(frozenset(appliers), train_ops, frozenset(run), frozenset(trained), bool(gradients))
+
+
+def _gradients(graph: Graph) -> list[int]:
+    """Nodes that compute gradients: gradient kernels, and what ``tf.gradients`` puts under its scope."""
+    return [
+        node
+        for node, (name, op) in enumerate(zip(graph.names, graph.ops, strict=True))
+        if (
+            op.endswith(("Grad", "GradV2", "GradV3", "BackpropFilter", "BackpropInput")) and op != "Conv2DBackpropInput"
+        )
+        or "gradients/" in name
+        or name.startswith("gradients")
+    ]
+
+
+def _written_out(graph: Graph, uses: Uses, gradients: Iterable[int], trainable: Collection[str]) -> set[int]:
+    """Assigns to trainable variables of what gradients flow into."""
+    if not trainable:
+        return set()
+    flowing = downstream(uses, gradients, control=False)
+    found = set()
+    for node in flowing:
+        if graph.ops[node] in ASSIGNS and len(graph.inputs[node]) >= 2 and graph.inputs[node][1][0] in flowing:
+            assigned = variable(graph, graph.inputs[node][0])
+            if assigned is not None and graph.names[assigned] in trainable:
+                found.add(node)
+    return found
+
+
+def _targets(graph: Graph, node: int) -> set[int]:
+    """The variables that an applier assigns, its slots included."""
+    assigned = (
+        {variable(graph, ref) for ref in graph.inputs[node]}
+        if graph.ops[node] not in ASSIGNS
+        else {variable(graph, graph.inputs[node][0])}
+    )
+    return {found for found in assigned if found is not None}

@@ -1,0 +1,161 @@
+"""Finds the ops that move a variable toward a batch statistic, however the average is written.
+
+From every assign the search goes up over the arithmetic of averages, casts, conds and reads until it meets one of the
+statistics that some layer normalizes by. An average of a loss, a weight or a gradient never meets one. Of variables that
+layers read as population statistics it is known what they are, so any batch statistic will do: of a second call's
+inputs, or computed anew by whoever updates them by hand.
+"""
+
+from collections.abc import Callable, Collection, Mapping
+from typing import NamedTuple
+
+from bn_graph.graphs.graph import Graph, Ref
+from bn_graph.graphs.statistics import recognize
+from bn_graph.graphs.values import ASSIGNS, FORWARDS, ROW_ASSIGNS, leaves, strip, variable
+
+__all__ = ["Update", "assigned_value", "find_updates", "targets"]
+
+_PASSED = (
+    frozenset({"Add", "AddV2", "AddN", "Sub", "Mul", "RealDiv", "Div", "DivNoNan", "Neg", "Maximum", "Relu", "Sqrt"})
+    | frozenset({"Merge", "RefMerge", "Switch", "RefSwitch", "Select", "SelectV2", "IdentityN", "ConcatV2", "Pack"})
+    | FORWARDS
+    | ASSIGNS
+)
+_AVERAGES = frozenset({"Mean", "Sum"})
+_MOST_STEPS = 400
+
+
+class Update(NamedTuple):
+    """An op that moves a variable toward a batch statistic.
+
+    Attributes:
+        node: the assign.
+        variable: its target's node.
+        kind: ``mean`` or ``variance``.
+        statistics: the batch statistics it takes in.
+        inputs: what those are statistics of, before a shift as after it.
+        adds: whether it adds to what is there when it runs (``AssignSub``, ``AssignAdd``), and can't undo another's.
+        holds: whether it puts the statistic itself there, not averaged, as for an ``ExponentialMovingAverage`` to follow.
+    """
+
+    node: int
+    variable: int
+    kind: str
+    statistics: frozenset[Ref]
+    inputs: frozenset[Ref]
+    adds: bool
+    holds: bool
+
+
+def targets(graph: Graph) -> dict[int, list[int]]:
+    """The assigns to each variable, initializers included, by the variable's node."""
+    found = {}
+    for node, op in enumerate(graph.ops):
+        if (op in ASSIGNS and len(graph.inputs[node]) >= 2) or (op in ROW_ASSIGNS and len(graph.inputs[node]) >= 3):
+            assigned = variable(graph, graph.inputs[node][0])
+            if assigned is not None:
+                found.setdefault(assigned, []).append(node)
+    return found
+
+
+def assigned_value(graph: Graph, node: int) -> Ref:
+    """What an assign puts into its variable, or adds to it."""
+    return graph.inputs[node][2 if graph.ops[node] in ROW_ASSIGNS else 1]
+
+
+def find_updates(
+    graph: Graph, assigns: Mapping[int, list[int]], statistics: Mapping[Ref, str], known: Collection[int]
+) -> list[Update]:
+    """The assigns that take in one of `statistics`; of the variables `known`, any batch statistic.
+
+    Args:
+        graph: the graph.
+        assigns: from `targets`.
+        statistics: the tensors to look for, each with its kind.
+        known: variables that are population statistics.
+    """
+    found = []
+    for assigned, nodes in assigns.items():
+        for node in nodes:
+            taken_in = _taken_in(graph, assigns, node, assigned, statistics, statistics.get)
+            if not taken_in and assigned in known:
+                taken_in = _taken_in(graph, assigns, node, assigned, statistics, _any_kind(graph))
+            if taken_in:
+                # A variance may be averaged together with the mean that it was computed from.
+                kind = "variance" if "variance" in taken_in.values() else "mean"
+                of_kind = frozenset(ref for ref, its_kind in taken_in.items() if its_kind == kind)
+                inputs, adds, holds = _inputs(graph, of_kind), _adds(graph, node), _holds(graph, node, of_kind)
+                found.append(Update(node, assigned, kind, of_kind, inputs, adds, holds))
+    return sorted(found, key=lambda update: update.node)
+
+
+def _adds(graph: Graph, node: int) -> bool:
+    return "Add" in graph.ops[node] or "Sub" in graph.ops[node]
+
+
+def _holds(graph: Graph, node: int, statistics: Collection[Ref]) -> bool:
+    if _adds(graph, node):
+        return False
+    found = leaves(graph, assigned_value(graph, node), lambda ref: ref in statistics)
+    return bool(found) and any(leaf.ref in statistics for leaf in found)
+
+
+def _inputs(graph: Graph, statistics: Collection[Ref]) -> frozenset[Ref]:
+    recognized = [recognize(graph, ref) for ref in statistics]
+    refs = {ref for statistic in recognized if statistic is not None for ref in statistic.inputs}
+    shifted = [graph.inputs[node][0] for node, _ in refs if node >= 0 and graph.ops[node] == "Sub"]
+    return frozenset(refs | {strip(graph, ref) for ref in shifted})
+
+
+def _any_kind(graph: Graph) -> Callable[[Ref], str | None]:
+    def kind_of(ref: Ref) -> str | None:
+        statistic = recognize(graph, ref)
+        return statistic.kind if statistic is not None and statistic.over_examples else None
+
+    return kind_of
+
+
+def _taken_in(
+    graph: Graph,
+    assigns: Mapping[int, list[int]],
+    node: int,
+    assigned: int,
+    statistics: Mapping[Ref, str],
+    kind_of: Callable[[Ref], str | None],
+) -> dict[Ref, str]:
+    """The batch statistics that go into an assign, with their kinds."""
+    found, seen, variables = {}, set(), {assigned}
+    pending = [assigned_value(graph, node)]
+    while pending and len(seen) < _MOST_STEPS:
+        ref = pending.pop()
+        if ref in seen or ref[0] < 0:
+            continue
+        seen.add(ref)
+        source, port = ref
+        averaged = _averaged_again(graph, ref, statistics)
+        if averaged:
+            pending.extend(averaged)
+        elif (kind := kind_of(ref)) is not None:
+            found[ref] = kind
+        elif source in graph.calls:
+            pending.extend(call.results[port] for call in graph.calls[source] if port < len(call.results))
+        elif graph.ops[source] in _PASSED:
+            pending.extend(graph.inputs[source])
+        elif source in assigns and source not in variables:  # the variable between: `biased` of zero-debiasing
+            variables.add(source)
+            pending.extend(assigned_value(graph, between) for between in assigns[source])
+    return found
+
+
+def _averaged_again(graph: Graph, ref: Ref, statistics: Mapping[Ref, str]) -> list[Ref]:
+    """The statistic that a tensor is an average of, over ghost batches or towers; nothing if it is anything else."""
+    if ref in statistics or graph.ops[ref[0]] not in _AVERAGES or not graph.inputs[ref[0]]:
+        return []
+    ref = graph.inputs[ref[0]][0]
+    for _ in range(10):
+        if ref in statistics:
+            return [ref]
+        if ref[0] < 0 or graph.ops[ref[0]] not in FORWARDS | {"ConcatV2", "Pack"} or not graph.inputs[ref[0]]:
+            return []
+        ref = graph.inputs[ref[0]][0]
+    return []

@@ -1,0 +1,399 @@
+"""Where a tensor's value comes from: constants, variables, and the choices of switches on the way.
+
+`leaves` goes up from a tensor through everything that hands a value on (identities, casts, reshapes, both kinds of cond,
+``where``, reads of variables, scaling by a constant) to the tensors where values are made. Each `Leaf` says which
+switches must stand how for the value to come from there.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from bn_graph.graphs.graph import ABSENT, VARIABLES, Graph, Ref
+from bn_graph.graphs.protos import TensorProto
+
+__all__ = [
+    "ASSIGNS",
+    "CONDS",
+    "FORWARDS",
+    "MERGES",
+    "ROW_ASSIGNS",
+    "SELECTS",
+    "SWITCHES",
+    "Leaf",
+    "array",
+    "branches",
+    "constant",
+    "leaves",
+    "predicate",
+    "strip",
+    "truth",
+    "variable",
+]
+
+SWITCHES = frozenset({"Switch", "RefSwitch"})
+MERGES = frozenset({"Merge", "RefMerge"})
+SELECTS = frozenset({"Select", "SelectV2"})
+CONDS = frozenset({"If", "StatelessIf"})
+"""How graphs choose: control flow v1 (switches and merges), ``where``, control flow v2."""
+
+_RESHAPES = frozenset({"Squeeze", "Reshape", "ExpandDims", "BroadcastTo", "Transpose"})
+FORWARDS = (
+    frozenset({"Identity", "RefIdentity", "Enter", "RefEnter", "Exit", "RefExit", "StopGradient", "Cast", "Snapshot"})
+    | frozenset({"PreventGradient", "CheckNumerics", "ReadVariableOp", "ResourceGather", "NextIteration"})
+    | frozenset({"RefNextIteration"})
+    | _RESHAPES
+)
+"""One value in, as input 0, the same out, give or take dtype and dimensions of size 1."""
+
+REF_ASSIGNS = frozenset({"Assign", "AssignAdd", "AssignSub"})
+ASSIGNS = REF_ASSIGNS | {"AssignVariableOp", "AssignAddVariableOp", "AssignSubVariableOp"}
+ROW_ASSIGNS = frozenset({"ResourceScatterSub", "ResourceScatterAdd", "ResourceScatterUpdate"})
+"""Assigns to rows of a variable: the handle, the rows' numbers, the values."""
+
+_SCALINGS = frozenset({"Mul", "RealDiv", "Div", "DivNoNan"})
+_CLIPS = frozenset({"Maximum", "Relu", "Abs"})
+
+_NUMPY = {
+    1: np.float32,
+    2: np.float64,
+    3: np.int32,
+    4: np.uint8,
+    5: np.int16,
+    6: np.int8,
+    9: np.int64,
+    10: np.bool_,
+    19: np.float16,
+}
+_LISTS = {1: "float_val", 2: "double_val", 3: "int_val", 4: "int_val", 5: "int_val", 6: "int_val", 9: "int64_val"}
+_LISTS |= {10: "bool_val"}
+_MOST_VALUES = 1 << 24
+_MOST_STEPS = 2_000
+
+Choice = tuple[int, bool]
+"""A switch and how it stands: the number of the node of its predicate (see `predicate`), and that predicate's value."""
+
+
+class Leaf(NamedTuple):
+    """A tensor where a value is made, and the choices that lead to it."""
+
+    ref: Ref
+    choices: frozenset[Choice]
+
+
+def array(proto: TensorProto) -> np.ndarray | None:
+    """The values of a TensorProto; None for types and sizes that no statistic has."""
+    dtype = _NUMPY.get(proto.dtype)
+    if dtype is None or any(dim.size < 0 for dim in proto.tensor_shape.dim):
+        return None
+    shape = tuple(dim.size for dim in proto.tensor_shape.dim)
+    count = int(np.prod(shape, dtype=object)) if shape else 1
+    if proto.tensor_content:
+        if len(proto.tensor_content) != count * np.dtype(dtype).itemsize:
+            return None
+        return np.frombuffer(proto.tensor_content, dtype).reshape(shape)
+    if proto.dtype == 19:
+        values = np.array(proto.half_val, np.uint16).view(np.float16)
+    else:
+        values = np.array(getattr(proto, _LISTS[proto.dtype]), dtype)
+    if len(values) < 2:  # what is left out repeats the last value; a single one takes no room, however large the shape
+        return np.broadcast_to(values[0] if len(values) else dtype(0), shape)
+    if not len(values) <= count <= _MOST_VALUES:
+        return None
+    return np.concatenate([values, np.full(count - len(values), values[-1], dtype)]).reshape(shape)
+
+
+def constant(graph: Graph, ref: Ref) -> np.ndarray | None:
+    """The value of a ``Const`` or ``Fill`` of constants, through whatever hands it on; None for anything else."""
+    node, _ = strip(graph, ref)
+    if node < 0:
+        return None
+    if graph.ops[node] == "Const":
+        return array(graph.protos[node].attr["value"].tensor)
+    if graph.ops[node] == "Fill" and len(graph.inputs[node]) == 2:
+        dims, value = (constant_node(graph, source) for source in graph.inputs[node])
+        if dims is not None and value is not None and value.size == 1:
+            return np.broadcast_to(value.reshape(()), tuple(int(size) for size in dims.reshape(-1)))
+    return None
+
+
+def constant_node(graph: Graph, ref: Ref) -> np.ndarray | None:
+    """As `constant`, of a ``Const`` only."""
+    node, _ = strip(graph, ref)
+    return array(graph.protos[node].attr["value"].tensor) if node >= 0 and graph.ops[node] == "Const" else None
+
+
+def strip(graph: Graph, ref: Ref) -> Ref:
+    """`ref` without the identities, casts, reshapes, switches and calls with one outcome that it went through."""
+    for _ in range(_MOST_STEPS):
+        node, port = ref
+        if node < 0:
+            return ref
+        if node in graph.calls:
+            outcomes = [call.results for call in graph.calls[node] if call.part != "condition"]
+            if len(outcomes) != 1 or port >= len(outcomes[0]):
+                return ref
+            ref = outcomes[0][port]
+        elif graph.ops[node] in FORWARDS or graph.ops[node] in SWITCHES:
+            ref = graph.inputs[node][0] if graph.inputs[node] else ABSENT
+        elif graph.ops[node] == "IdentityN" and port < len(graph.inputs[node]):
+            ref = graph.inputs[node][port]
+        else:
+            return ref
+    return ref
+
+
+def variable(graph: Graph, ref: Ref) -> int | None:
+    """The variable whose handle, reference or value a tensor is; the first part of a partitioned one."""
+    for _ in range(_MOST_STEPS):
+        node, _ = ref = strip(graph, ref)
+        if node < 0:
+            return None
+        if graph.ops[node] in VARIABLES:
+            return node
+        # An assign to a ref variable returns the reference; a partitioned variable is put together from its parts.
+        if graph.ops[node] not in REF_ASSIGNS and graph.ops[node] != "ConcatV2":
+            return None
+        ref = graph.inputs[node][0] if graph.inputs[node] else ABSENT
+    return None
+
+
+def predicate(graph: Graph, ref: Ref) -> Choice | None:
+    """The node that decides a switch whose predicate is `ref`, and its value where the predicate is True."""
+    wanted = True
+    for _ in range(_MOST_STEPS):
+        node, _ = strip(graph, ref)
+        if node < 0:
+            return None
+        if graph.ops[node] != "LogicalNot" or not graph.inputs[node]:
+            return node, wanted
+        ref, wanted = graph.inputs[node][0], not wanted
+    return None
+
+
+def choice(graph: Graph, ref: Ref, taken: bool) -> Choice | None:
+    """The choice under which predicate `ref` is `taken`."""
+    decided = predicate(graph, ref)
+    return None if decided is None else (decided[0], decided[1] == taken)
+
+
+def truth(graph: Graph, node: int, feeds: Mapping[int, bool | float]) -> bool | None:
+    """The value of a predicate, so far as constants and `feeds` tell it. (A placeholder's default may be fed over.)"""
+    value = _evaluated(graph, (node, 0), feeds, 0)
+    return None if value is None else bool(value)
+
+
+def _evaluated(graph: Graph, ref: Ref, feeds: Mapping[int, bool | float], depth: int) -> bool | float | None:
+    node, _ = strip(graph, ref)
+    if node < 0 or depth > 20:
+        return None
+    if node in feeds:
+        return feeds[node]
+    value = constant_node(graph, (node, 0))
+    if value is not None:
+        return value.reshape(-1)[0].item() if value.size == 1 else None
+    sources = graph.inputs[node]
+    operation = _PREDICATES.get((graph.ops[node], len(sources)))
+    if operation is None:
+        return None
+    values = [_evaluated(graph, source, feeds, depth + 1) for source in sources]
+    if graph.ops[node] == "LogicalAnd" and False in values:
+        return False
+    if graph.ops[node] == "LogicalOr" and True in values:
+        return True
+    return None if None in values else operation(*values)
+
+
+_PREDICATES: dict[tuple[str, int], Callable] = {
+    ("LogicalAnd", 2): lambda a, b: a and b,
+    ("LogicalOr", 2): lambda a, b: a or b,
+    ("LogicalNot", 1): lambda a: not a,
+    ("Equal", 2): lambda a, b: a == b,
+    ("NotEqual", 2): lambda a, b: a != b,
+    ("Greater", 2): lambda a, b: a > b,
+    ("GreaterEqual", 2): lambda a, b: a >= b,
+    ("Less", 2): lambda a, b: a < b,
+    ("LessEqual", 2): lambda a, b: a <= b,
+}
+
+
+def leaves(
+    graph: Graph, start: Ref, is_leaf: Callable[[Ref], bool], branches: Sequence[frozenset[Choice]] | None = None
+) -> list[Leaf]:
+    """The tensors where the value of `start` may be made.
+
+    Args:
+        graph: the graph.
+        start: a tensor.
+        is_leaf: of a tensor, whether to stop there though more lies above.
+        branches: from `branches`; without them, only the choices between `start` and a leaf are told.
+
+    Returns:
+        Leaves, each once for each set of choices that leads to it; variables' own nodes for what is read from one.
+    """
+    found, seen = [], set()
+    pending = [Leaf(start, frozenset())]
+    while pending and len(seen) < _MOST_STEPS:
+        leaf = pending.pop()
+        if leaf in seen or leaf.ref[0] < 0:
+            continue
+        seen.add(leaf)
+        above = None if is_leaf(leaf.ref) else _above(graph, leaf)
+        if above is None:
+            around = frozenset() if branches is None else branches[leaf.ref[0]]
+            found.append(leaf._replace(choices=leaf.choices | around))
+        else:
+            pending.extend(above)
+    return found
+
+
+def _above(graph: Graph, leaf: Leaf) -> list[Leaf] | None:
+    """One step up from a leaf; None where its value is made."""
+    (node, port), choices = leaf
+    op, sources = graph.ops[node], graph.inputs[node]
+    if node in graph.calls:
+        return _outcomes(graph, leaf)
+    if op in SWITCHES and len(sources) == 2:
+        taken = choice(graph, sources[1], port == 1)
+        return [Leaf(sources[0], choices | {taken} if taken else choices)]
+    if op in MERGES:
+        return [Leaf(source, choices) for source in sources]
+    if op in SELECTS and len(sources) == 3:
+        sides = [(sources[1], choice(graph, sources[0], True)), (sources[2], choice(graph, sources[0], False))]
+        return [Leaf(source, choices | {taken} if taken else choices) for source, taken in sides]
+    if op in FORWARDS or op in REF_ASSIGNS:
+        return [Leaf(source, choices) for source in sources[:1]]
+    if op == "IdentityN":
+        return [Leaf(source, choices) for source in sources[port : port + 1]]
+    if op == "ConcatV2" and _are_parts(graph, sources[:-1]):
+        return [Leaf(source, choices) for source in sources[:-1]]
+    if op in _SCALINGS or op in _CLIPS:
+        return _scaled(graph, leaf)
+    return None
+
+
+def _are_parts(graph: Graph, sources: list[Ref]) -> bool:
+    """Whether these are the parts of a partitioned variable."""
+    return bool(sources) and all(graph.ops[strip(graph, source)[0]] in VARIABLES for source in sources)
+
+
+def _outcomes(graph: Graph, leaf: Leaf) -> list[Leaf]:
+    (node, port), choices = leaf
+    above = []
+    for call in graph.calls[node]:
+        if call.part == "condition" or port >= len(call.results):
+            continue
+        taken = choice(graph, graph.inputs[node][0], call.part == "then") if call.part in ("then", "else") else None
+        above.append(Leaf(call.results[port], choices | {taken} if taken else choices))
+        if call.part == "body" and port < len(graph.inputs[node]):
+            above.append(Leaf(graph.inputs[node][port], choices))
+    return above
+
+
+def _scaled(graph: Graph, leaf: Leaf) -> list[Leaf] | None:
+    """Past a factor that is constant or computed from sizes alone, such as Bessel's m/(m − 1)."""
+    sources = graph.inputs[leaf.ref[0]]
+    if graph.ops[leaf.ref[0]] in ("Relu", "Abs"):
+        return [Leaf(source, leaf.choices) for source in sources[:1]]
+    if len(sources) != 2:
+        return None
+    kept = [source for source in sources if not _is_of_sizes(graph, source)]
+    return [Leaf(kept[0], leaf.choices)] if len(kept) == 1 else None
+
+
+_OF_SIZES = frozenset({"Shape", "ShapeN", "Size", "Rank", "Const"})
+_COUNTING = (
+    frozenset({"Mul", "RealDiv", "Div", "Sub", "Add", "AddV2", "Prod", "Maximum", "FloorDiv", "DivNoNan", "Reciprocal"})
+    | frozenset({"GatherV2", "Gather", "StridedSlice", "Pack", "Inv", "Slice"})
+    | FORWARDS
+)
+
+
+def _is_of_sizes(graph: Graph, ref: Ref) -> bool:
+    """Whether a tensor is computed from constants and shapes alone."""
+    seen, pending = set(), [ref[0]]
+    while pending:
+        node = pending.pop()
+        if node < 0 or len(seen) > 40:
+            return False
+        if node in seen or graph.ops[node] in _OF_SIZES:
+            continue
+        if graph.ops[node] not in _COUNTING:
+            return False
+        seen.add(node)
+        pending.extend(source for source, _ in graph.inputs[node])
+    return True
+
+
+def branches(graph: Graph) -> list[frozenset[Choice]]:
+    """Of each node, the choices under which it runs, as the switches above it and the calls around it tell.
+
+    A node runs where all its inputs do; what a ``Merge`` joins, it no longer depends on.
+    """
+    nowhere: frozenset[Choice] = frozenset()
+    found = [nowhere] * len(graph.names)
+    if not any(op in SWITCHES or op in CONDS for op in graph.ops):
+        return found
+    around: dict[tuple[int, str], frozenset[Choice]] = {(-1, ""): nowhere}
+    for node in _in_order(graph):
+        choices = set(_around(graph, graph.callers[node], around, found))
+        arriving = [_arriving(graph, ref, found) for ref in graph.inputs[node] if ref[0] >= 0]
+        if graph.ops[node] in MERGES:
+            choices |= frozenset.intersection(*arriving) if arriving else nowhere
+        else:
+            choices = choices.union(*arriving, *(found[source] for source in graph.controls[node]))
+        if choices and len(choices) <= _MOST_CHOICES:
+            found[node] = frozenset(choices)
+    return found
+
+
+_MOST_CHOICES = 16
+
+
+def _arriving(graph: Graph, ref: Ref, found: list[frozenset[Choice]]) -> frozenset[Choice]:
+    """The choices under which a tensor is there."""
+    node, port = ref
+    if graph.ops[node] not in SWITCHES or len(graph.inputs[node]) != 2:
+        return found[node]
+    taken = choice(graph, graph.inputs[node][1], port == 1)
+    return found[node] | {taken} if taken else found[node]
+
+
+def _around(
+    graph: Graph,
+    caller: tuple[int, str],
+    known: dict[tuple[int, str], frozenset[Choice]],
+    found: list[frozenset[Choice]],
+) -> frozenset[Choice]:
+    """The choices under which a part that a node calls runs."""
+    chain = []
+    while caller not in known:
+        chain.append(caller)
+        caller = graph.callers[caller[0]]
+    for node, part in reversed(chain):
+        taken = choice(graph, graph.inputs[node][0], part == "then") if part in ("then", "else") else None
+        known[node, part] = known[graph.callers[node]] | found[node] | ({taken} if taken else set())
+    return known[chain[0]] if chain else known[caller]
+
+
+def _in_order(graph: Graph) -> list[int]:
+    """Nodes after their inputs and after those that call them; the edges that close loops are passed over."""
+    waiting = [0] * len(graph.names)
+    users: list[list[int]] = [[] for _ in graph.names]
+    for node, op in enumerate(graph.ops):
+        sources = {source for source, _ in graph.inputs[node] if source >= 0} | set(graph.controls[node])
+        if graph.callers[node][0] >= 0:
+            sources.add(graph.callers[node][0])
+        if op in MERGES:
+            sources = {source for source in sources if graph.ops[source] not in ("NextIteration", "RefNextIteration")}
+        waiting[node] = len(sources)
+        for source in sources:
+            users[source].append(node)
+    ready = [node for node, count in enumerate(waiting) if not count]
+    for node in ready:
+        for user in users[node]:
+            waiting[user] -= 1
+            if not waiting[user]:
+                ready.append(user)
+    return ready

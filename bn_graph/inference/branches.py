@@ -1,0 +1,184 @@
+"""The False branch of every ``cond`` on a training flag, in place of the cond: what is left of a graph at inference."""
+
+from collections.abc import Iterator, Mapping
+
+from bn_graph.graphs import reachability
+from bn_graph.tf1 import tf
+
+__all__ = ["without_training_branches"]
+
+_SWITCHES = ("Switch", "RefSwitch")
+_MERGES = ("Merge", "RefMerge")
+_CONDS = ("If", "StatelessIf")
+
+
+def without_training_branches(graph_def: tf.GraphDef, flag: str) -> tf.GraphDef:
+    """The graph with the op `flag` fixed to False, and each ``cond`` that this decides replaced by the branch it takes.
+
+    Both kinds of cond: of v1's the Switches and Merges become Identities and the other branch's nodes are left out; in
+    place of v2's op stand the nodes of the one branch's function, in a scope of their own. Predicates may be computed
+    from the flag (``logical_not``). A cond in the body of another function, such as that of a v2 loop, stays as it is.
+
+    Args:
+        graph_def: is not changed.
+        flag: name of an op with one bool output.
+
+    Returns:
+        A GraphDef whose remaining nodes have the names they had.
+
+    Example:
+        >>> from bn_graph.inference.branches import without_training_branches
+        >>> from bn_graph.tf1 import tf
+        >>> with tf.Graph().as_default() as graph:
+        ...     flag = tf.placeholder(tf.bool, [], name="flag")
+        ...     y = tf.cond(flag, lambda: tf.constant(1.0), lambda: tf.constant(2.0))
+        >>> with tf.Graph().as_default() as fixed, tf.Session() as session:
+        ...     tf.import_graph_def(without_training_branches(graph.as_graph_def(), "flag"), name="")
+        ...     float(session.run(y.name))
+        2.0
+    """
+    fixed = tf.GraphDef(versions=graph_def.versions, library=graph_def.library)
+    fixed.node.extend(_constant_false(node) if node.name == flag else node for node in graph_def.node)
+    while True:  # a cond in a cond is decided when the outer one is gone
+        with tf.Graph().as_default() as graph:
+            tf.import_graph_def(fixed, name="")
+            known = _known_predicates(graph)
+            if not known:
+                return fixed
+            fixed = _decided(fixed, known)
+
+
+def _constant_false(node: tf.NodeDef) -> tf.NodeDef:
+    constant = tf.NodeDef(name=node.name, op="Const", device=node.device)
+    constant.attr["dtype"].type = tf.bool.as_datatype_enum
+    constant.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(False))
+    return constant
+
+
+def _known_predicates(graph: tf.Graph) -> dict[str, bool]:
+    """The values of the predicates of Switches and Ifs, by the names of those, where constants alone decide them."""
+    from tensorflow.python.framework.smart_cond import smart_constant_value  # reaches what get_static_value does not
+
+    values, known = {}, {}
+    for op in graph.get_operations():
+        if op.type in _SWITCHES or op.type in _CONDS:
+            predicate = op.inputs[1 if op.type in _SWITCHES else 0]
+            if predicate.name not in values:
+                values[predicate.name] = smart_constant_value(predicate) if predicate.dtype == tf.bool else None
+            if values[predicate.name] is not None:
+                known[op.name] = bool(values[predicate.name])
+    return known
+
+
+def _decided(graph_def: tf.GraphDef, known: Mapping[str, bool]) -> tf.GraphDef:
+    """The graph without the branches that the known predicates don't take."""
+    switches = {node.name: known[node.name] for node in graph_def.node if node.op in _SWITCHES and node.name in known}
+    dead = _dead_nodes(graph_def, switches)
+    functions = {function.signature.name: function for function in graph_def.library.function}
+    # Of a decided Switch one output is left, which is output 0 of the Identity in its place.
+    moved = {f"{switch}:1": [switch] for switch in switches}
+    decided = tf.GraphDef(versions=graph_def.versions, library=graph_def.library)
+    for node in graph_def.node:
+        if node.name in dead:
+            continue
+        alive = [edge for edge in node.input if not _is_dead(edge, dead, switches)]
+        if node.op in _CONDS and node.name in known:
+            branch = node.attr["then_branch" if known[node.name] else "else_branch"].func.name
+            body, results = _inlined(node, functions[branch])
+            decided.node.extend(body)
+            moved |= results
+        else:
+            decided.node.append(_without_choice(node, alive, known))
+    for node in decided.node:
+        node.input[:] = dict.fromkeys(new for edge in node.input for new in _followed(edge, moved))
+    return decided
+
+
+def _followed(edge: str, moved: Mapping[str, list[str]]) -> Iterator[str]:
+    """What stands now where `edge` stood; what that stood for may have moved too."""
+    if edge not in moved:
+        yield edge
+    for new in moved.get(edge, []):
+        yield from _followed(new, moved)
+
+
+def _inlined(cond: tf.NodeDef, function) -> tuple[list[tf.NodeDef], dict[str, list[str]]]:
+    """The body of a branch as nodes of the cond's graph, and what stands for the cond's outputs and control edges."""
+    from tensorflow.python.framework.function_def_to_graph import function_def_to_graph_def
+
+    body, flat_names = function_def_to_graph_def(function)
+    scope = f"{cond.name}/{function.signature.name}"
+    control = [edge for edge in cond.input if edge.startswith("^")]
+    given = [edge for edge in cond.input[1:] if not edge.startswith("^")]
+    arguments = dict(zip((argument.name for argument in function.signature.input_arg), given, strict=True))
+
+    def outside(edge: str) -> str:
+        name, _, port = edge.removeprefix("^").partition(":")
+        if name in arguments:
+            return f"^{reachability.producer(arguments[name])}" if edge.startswith("^") else arguments[name]
+        renamed = f"{scope}/{name}" + (f":{port}" if port not in ("", "0") else "")
+        return f"^{renamed}" if edge.startswith("^") else renamed
+
+    nodes = []
+    for node in body.node:
+        if node.name not in arguments:
+            node.input[:] = [outside(edge) for edge in node.input] + control
+            node.name = f"{scope}/{node.name}"
+            nodes.append(node)
+    returned = [outside(flat_names[function.ret[output.name]]) for output in function.signature.output_arg]
+    moved = {cond.name + (f":{number}" if number else ""): [edge] for number, edge in enumerate(returned)}
+    run = [reachability.producer(edge) for edge in returned] + [f"{scope}/{n}" for n in function.control_ret.values()]
+    return nodes, moved | {f"^{cond.name}": [f"^{name}" for name in run] + control}
+
+
+def _dead_nodes(graph_def: tf.GraphDef, switches: Mapping[str, bool]) -> set[str]:
+    """The nodes that never run, as TensorFlow's executor has it: deadness passes on, and ends at a Merge."""
+    nodes = {node.name: node for node in graph_def.node}
+    consumers: dict[str, list[str]] = {}
+    for node in graph_def.node:
+        for edge in node.input:
+            consumers.setdefault(reachability.producer(edge), []).append(node.name)
+    dead: set[str] = set()
+    pending = [consumer for switch in switches for consumer in consumers.get(switch, [])]
+    while pending:
+        name = pending.pop()
+        if name not in dead and _dies(nodes[name], nodes, dead, switches):
+            dead.add(name)
+            pending += consumers.get(name, [])
+    return dead
+
+
+def _dies(node: tf.NodeDef, nodes: Mapping[str, tf.NodeDef], dead: set[str], switches: Mapping[str, bool]) -> bool:
+    edges = list(node.input)
+    if node.op in _MERGES:
+        # A loop's Merge gets its second input from itself, and lives by the first.
+        first = [
+            e for e in edges if not e.startswith("^") and "NextIteration" not in nodes[reachability.producer(e)].op
+        ]
+        if all(_is_dead(edge, dead, switches) for edge in first):
+            return True
+        edges = [edge for edge in edges if edge.startswith("^")]
+    return any(_is_dead(edge, dead, switches) for edge in edges)
+
+
+def _is_dead(edge: str, dead: set[str], switches: Mapping[str, bool]) -> bool:
+    name, _, port = edge.removeprefix("^").partition(":")
+    if name in switches and not edge.startswith("^"):
+        return int(port or 0) != int(switches[name])
+    return name in dead
+
+
+def _without_choice(node: tf.NodeDef, alive: list[str], known: Mapping[str, bool]) -> tf.NodeDef:
+    """The node with its live inputs; an Identity in place of one that chose a branch and has no choice left."""
+    control = [edge for edge in alive if edge.startswith("^")]
+    data = [edge for edge in alive if not edge.startswith("^")]
+    chosen = tf.NodeDef(name=node.name, op=node.op, device=node.device)
+    if (node.op in _SWITCHES and node.name in known) or (node.op in _MERGES and len(data) == 1):
+        chosen.op, data = "Identity", data[:1]
+        chosen.attr["T"].CopyFrom(node.attr["T"])
+    else:
+        chosen.CopyFrom(node)
+        if node.op in _MERGES:
+            chosen.attr["N"].i = len(data)
+    chosen.input[:] = data + control
+    return chosen

@@ -1,0 +1,196 @@
+"""Writes a trained graph for serving: as a SavedModel, or as a frozen GraphDef with batch norm folded into the weights.
+
+What is written computes one example's answer from that example alone: no update op and no batch statistic is in it. A
+graph whose training flag is a tensor has it fixed to False; one that was built for training only is refused.
+"""
+
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import NamedTuple
+
+from bn_graph.checkpoints.variables import layer_scope
+from bn_graph.inference.extraction import ExportError, InferenceGraph, extract, open_session
+from bn_graph.inference.folding import fold_batch_norm
+from bn_graph.layers.averages import MOVING_STATISTICS, moving_statistics
+from bn_graph.tf1 import tf
+
+__all__ = ["ExportError", "FrozenGraph", "UnfoldedWarning", "export_frozen_graph", "export_saved_model"]
+
+
+class UnfoldedWarning(UserWarning):
+    """Batch norm layers of an exported graph are left as they were."""
+
+
+class FrozenGraph(NamedTuple):
+    """What `export_frozen_graph` wrote.
+
+    ``path`` of the file; ``inputs`` and ``outputs``: tensor names in it, by the names of the signature; ``folded`` and
+    ``unfolded``: scopes of batch norm layers.
+    """
+
+    path: str
+    inputs: dict[str, str]
+    outputs: dict[str, str]
+    folded: list[str]
+    unfolded: list[str]
+
+
+def export_saved_model(
+    session: tf.Session,
+    directory: str | os.PathLike,
+    inputs: Mapping[str, tf.Tensor],
+    outputs: Mapping[str, tf.Tensor],
+    *,
+    is_training: tf.Tensor | None = None,
+) -> str:
+    """Writes a SavedModel with one inference signature, ``serving_default``, tagged ``serve``.
+
+    It holds what the outputs need and nothing else: no update op, no batch statistic, no training branch, no optimizer.
+
+    Args:
+        session: of the graph, with the variables' values. Neither is changed.
+        directory: is made, parents included; must not exist yet.
+        inputs: placeholders (or other tensors, at which the graph is cut) by their names in the signature.
+        outputs: tensors by their names in the signature.
+        is_training: the graph's training flag, a scalar bool tensor that is fixed to False; None for a graph that was
+            built with ``is_training=False``.
+
+    Returns:
+        `directory`. It is there complete or not at all: the model is written next to it and then renamed.
+
+    Raises:
+        FileExistsError: `directory` exists.
+        ExportError: the outputs still train with the flag at False, as in a graph built with ``is_training=True`` (the
+            layers are named); inputs and outputs don't fit each other; a variable holds no value. More in
+            `bn_graph.inference.extraction.extract`.
+        OSError: it can't be written.
+
+    Example:
+        >>> import tempfile, bn_graph
+        >>> from bn_graph.inference.export import export_saved_model
+        >>> from bn_graph.tf1 import tf
+        >>> folder = tempfile.TemporaryDirectory()
+        >>> with tf.Graph().as_default(), tf.Session() as session:
+        ...     x, flag = tf.placeholder(tf.float32, [None, 1]), tf.placeholder(tf.bool, [])
+        ...     y = bn_graph.batch_norm_wrapper(x, flag, epsilon=1.0, name="bn1")
+        ...     session.run(tf.global_variables_initializer())
+        ...     path = export_saved_model(session, f"{folder.name}/1", {"x": x}, {"y": y}, is_training=flag)
+        >>> with tf.Graph().as_default(), tf.Session() as session:
+        ...     signature = tf.saved_model.load(session, ["serve"], path).signature_def["serving_default"]
+        ...     session.run(signature.outputs["y"].name, {signature.inputs["x"].name: [[2.0]]}).round(3)
+        array([[1.414]], dtype=float32)
+        >>> folder.cleanup()
+    """
+    with written_next_to(directory) as unfinished:
+        extracted = extract(session, inputs, outputs, is_training)
+        with extracted.graph.as_default(), open_session(extracted) as copied:
+            signature = tf.saved_model.predict_signature_def(extracted.inputs, extracted.outputs)
+            builder = tf.saved_model.Builder(unfinished)
+            builder.add_meta_graph_and_variables(
+                copied, ["serve"], {"serving_default": signature}, clear_devices=True, strip_default_attrs=True
+            )
+            builder.save()
+    return os.fspath(directory)
+
+
+def export_frozen_graph(
+    session: tf.Session,
+    path: str | os.PathLike,
+    inputs: Mapping[str, tf.Tensor],
+    outputs: Mapping[str, tf.Tensor],
+    *,
+    is_training: tf.Tensor | None = None,
+    fold: bool = True,
+) -> FrozenGraph:
+    """Writes a binary GraphDef with the variables' values as constants, and batch norm folded into the weights before it.
+
+    A layer that directly follows a matmul or convolution costs nothing then: its scale is in the weights, its offset
+    in one ``BiasAdd``. (A folded layer adds its offset to sums of the inputs' own size. Where the moving mean is a million
+    times the standard deviation, float32 keeps no digit of the result; export with ``fold=False`` then.)
+
+    Args:
+        session, inputs, outputs, is_training: as for `export_saved_model`.
+        path: of the file, made with its parents; must not exist yet.
+        fold: whether to fold, as `bn_graph.inference.folding` says.
+
+    Returns:
+        `FrozenGraph`. Its tensor names are those of the session's graph, except that an input which was no placeholder
+        is called by its name in `inputs`.
+
+    Raises:
+        FileExistsError, ExportError, OSError: as `export_saved_model`.
+
+    Warns:
+        UnfoldedWarning: layers could not be folded: no matmul or convolution with constant weights comes directly
+            before them (a nonlinearity does, as in pre-activation networks), or something else reads its output too.
+            They are named, and computed as before.
+
+    Source: Jacob et al. 2018, "Quantization and Training of Neural Networks", 3.2.
+
+    Example:
+        >>> import tempfile, bn_graph
+        >>> from bn_graph.inference.export import export_frozen_graph
+        >>> from bn_graph.tf1 import tf
+        >>> with tempfile.TemporaryDirectory() as folder, tf.Graph().as_default(), tf.Session() as session:
+        ...     network = bn_graph.build_graph(False, bn_graph.normal_weights([4, 3, 2], seed=0))
+        ...     session.run(tf.global_variables_initializer())
+        ...     frozen = export_frozen_graph(session, f"{folder}/net.pb", {"x": network.x}, {"class": network.prediction})
+        ...     frozen.folded, frozen.unfolded, frozen.inputs
+        (['bn1'], [], {'x': 'x:0'})
+    """
+    with written_next_to(path) as unfinished:
+        extracted = extract(session, inputs, outputs, is_training)
+        graph_def = _frozen(extracted)
+        layers = _layers_with_constants(extracted, graph_def)
+        if fold:
+            graph_def = fold_batch_norm(graph_def, [tensor.op.name for tensor in extracted.outputs.values()])
+        with open(unfinished, "wb") as file:
+            file.write(graph_def.SerializeToString())
+    unfolded = _layers_with_constants(extracted, graph_def)
+    if fold and unfolded:
+        warnings.warn(
+            f"Not folded: {', '.join(unfolded)}. No matmul or convolution with constant weights comes directly before, or "
+            "something else reads its output too; these layers are computed as before.",
+            UnfoldedWarning,
+            stacklevel=2,
+        )
+    named_inputs, named_outputs = (
+        {name: tensor.name for name, tensor in side.items()} for side in (extracted.inputs, extracted.outputs)
+    )
+    folded = [scope for scope in layers if scope not in unfolded]
+    return FrozenGraph(os.fspath(path), named_inputs, named_outputs, folded, unfolded)
+
+
+def _frozen(extracted: InferenceGraph) -> tf.GraphDef:
+    """The extracted graph with constants for variables."""
+    outputs = [tensor.op.name for tensor in extracted.outputs.values()]
+    with open_session(extracted) as session:
+        return tf.graph_util.convert_variables_to_constants(session, extracted.graph.as_graph_def(), outputs)
+
+
+def _layers_with_constants(extracted: InferenceGraph, graph_def: tf.GraphDef) -> list[str]:
+    """The scopes of batch norm layers whose statistics are constants of the frozen graph."""
+    names = {node.name for node in graph_def.node}
+    statistics = [variable.op.name for variable in moving_statistics(extracted.graph)]
+    everywhere = extracted.graph.get_collection(MOVING_STATISTICS)
+    return list(dict.fromkeys(layer_scope(name, everywhere) for name in statistics if name in names))
+
+
+@contextmanager
+def written_next_to(path: str | os.PathLike) -> Iterator[str]:
+    """A name to write under, beside `path`, that becomes `path` once all is written, and is removed if anything fails."""
+    path = os.path.abspath(path)
+    if os.path.lexists(path):
+        raise FileExistsError(f"{path} exists; name another, or remove it first.")
+    parent = os.path.dirname(path)
+    os.makedirs(parent, exist_ok=True)
+    beside = tempfile.mkdtemp(prefix=f".{os.path.basename(path)}.", dir=parent)
+    try:
+        yield os.path.join(beside, "unfinished")
+        os.rename(os.path.join(beside, "unfinished"), path)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)

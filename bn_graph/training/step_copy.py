@@ -1,0 +1,167 @@
+"""A training step copied into the body of a loop: the ops that its train op runs, with other tensors for what it is fed.
+
+The copy works on the very variables of the original, slots included, and nothing is built anew. So whatever the step
+does (any optimizer, updates in place or collected, either kind of ``cond``) the copy does too, no name changes, and no
+collection gets an entry that someone would have to take out again.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from bn_graph.tf1 import tf
+
+__all__ = ["calls_functions", "chooses", "copy_step"]
+
+_REF_VARIABLES = ("VariableV2", "Variable", "AutoReloadVariable")
+
+
+def copy_step(fetches: Sequence[tf.Operation | tf.Tensor], fed: Mapping[str, tf.Tensor], name: str) -> list:
+    """Copies all that running `fetches` runs into the graph that is the default now, which may be a loop's body.
+
+    Args:
+        fetches: ops and tensors of one graph: a train op, its loss.
+        fed: name of a placeholder's tensor → the tensor that takes its place.
+        name: name scope of the copies.
+
+    Returns:
+        The copies of `fetches`, in their order.
+
+    Raises:
+        ValueError: the step has a placeholder that is not in `fed`, or a ref variable, which a loop can't assign.
+
+    Example:
+        >>> from bn_graph.tf1 import tf
+        >>> from bn_graph.training.step_copy import copy_step
+        >>> with tf.Graph().as_default(), tf.Session() as session:
+        ...     x = tf.placeholder(tf.float32, [])
+        ...     doubled = 2.0 * x
+        ...     (copy,) = copy_step([doubled], {x.name: tf.constant(4.0)}, "copy")
+        ...     float(session.run(copy))
+        8.0
+    """
+    graph = fetches[0].graph
+    ops, shared = _upstream([_op(each) for each in fetches], {_producer(name) for name in fed})
+    _refuse_what_a_loop_cannot_hold(ops)
+    copied = _graph_def(graph, ops)
+    _keep_counts_unknown(copied, ops)
+    used = {_without_port_0(input_name) for node in copied.node for input_name in node.input}
+    replacing = {**{tensor.name: tensor for tensor in shared}, **fed}
+    input_map = {name: _here(tensor) for name, tensor in replacing.items() if _without_port_0(name) in used}
+    # Who waits for a placeholder waits for what takes its place.
+    input_map |= {
+        f"^{_producer(name)}": _here(tensor).op for name, tensor in replacing.items() if f"^{_producer(name)}" in used
+    }
+    return tf.import_graph_def(copied, input_map, [each.name for each in fetches], name=name)
+
+
+def calls_functions(fetches: Sequence[tf.Operation | tf.Tensor]) -> bool:
+    """Whether running `fetches` calls a function of the graph's library, as the branches of a cond v2 are.
+
+    Example:
+        >>> from bn_graph.tf1 import tf
+        >>> from bn_graph.training.step_copy import calls_functions
+        >>> with tf.Graph().as_default():
+        ...     calls_functions([tf.constant(1.0)])
+        False
+    """
+    return _any_calls(_upstream([_op(each) for each in fetches], set())[0])
+
+
+def chooses(fetches: Sequence[tf.Operation | tf.Tensor]) -> bool:
+    """Whether running `fetches` runs a ``tf.cond`` of either kind.
+
+    Example:
+        >>> from bn_graph.tf1 import tf
+        >>> from bn_graph.training.step_copy import chooses
+        >>> with tf.Graph().as_default():
+        ...     chooses([tf.cond(tf.placeholder(tf.bool, []), lambda: tf.constant(1.0), lambda: tf.constant(2.0))])
+        True
+    """
+    ops, _ = _upstream([_op(each) for each in fetches], set())
+    return _any_calls(ops) or any(op.type in ("Switch", "RefSwitch") for op in ops.values())
+
+
+def _any_calls(ops: Mapping[str, tf.Operation]) -> bool:
+    return any(value.HasField("func") or value.list.func for op in ops.values() for value in op.node_def.attr.values())
+
+
+def _op(fetch: tf.Operation | tf.Tensor) -> tf.Operation:
+    return fetch if isinstance(fetch, tf.Operation) else fetch.op
+
+
+def _producer(name: str) -> str:
+    return name.partition(":")[0]
+
+
+def _without_port_0(name: str) -> str:
+    return name.removesuffix(":0")
+
+
+def _upstream(starts: Sequence[tf.Operation], stops: set[str]) -> tuple[dict[str, tf.Operation], list[tf.Tensor]]:
+    """The ops to copy, by name; and the resources (variables, tables, iterators) that both steps share.
+
+    A resource is known by its op: a copy of that would be another one.
+    """
+    ops, shared, pending = {}, {}, list(starts)
+    while pending:
+        op = pending.pop()
+        if op.name in ops or op.name in stops or op.name in shared:
+            continue
+        if op.outputs and not op.inputs and op.outputs[0].dtype == tf.resource:
+            shared[op.name] = op.outputs[0]
+            continue
+        ops[op.name] = op
+        pending += [tensor.op for tensor in op.inputs] + list(op.control_inputs)
+    return ops, list(shared.values())
+
+
+def _refuse_what_a_loop_cannot_hold(ops: Mapping[str, tf.Operation]) -> None:
+    fed = [name for name, op in ops.items() if op.type in ("Placeholder", "PlaceholderV2")]
+    if fed:
+        raise ValueError(
+            f"The training step needs {', '.join(sorted(fed))} fed, which the loop has no value for: name it in the "
+            "Step's `constants`, with the value that it is to have all through the training."
+        )
+    ref = [name for name, op in ops.items() if op.type in _REF_VARIABLES]
+    if ref:
+        raise ValueError(
+            f"The loop trains resource variables, and {', '.join(sorted(ref))} is a ref variable: call "
+            "tf.enable_resource_variables() before the network is built, or train it with bn_graph.train."
+        )
+
+
+def _graph_def(graph: tf.Graph, ops: Mapping[str, tf.Operation]) -> tf.GraphDef:
+    whole = graph.as_graph_def()
+    part = tf.GraphDef(versions=whole.versions, library=whole.library)
+    for node in whole.node:
+        if node.name in ops:
+            copy = part.node.add()
+            copy.CopyFrom(node)
+            copy.attr.pop("_class", None)  # it asks to stand beside ops that are not copied
+    return part
+
+
+def _keep_counts_unknown(copied: tf.GraphDef, ops: Mapping[str, tf.Operation]) -> None:
+    """Hides from TensorFlow's optimizer that numbers made of the batch's shape are constants in a loop.
+
+    It would replace a division by such a count (the gradient of a mean has one) by a multiplication with its inverse,
+    which is rounded otherwise than in the reference loop, where the count is known at each run only. Whole numbers may
+    be folded; they are exact. A ``PlaceholderWithDefault`` is what it leaves alone.
+    """
+    kept = {}
+    for name, op in ops.items():
+        if op.type == "Cast" and op.inputs[0].dtype.is_integer and op.outputs[0].dtype.is_floating:
+            kept[name] = f"{name}/at_run_time"
+    for node in copied.node:
+        for place, input_name in enumerate(node.input):
+            node.input[place] = kept.get(_without_port_0(input_name), input_name)
+    for name, kept_name in kept.items():
+        value = ops[name].outputs[0]
+        node = copied.node.add(name=kept_name, op="PlaceholderWithDefault", input=[name])
+        node.attr["dtype"].type = value.dtype.as_datatype_enum
+        node.attr["shape"].shape.CopyFrom(value.shape.as_proto())
+
+
+def _here(tensor: tf.Tensor) -> tf.Tensor:
+    """The tensor as it is known in the default graph: the body of a loop of control flow v2 is a graph of its own."""
+    graph = tf.get_default_graph()
+    return tensor if tensor.graph is graph or not hasattr(graph, "capture") else graph.capture(tensor)

@@ -1,0 +1,378 @@
+"""Update ops: collected by layer, run by the train op, and missed when a train op leaves them out.
+
+The moving statistics of a batch norm layer are moved by ops of their own. Where those are not dependencies of the
+layer's output (``updates_collection=None``), they stand in ``UPDATE_OPS`` and run only if something depends on them: the
+train op. Without that nothing fails, training looks well, and prediction normalizes by mean 0 and variance 1.
+
+Whose an update op is, is told by the variables that it assigns, never by its own name: the ops of a scope that is
+opened twice are named ``bn_1/…``, and ``tf.get_collection(key, "bn")`` matches a regex prefix, so ``bn2/…`` as well.
+"""
+
+import difflib
+import re
+import warnings
+from collections.abc import Callable, Container, Iterable, Sequence
+
+from bn_graph.graphs import reachability
+from bn_graph.graphs.errors import BnGraphError
+from bn_graph.graphs.reachability import GraphIndex
+from bn_graph.layers.averages import moving_statistics
+from bn_graph.tf1 import tf
+
+__all__ = ["DetachedUpdatesError", "check_train_op", "collect", "train_op"]
+
+_Scope = str | tf.VariableScope
+_Op = tf.Operation | tf.Tensor
+
+_REF_VARIABLES = ("VariableV2", "Variable")
+
+
+class DetachedUpdatesError(BnGraphError):
+    """A train op that trains through layers and leaves their moving statistics as they are."""
+
+
+def collect(
+    scope: _Scope | Sequence[_Scope] | None = None,
+    *,
+    name_scope: str | None = None,
+    collection: str = tf.GraphKeys.UPDATE_OPS,
+    graph: tf.Graph | None = None,
+) -> list[_Op]:
+    """The update ops of the layers in a variable scope, each once, in the order in which they were collected.
+
+    An update op belongs to a scope if a variable that it is for (`reachability.assigned_by`) lies in it. So a layer
+    that is applied twice gives the updates of both applications, whatever their ops are named; and ``bn`` has nothing
+    to do with ``bn2`` or ``xbn``.
+
+    Args:
+        scope: variable scope (its path, or the object), several of them, or a layer object with ``variables``; all
+            update ops if None. Paths are compared component by component and are not regular expressions.
+        name_scope: only ops made under this *name* scope: one tower's (``tower_0``) among those that share variables.
+        collection: the graph collection that the layers put their update ops into.
+        graph: the default graph if None.
+
+    Returns:
+        Ops and tensors as they stand in the collection. Empty if the layers there have no update ops, as when they
+        are built for inference or update in place.
+
+    Raises:
+        ValueError: the graph has no variable in `scope`, or no op in `name_scope`; the message names scopes like it.
+
+    Example:
+        >>> import bn_graph
+        >>> from bn_graph.training import train_op
+        >>> from bn_graph.tf1 import tf
+        >>> with tf.Graph().as_default():
+        ...     h = tf.placeholder(tf.float32, [None, 2])
+        ...     for name in ("bn", "bn2"):
+        ...         h = bn_graph.batch_norm_wrapper(h, True, updates_collection=tf.GraphKeys.UPDATE_OPS, name=name)
+        ...     [all(op.name.startswith("bn/") for op in train_op.collect("bn")), train_op.collect("bn1")]
+        Traceback (most recent call last):
+            ...
+        ValueError: No variable of the graph lies in the scope 'bn1'. There are: 'bn', 'bn2'.
+    """
+    graph = graph or tf.get_default_graph()
+    entries = list({_op(entry): entry for entry in graph.get_collection(collection)}.values())
+    if scope is None and name_scope is None:
+        return entries
+    index = reachability.index(graph)
+    if name_scope is not None:
+        _check_known(name_scope, index.nodes, "op", "name scope")
+        entries = [entry for entry in entries if _lies_in(_op(entry).name, [_path(name_scope)])]
+    if scope is not None:
+        paths = _paths(scope, index)
+        entries = [
+            entry
+            for entry in entries
+            if any(_lies_in(variable, paths) for variable in reachability.assigned_by(index, _op(entry)))
+        ]
+    return entries
+
+
+def train_op(
+    optimizer: tf.train.Optimizer,
+    loss: tf.Tensor,
+    *,
+    scope: _Scope | Sequence[_Scope] | None = None,
+    update_ops: Sequence[_Op] | None = None,
+    var_list: Sequence[tf.Variable] | None = None,
+    global_step: tf.Variable | None = None,
+    check_numerics: bool = False,
+    name: str = "train_op",
+) -> tf.Operation:
+    """One training step that takes the update ops with it.
+
+    What is ordered: every update op has finished before any parameter, slot or `global_step` is assigned, and the
+    returned op is done when all of them are. What is not: the forward and backward pass run beside the updates. They
+    share the batch's statistics with them; a layer that reads its moving statistics while it trains (renorm) may read
+    them before or after, as it would with ``optimizer.minimize`` under ``tf.control_dependencies``.
+
+    Args:
+        optimizer: of ``tf.train``, or anything with its ``compute_gradients`` and ``apply_gradients``.
+        loss: what to minimize.
+        scope: runs the update ops of these variable scopes only (as `collect` takes them): with several networks in
+            a graph (a GAN), those of the network that this op trains.
+        update_ops: the ops to run instead of collected ones; ``collect(name_scope="tower_0")``, say.
+        var_list: the variables to train; all trainable ones if None.
+        global_step: incremented by each step, if given.
+        check_numerics: a loss that is NaN or infinite raises, and then *nothing* is assigned: no weight, slot or
+            `global_step`, and no moving statistic (for that the update ops are copied behind the check). Gradients
+            are not looked at: they may overflow where the loss doesn't.
+        name: of the op that is returned.
+
+    Returns:
+        The op to run. It and all it needs (slots too) exist when this returns, so that the graph may be finalized.
+
+    Raises:
+        ValueError: both `scope` and `update_ops` are given; `scope` is unknown; no variable gets a gradient; or, with
+            `check_numerics`, running `loss` itself assigns variables (updates in place), which no check of the loss
+            can hold back, or an update stands in a ``tf.while_loop``.
+        tf.errors.InvalidArgumentError: at a run whose loss is not finite, with `check_numerics`.
+
+    Warns:
+        UserWarning: the updates that run leave out moving statistics of layers that `loss` goes through, named in the
+            message. Layers outside `scope` are left out on purpose, as are those whose gamma and beta are not in
+            `var_list` when that is given.
+
+    Source: "tensorflow中的batchnorm", section on the update ops; the contract of tf-slim's ``create_train_op``.
+
+    Example:
+        >>> import bn_graph
+        >>> from bn_graph.training import train_op
+        >>> from bn_graph.tf1 import tf
+        >>> with tf.Graph().as_default(), tf.Session() as session:
+        ...     x, collection = tf.constant([[2.0], [6.0]]), tf.GraphKeys.UPDATE_OPS
+        ...     y = bn_graph.batch_norm_wrapper(x, True, decay=0.5, updates_collection=collection, name="bn1")
+        ...     step = train_op.train_op(tf.train.GradientDescentOptimizer(0.1), tf.reduce_mean(y))
+        ...     session.run(tf.global_variables_initializer())
+        ...     session.run(step)
+        ...     session.run(bn_graph.moving_statistics()[0])  # 0·0.5 + 4·0.5
+        array([2.], dtype=float32)
+    """
+    if scope is not None and update_ops is not None:
+        raise ValueError("scope says which update ops to collect, update_ops which to run: give one of them.")
+    graph = loss.graph
+    with graph.as_default():
+        updates = collect(scope, graph=graph) if update_ops is None else list(update_ops)
+        index = reachability.index(graph)
+        _warn_of_left_out(graph, index, loss, updates, scope, var_list)
+        gradients = optimizer.compute_gradients(loss, var_list=var_list)
+        with tf.name_scope(f"{name}_updates"):
+            if check_numerics:
+                finite = _checked(index, loss)
+                updates = [finite, *_held_back(finite, index, updates, graph)]
+            updated = tf.group(*updates, name="done")
+        with tf.control_dependencies([updated]):
+            applied = optimizer.apply_gradients(gradients, global_step=global_step)
+        return tf.group(applied, updated, name=name)
+
+
+def check_train_op(train_op: _Op | str | Sequence[_Op | str], *, graph: tf.Graph | None = None) -> None:
+    """Raises if running `train_op` trains through batch norm layers whose update ops it doesn't run.
+
+    Looked at is every op of the graph that would move a moving statistic by what a batch says, in whatever collection
+    it is or in none. If the forward pass that it takes the batch's statistics from is part of `train_op`, then
+    `train_op` must assign that statistic. Updates in place do, being dependencies of the output. Not complained of are
+    layers of which `train_op` runs nothing, or only an inference copy, and layers that have no update op at all.
+
+    Args:
+        train_op: an op or tensor (or name of one), or several, which together run all updates: a GAN's discriminator
+            is part of the generator's step too, and its own step moves its statistics.
+        graph: whose ops are named by strings; the default graph if None.
+
+    Raises:
+        DetachedUpdatesError: names the layers (variable scopes) whose moving statistics stay as they are.
+        ValueError: the graph has no op of that name.
+
+    Example:
+        >>> import bn_graph
+        >>> from bn_graph.training import train_op
+        >>> from bn_graph.tf1 import tf
+        >>> with tf.Graph().as_default():
+        ...     x, collection = tf.constant([[2.0], [6.0]]), tf.GraphKeys.UPDATE_OPS
+        ...     y = bn_graph.batch_norm_wrapper(x, True, updates_collection=collection, name="bn1")
+        ...     step = tf.train.GradientDescentOptimizer(0.1).minimize(tf.reduce_mean(y))
+        ...     try:
+        ...         train_op.check_train_op(step)
+        ...     except train_op.DetachedUpdatesError as error:
+        ...         print(str(error).split(".")[0])
+        The train op runs these layers on a batch and not their update ops: bn1
+    """
+    ops = [train_op] if isinstance(train_op, str) or hasattr(train_op, "name") else list(train_op)
+    graph = graph or next((op.graph for op in ops if not isinstance(op, str)), tf.get_default_graph())
+    index = reachability.index(graph)
+    layers = _layers(_left_as_they_are(graph, index, ops, reachability.variables_written(index, ops)))
+    if layers:
+        raise DetachedUpdatesError(
+            f"The train op runs these layers on a batch and not their update ops: {', '.join(layers)}. Their moving "
+            "statistics stay as they are, and prediction will be wrong. Make the train op with "
+            "bn_graph.training.train_op.train_op, or under tf.control_dependencies(update_ops)."
+        )
+
+
+def _op(entry: _Op | tf.Variable) -> tf.Operation:
+    return entry if isinstance(entry, tf.Operation) else entry.op
+
+
+def _path(scope: _Scope) -> str:
+    return (scope if isinstance(scope, str) else scope.name).strip("/")
+
+
+def _paths(scope: _Scope | Sequence[_Scope], index: GraphIndex) -> list[str]:
+    """The scopes' paths; of a layer object, the names of its variables."""
+    scopes = [scope] if isinstance(scope, str) or hasattr(scope, "name") else scope
+    names = reachability.variables(index)
+    paths = []
+    for each in scopes:
+        if hasattr(each, "variables"):
+            paths += [variable.op.name for variable in each.variables]
+        else:
+            _check_known(_path(each), names, "variable", "scope")
+            paths.append(_path(each))
+    return paths
+
+
+def _lies_in(name: str, paths: Sequence[str]) -> bool:
+    return any(path == "" or f"{name}/".startswith(f"{path}/") for path in paths)
+
+
+def _check_known(path: str, names: Iterable[str], kind: str, what: str) -> None:
+    names = list(names)
+    if any(_lies_in(name, [_path(path)]) for name in names):
+        return
+    scopes = sorted({name[: place.start()] for name in names for place in re.finditer("/", name)})
+    near = difflib.get_close_matches(path, scopes, n=5, cutoff=0.5) or scopes[:5]
+    there = f"There are: {', '.join(map(repr, sorted(near)))}." if near else "There are no scopes at all."
+    raise ValueError(f"No {kind} of the graph lies in the {what} {path!r}. {there}")
+
+
+def _warn_of_left_out(
+    graph: tf.Graph,
+    index: GraphIndex,
+    loss: tf.Tensor,
+    updates: Sequence[_Op],
+    scope: _Scope | Sequence[_Scope] | None,
+    var_list: Sequence[tf.Variable] | None,
+) -> None:
+    written = reachability.variables_written(index, [loss.op, *map(_op, updates)])
+    left_out = _left_as_they_are(graph, index, [loss.op], written)
+    if scope is not None:
+        paths = _paths(scope, index)
+        left_out = [name for name in left_out if _lies_in(name, paths)]
+    layers = _layers(left_out)
+    if var_list is not None:
+        trained = {_layer(variable.op.name) for variable in var_list}
+        trainable = {_layer(variable.op.name) for variable in graph.get_collection(tf.GraphKeys.TRAINABLE_VARIABLES)}
+        layers = [layer for layer in layers if layer in trained or layer not in trainable]
+    if layers:
+        warnings.warn(
+            f"The train op will not run the update ops of layers that the loss goes through: {', '.join(layers)}. "
+            "Their moving statistics stay as they are, and prediction will be wrong.",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+def _checked(index: GraphIndex, loss: tf.Tensor) -> tf.Operation:
+    """The op that fails if `loss` is not finite."""
+    written = sorted(reachability.variables_written(index, [loss.op]))
+    if written:
+        raise ValueError(
+            f"check_numerics can't hold back what is assigned before the loss is known: {', '.join(written)}. Give the "
+            "layers updates_collection=tf.GraphKeys.UPDATE_OPS instead of updates in place."
+        )
+    return tf.debugging.check_numerics(
+        loss, f"The loss {loss.name} is not finite; nothing was updated", name="finite"
+    ).op
+
+
+def _held_back(check: tf.Operation, index: GraphIndex, updates: Sequence[_Op], graph: tf.Graph) -> list[tf.Operation]:
+    """`updates`, of which every assign waits for `check`.
+
+    An op that exists can't be given a control input, so the assigns are copied, and what depends on them with them.
+    (Adding one to the user's own ops would also make them wait for this loss wherever else they are run.)
+    """
+    updates = [_op(update) for update in updates]
+    writers = reachability.writers(index, updates)
+    running = reachability.upstream(index, updates)
+    copies: dict[tf.Operation, tf.Operation] = {}
+    for op in (op for op in graph.get_operations() if op.name in running):  # in the order of creation: inputs first
+        sources = {tensor.op for tensor in op.inputs} | set(op.control_inputs)
+        if op.name in writers or sources & copies.keys():
+            if op.type in ("Enter", "RefEnter", "NextIteration", "RefNextIteration", "Exit", "RefExit"):
+                raise ValueError(f"check_numerics can't hold back an update in a while loop: {op.name}.")
+            copies[op] = _copy(op, copies, [check] if op.name in writers else [])
+    return [copies.get(op, op) for op in updates]
+
+
+def _copy(op: tf.Operation, copies: dict[tf.Operation, tf.Operation], also: Sequence[tf.Operation]) -> tf.Operation:
+    """A copy of `op` that takes the copies of its inputs where there are any, and waits for the ops in `also`."""
+    inputs = [copies[x.op].outputs[x.value_index] if x.op in copies else x for x in op.inputs]
+    attributes = {key: value for key, value in op.node_def.attr.items() if key != "_class"}
+    with tf.control_dependencies([*(copies.get(x, x) for x in op.control_inputs), *also]), tf.device(op.device):
+        return op.graph.create_op(op.type, inputs, [x.dtype for x in op.outputs], name=op.name, attrs=attributes)
+
+
+def _layer(variable: str) -> str:
+    """The layer that a variable belongs to: the scope it is in, or itself if it is in none.
+
+    The shadow of an average and the like are variables *under* the name of the statistic that they belong to.
+    """
+    parts = variable.split("/")
+    while len(parts) > 1 and parts[-1] in ("ExponentialMovingAverage", "biased", "local_step"):
+        parts.pop()
+    return "/".join(parts[:-1]) or variable
+
+
+def _layers(variables: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(_layer(variable) for variable in variables))
+
+
+def _left_as_they_are(graph: tf.Graph, index: GraphIndex, ops: Sequence[_Op | str], written: set[str]) -> list[str]:
+    """The statistics that a batch's statistics in `ops` would move, and that are not in `written`."""
+    running = reachability.upstream(index, ops)
+    statistics = {variable.op.name: None for variable in moving_statistics(graph)}
+    for entry in graph.get_collection(tf.GraphKeys.UPDATE_OPS):
+        statistics |= dict.fromkeys(reachability.assigned_by(index, _op(entry)))
+    candidates = statistics.keys() - written
+    writers = reachability.writers(index, list(index.nodes)) if candidates else {}
+    missed = set()
+    for writer, variables in writers.items():
+        missed |= {
+            variable
+            for variable in variables & candidates
+            if _takes_a_batch(
+                graph.get_operation_by_name(writer), graph.get_operation_by_name(variable), running, writers
+            )
+        }
+    return [name for name in statistics if name in missed]
+
+
+def _takes_a_batch(update: tf.Operation, variable: tf.Operation, running: set[str], writers: Container[str]) -> bool:
+    """Whether the batch statistics behind an assign of `variable` come from a forward pass among the `running` ops.
+
+    The search goes up from the assign, over tensors of the statistic's size, scalars and what the layer's own name scope
+    holds, to the op that made them from something larger: the mean over a batch. If the layer runs, so does that.
+    """
+    size = tf.TensorShape(variable.get_attr("shape")).num_elements()
+    in_layer = _in_layer(update.name, _layer(variable.name))
+    reached: set[tf.Operation] = set()
+    pending = [update]
+    while pending:
+        op = pending.pop()
+        if op in reached:
+            continue
+        reached.add(op)
+        values = [x for x in op.inputs if x.dtype.base_dtype.is_floating and x.op.type not in _REF_VARIABLES]
+        larger = any(x.shape.num_elements() not in (1, size) for x in values)
+        if larger and op.name in running:
+            return True
+        pending += [x.op for x in values if x.shape.num_elements() in (1, size) or in_layer(x.op)]
+        pending += [x for x in op.control_inputs if x.type == "NoOp" or x.name in writers]
+    return False
+
+
+def _in_layer(update: str, layer: str) -> Callable[[tf.Operation], bool]:
+    """Whether an op is in the name scope of the application of `layer` that made `update`: ``bn``, ``bn_1``, ..."""
+    own = re.match(rf"(.*/)?{re.escape(layer.rpartition('/')[2])}(_\d+)?/", update)
+    return lambda op: own is not None and op.name.startswith(own[0])

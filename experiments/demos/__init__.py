@@ -1,0 +1,1 @@
+"""Demonstrations: a checkpoint restored, a checkpoint repaired, a training on several workers."""

@@ -1,0 +1,1 @@
+"""What the experiments share: harness, register of claims, report, figures, tables, child processes."""

@@ -1,0 +1,221 @@
+"""In a process of its own: restore checkpoints in one way, and say what was raised or how well it predicts.
+
+``python -m experiments.machinery.checkpoint_child job.json``, as `checkpoint_variables` writes the job. Every restore has a
+graph and a session of its own; nothing but the files comes from the process that trained.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+import bn_graph
+from bn_graph.commands.quiet import start_tensorflow_quietly
+
+start_tensorflow_quietly()
+
+from bn_graph.tf1 import legacy_layers, tf  # noqa: E402
+from experiments.machinery.harness import write_json  # noqa: E402
+
+HIDDEN_UNITS = (100, 100)  # r2rt's
+LEARNING_RATE = (
+    0.01  # of Adam, which has slots: variables that a Saver of everything holds and prediction has no use for
+)
+
+
+def layers_network(is_training: bool, weights: list[np.ndarray]) -> tuple[tf.Tensor, tf.Tensor]:
+    """r2rt's network with the article's layer, tf.layers.batch_normalization: images and logits."""
+    layers = legacy_layers()
+    x = layer = tf.placeholder(tf.float32, [None, weights[0].shape[0]], name="x")
+    for number, initial in enumerate(weights[:-1], start=1):
+        z = tf.matmul(layer, _weights(f"w{number}", initial))
+        layer = tf.nn.sigmoid(layers.batch_normalization(z, training=is_training, name=f"bn{number}"))
+    return x, tf.matmul(layer, _weights(f"w{len(weights)}", weights[-1]))
+
+
+def _weights(name: str, initial: np.ndarray) -> tf.Variable:
+    return tf.get_variable(name, initial.shape, initializer=tf.constant_initializer(initial))
+
+
+def training_network(weights: list[np.ndarray]) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Operation]:
+    """The same for training: images, labels, logits and a train op that runs the update ops."""
+    x, logits = layers_network(True, weights)
+    y_ = tf.placeholder(tf.float32, logits.shape, name="y_")
+    loss = tf.reduce_mean(tf.nn.softmax_cross_entropy_with_logits_v2(labels=y_, logits=logits))
+    optimizer = tf.train.AdamOptimizer(LEARNING_RATE)
+    train_op = bn_graph.train_op(optimizer, loss, global_step=tf.train.get_or_create_global_step())
+    return x, y_, logits, train_op
+
+
+def documents_names(
+    is_training: bool,
+    weights: list[np.ndarray],
+    *,
+    extra_before: bool = False,
+    swapped: bool = False,
+    without_last_bias: bool = False,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """r2rt's network as that document names it, not at all: every tf.Variable is called Variable, Variable_1, ...
+
+    Args:
+        extra_before: one more variable is made first, so that every other name moves on by one.
+        swapped: offset and scale of each layer are made in the other order.
+        without_last_bias: b3, which the document makes and never uses, is tidied away.
+    """
+    x = layer = tf.placeholder(tf.float32, [None, weights[0].shape[0]])
+    if extra_before:
+        tf.Variable(tf.zeros([HIDDEN_UNITS[0]]))
+    for initial in weights[:-1]:
+        z = tf.matmul(layer, tf.Variable(tf.constant(initial)))
+        units = initial.shape[1]
+        starts = [tf.zeros([units]), tf.ones([units])] if swapped else [tf.ones([units]), tf.zeros([units])]
+        pair = [tf.Variable(start) for start in starts]
+        scale, offset = reversed(pair) if swapped else pair
+        population = [tf.Variable(tf.zeros([units]), trainable=False), tf.Variable(tf.ones([units]), trainable=False)]
+        layer = tf.nn.sigmoid(_document_wrapper(z, is_training, scale, offset, population))
+    last = tf.Variable(tf.constant(weights[-1]))
+    if not without_last_bias:
+        tf.Variable(tf.zeros([weights[-1].shape[1]]))
+    return x, tf.matmul(layer, last)
+
+
+def _document_wrapper(z, is_training, scale, offset, population, decay=0.99):
+    if not is_training:
+        return tf.nn.batch_normalization(z, *population, offset, scale, 1e-3)
+    batch = tf.nn.moments(z, [0])
+    updates = [tf.assign(old, old * decay + new * (1 - decay)) for old, new in zip(population, batch, strict=True)]
+    with tf.control_dependencies(updates):
+        return tf.nn.batch_normalization(z, *batch, offset, scale, 1e-3)
+
+
+# How a checkpoint is restored into the graph that predicts.
+def restore_all(session: tf.Session, prefix: str) -> None:
+    tf.train.Saver().restore(session, prefix)
+
+
+def restore_trainables(session: tf.Session, prefix: str) -> None:
+    tf.train.Saver(tf.trainable_variables()).restore(session, prefix)
+
+
+def restore_trainables_after_initializing(session: tf.Session, prefix: str) -> None:
+    session.run(tf.global_variables_initializer())
+    restore_trainables(session, prefix)
+
+
+RESTORES = {
+    "all variables": restore_all,
+    "trainables, not initialized": restore_trainables,
+    "trainables, initialized": restore_trainables_after_initializing,
+}
+
+
+def outcome(
+    build: Callable[[], tuple[tf.Tensor, tf.Tensor]],
+    restore: Callable[[tf.Session, str], None],
+    prefix: str,
+    split: bn_graph.Split,
+) -> dict:
+    """Builds, restores and predicts each image alone: the error and where it came, or the accuracy."""
+    with tf.Graph().as_default(), tf.Session(config=bn_graph.session_config()) as session:
+        x, logits = build()
+        when = "restoring"
+        try:
+            restore(session, prefix)
+            when = "predicting"
+            alone = session.make_callable(tf.argmax(logits, 1), [x])
+            predicted = np.concatenate([alone(image[np.newaxis]) for image in split.images])
+        except (tf.errors.OpError, ValueError) as error:
+            return {"raised": type(error).__name__, "when": when, "message": said(error)}
+    return {"raised": None, "accuracy": float(np.mean(predicted == split.labels.argmax(1)))}
+
+
+def said(error: Exception) -> str:
+    """The part of TensorFlow's message that says what is wrong, without the paths and the graph's traceback."""
+    text = " ".join(str(getattr(error, "message", error)).split())
+    for beginning in ("Key ", "Assign requires", "Could not find variable", "Attempting to use", "Error while reading"):
+        if beginning in text:
+            text = text[text.index(beginning) :]
+            break
+    return text.partition(" [[{{node")[0][:120]
+
+
+def resumes(prefix: str, weights: list[np.ndarray]) -> dict:
+    """Whether the training graph, optimizer and all, restores from it."""
+    with tf.Graph().as_default(), tf.Session(config=bn_graph.session_config()) as session:
+        training_network(weights)
+        try:
+            restore_all(session, prefix)
+        except (tf.errors.OpError, ValueError) as error:
+            return {"raised": type(error).__name__, "message": said(error)}
+        return {"raised": None, "step": int(session.run(tf.train.get_global_step()))}
+
+
+def _weights_like(dataset: bn_graph.Dataset) -> list[np.ndarray]:
+    # Only the shapes matter; another seed than the trainings', so that a value that was not restored shows.
+    return bn_graph.normal_weights((dataset.test.images.shape[1], *HIDDEN_UNITS, dataset.test.labels.shape[1]), 99)
+
+
+def run_job(job: dict) -> dict:
+    """What the job's one way of restoring makes of each checkpoint, and what else this process was asked for."""
+    dataset = bn_graph.load(job["data"], job["data_directory"])
+    weights, test = _weights_like(dataset), dataset.test
+    split = bn_graph.Split(test.images[: job["images"]], test.labels[: job["images"]])
+    found = {
+        "restored": {
+            key: outcome(lambda: layers_network(False, weights), RESTORES[job["way"]], prefix, split)
+            for key, prefix in job["checkpoints"].items()
+        }
+    }
+    if job["way"] == "all variables":
+        found["resumed"] = {key: resumes(prefix, weights) for key, prefix in job["checkpoints"].items()}
+        found["names"] = names_outcomes(job["unnamed"], weights, split)
+        found["returned"] = returned_path(job["returned"], weights, split)
+    return found
+
+
+def names_outcomes(prefix: str, weights: list[np.ndarray], split: bn_graph.Split) -> dict:
+    """The checkpoint of automatic names, into builds that differ a little from the one that was saved."""
+
+    def second_in_one_graph():
+        documents_names(True, weights)
+        return documents_names(False, weights)
+
+    builds = {
+        "the same build": lambda: documents_names(False, weights),
+        "one variable more, before": lambda: documents_names(False, weights, extra_before=True),
+        "one more before, unused b3 left out": lambda: documents_names(
+            False, weights, extra_before=True, without_last_bias=True
+        ),
+        "offset made before scale": lambda: documents_names(False, weights, swapped=True),
+        "a second build in one graph, all restored": second_in_one_graph,
+    }
+    return {label: outcome(build, restore_all, prefix, split) for label, build in builds.items()}
+
+
+def returned_path(saved: dict, weights: list[np.ndarray], split: bn_graph.Split) -> dict:
+    """What `saver.save` returned, restored from, in the working directory of the save and in another."""
+    found = {}
+    home = os.getcwd()
+    for label, folder in (("there", saved["folder"]), ("elsewhere", home)):
+        os.chdir(folder)
+        try:
+            for key in ("absolute", "relative", "with step"):
+                build = lambda: layers_network(False, weights)  # noqa: E731
+                found[f"{key}, {label}"] = outcome(build, restore_all, saved[key], split)
+        finally:
+            os.chdir(home)
+    return found
+
+
+def main(argv: list[str] | None = None) -> int:
+    path = Path((argv or sys.argv[1:])[0])
+    job = json.loads(path.read_text())
+    write_json(Path(job["output"]), run_job(job))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,361 @@
+"""Training by several processes: what they come to, and what happens when one is late, wrong, or killed.
+
+The processes are real ones, on free ports of the loopback; every wait has a limit and every process is ended.
+"""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import bn_graph
+from bn_graph.tf1 import tf
+from bn_graph.training import distributed
+from bn_graph.training.distributed import ClusterError, Workers
+
+PROGRAM = [sys.executable, "-m", "experiments.demos.distributed", "--data=digits"]
+LIMIT = 100  # seconds that any process may take on a busy machine
+
+
+@pytest.fixture
+def started():
+    """Starts processes of the program; whatever the test does, none is left."""
+    processes = []
+
+    def start(config, output, *options):
+        environment = {key: value for key, value in os.environ.items() if key != "TF_CONFIG"}
+        environment |= {} if config is None else {"TF_CONFIG": config}
+        processes.append(
+            subprocess.Popen(
+                [*PROGRAM, f"--output={output}", *options],
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def ended(process, limit=LIMIT):
+    """Exit status, and what was said on both streams."""
+    said, errors = process.communicate(timeout=limit)
+    return SimpleNamespace(status=process.returncode, out=said, err=errors.strip())
+
+
+def last_line(finished):
+    """What the program says at its end; TensorFlow's native code may have warned of lost connections before it."""
+    return finished.err.splitlines()[-1]
+
+
+def wait_for_line(process, pattern):
+    """Reads until a line of the pattern; the process's own limits (or the end of its output) end this."""
+    for line in process.stdout:
+        if re.search(pattern, line):
+            return line
+    raise AssertionError(f"no line {pattern!r}; {process.stderr.read()}")
+
+
+@contextmanager
+def within(seconds):
+    started_at = time.monotonic()
+    yield
+    assert time.monotonic() - started_at < seconds
+
+
+def config_of(addresses, index, kind="worker"):
+    return json.dumps({"cluster": {"worker": list(addresses)}, "task": {"type": kind, "index": index}})
+
+
+def latest_step(output):
+    latest = tf.train.latest_checkpoint(output / "distributed" / "checkpoints" / "together")
+    return 0 if latest is None else int(latest.rpartition("-")[2])
+
+
+# ---- what they come to -----------------------------------------------------------------------------------------------
+
+
+def test_two_processes_end_where_one_ends_and_without_sync_they_do_not(started, tmp_path):
+    process = started(None, tmp_path, "--workers=2")  # 200 steps of 120 = 2×60; and every other way to the same
+    finished = ended(process, 3 * LIMIT)
+    assert finished.status == 0, finished.err
+    runs = json.loads((tmp_path / "distributed" / "result.json").read_text())["runs"]
+    quantities = ("losses", "weights", "moving_mean", "moving_variance")
+    together = {name: row for name, row in runs.items() if "(sync)" in name}
+    alone = {name: row for name, row in runs.items() if "(no sync)" in name}
+    assert len(together) == len(alone) == 3  # processes, towers, MirroredStrategy
+    for row in together.values():
+        assert all(row[quantity] < 1e-4 for quantity in quantities)
+        assert row["accuracy"] == runs["one process"]["accuracy"]
+    for row in alone.values():
+        assert all(row[quantity] > 1e-3 for quantity in quantities)
+    # The checkpoint is one like any other.
+    digits = bn_graph.load("digits")
+    with tf.Graph().as_default(), tf.Session() as session:
+        network = bn_graph.build_graph(False, bn_graph.normal_weights([64, 100, 100, 10], seed=0))
+        bn_graph.restore(session, tmp_path / "distributed" / "checkpoints" / "together")
+        assert session.run(network.global_step) == 200
+        feed = {network.x: digits.test.images, network.y_: digits.test.labels}
+        assert session.run(network.accuracy, feed) == pytest.approx(runs["one process"]["accuracy"])
+
+
+# ---- faults ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_killed_worker_stops_the_other_and_the_run_goes_on_from_the_last_checkpoint(started, tmp_path, victim):
+    # The batch of 61 makes unequal parts. No worker comes to the end of so many steps.
+    options = ["--steps=1000000", "--batch-size=61", "--checkpoint-every=20", "--timeout=5"]
+    workers = [started(config, tmp_path, *options) for config in distributed.local_tf_configs(2)]
+    wait_for_line(workers[0], "step 40$")
+    workers[victim].send_signal(signal.SIGKILL)
+    with within(30):  # 5 s for the sum, 10 more for what is no sum, and the end of a process on a busy machine
+        survivor = ended(workers[1 - victim])
+    assert survivor.status == 1
+    assert re.fullmatch(
+        rf"distributed: Worker {1 - victim} lost another worker: .* go on from the .*", last_line(survivor)
+    )
+    kept = latest_step(tmp_path)
+    assert kept >= 40
+    if victim == 0:  # going on is the same whoever was killed, and takes its time
+        return
+    options[0] = f"--steps={kept + 20}"
+    workers = [started(config, tmp_path, *options) for config in distributed.local_tf_configs(2)]
+    again = [ended(worker) for worker in workers]
+    assert [each.status for each in again] == [0, 0], again
+    assert all(f"from step {kept}\n" in each.out for each in again)
+    assert latest_step(tmp_path) == kept + 20
+    assert_equals_one_process(tmp_path, kept + 20, batch_size=61)
+
+
+def assert_equals_one_process(output, steps, batch_size):
+    digits = bn_graph.load("digits")
+    reader = tf.train.load_checkpoint(output / "distributed" / "checkpoints" / "together")
+    with tf.Graph().as_default(), tf.Session(config=bn_graph.session_config()) as session:
+        weights = bn_graph.normal_weights([64, 100, 100, 10], seed=0)
+
+        def normalizer(z, is_training, name):
+            return bn_graph.batch_norm_wrapper(z, is_training, decay=0.99, name=name)
+
+        network = bn_graph.build_graph(True, weights, normalizer=normalizer)
+        bn_graph.resume(session, None)
+        for (images, labels), _ in zip(bn_graph.batches(digits.train, batch_size, seed=0), range(steps), strict=False):
+            session.run(network.train_op, {network.x: images, network.y_: labels})
+        for variable in tf.global_variables():
+            expected = session.run(variable.read_value())
+            # Of float32 rounding, over so many steps; relative to the variable's size.
+            error = np.max(np.abs(reader.get_tensor(variable.op.name) - expected))
+            assert error < 1e-4 * np.max(np.abs(expected))
+
+
+def test_a_launcher_that_loses_a_worker_stops_the_rest_and_says_so(started, tmp_path):
+    launcher = started(None, tmp_path, "--steps=1000000", "--checkpoint-every=20")
+    wait_for_line(launcher, "worker 1: step 20$")
+    children = children_of(launcher.pid)
+    assert len(children) == 2
+    os.kill(children[1], signal.SIGKILL)
+    with within(30):
+        finished = ended(launcher)
+    assert finished.status == 1
+    assert re.search(
+        r"worker \d was killed by signal 9; the others were stopped\. The same command goes on", finished.err
+    )
+    assert not any(is_running(child) for child in children)
+
+
+def test_no_worker_outlives_its_launcher(started, tmp_path):
+    launcher = started(None, tmp_path, "--steps=1000000", "--checkpoint-every=20")
+    wait_for_line(launcher, "worker 1: step 20$")
+    children = children_of(launcher.pid)
+    launcher.kill()
+    until = time.monotonic() + 15
+    while any(is_running(child) for child in children) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert len(children) == 2
+    assert not any(is_running(child) for child in children)
+
+
+def children_of(pid):
+    return sorted(int(text) for text in open(f"/proc/{pid}/task/{pid}/children").read().split())
+
+
+def is_running(pid):
+    try:
+        return open(f"/proc/{pid}/stat").read().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def test_a_late_worker_is_waited_for(started, tmp_path):
+    configs = distributed.local_tf_configs(2)
+    first = started(configs[0], tmp_path, "--steps=2", f"--wait={LIMIT}")
+    address = json.loads(configs[0])["cluster"]["worker"][0]
+    wait_until_serving(address)
+    time.sleep(2)
+    assert first.poll() is None
+    second = started(configs[1], tmp_path, "--steps=2", f"--wait={LIMIT}")
+    assert [ended(worker).status for worker in (first, second)] == [0, 0]
+
+
+def wait_until_serving(address):
+    host, _, port = address.rpartition(":")
+    until = time.monotonic() + LIMIT
+    while time.monotonic() < until:
+        try:
+            socket.create_connection((host, int(port)), timeout=1).close()
+            return
+        except OSError:
+            time.sleep(0.1)
+    raise AssertionError(f"nobody serves at {address}")
+
+
+def test_a_worker_that_does_not_come_is_waited_for_up_to_a_limit(started, tmp_path):
+    config = distributed.local_tf_configs(2)[0]
+    with within(LIMIT):
+        finished = ended(started(config, tmp_path, "--steps=2", "--wait=1"))
+    assert finished.status == 2
+    missing = json.loads(config)["cluster"]["worker"][1]
+    assert re.fullmatch(
+        rf"distributed: Worker 0 waited 1 s for worker 1 at {missing}, and it did not come\. .*", finished.err
+    )
+
+
+def test_a_port_that_is_taken_is_one_line(started, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        mine = f"127.0.0.1:{taken.getsockname()[1]}"
+        finished = ended(started(config_of([mine, "127.0.0.1:9"], 0), tmp_path))
+    assert finished.status == 2
+    assert re.fullmatch(rf"distributed: Worker 0 can't serve at {mine}: Address already in use.*", last_line(finished))
+
+
+def test_workers_that_do_not_agree_both_say_so(started, tmp_path):
+    configs = distributed.local_tf_configs(2)
+    workers = [
+        started(config, tmp_path / str(seed), "--steps=2", f"--seed={seed}") for seed, config in enumerate(configs)
+    ]
+    for worker in workers:
+        finished = ended(worker)
+        assert finished.status == 2
+        assert re.fullmatch(r"distributed: Worker \d and worker \d do not agree: .*", last_line(finished))
+
+
+def test_a_wrong_cluster_is_one_line_and_status_2(started, tmp_path):
+    finished = ended(started(config_of(["a:1", "b:2"], 5), tmp_path))
+    assert finished.status == 2
+    assert re.fullmatch(
+        r"distributed: TF_CONFIG: .* found the task 'worker' 5, which a cluster of 2 workers .*", finished.err
+    )
+
+
+# ---- without other processes -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("", "JSONDecodeError"),
+        ("[]", "TypeError"),
+        ('{"cluster": {"worker": ["a:1"]}}', "KeyError: 'task'"),
+        (config_of(["a:1"], 1), "a cluster of 1 worker doesn't have"),
+        (config_of(["a:1"], -1), "doesn't have"),
+        (config_of(["a:1"], "0"), "the task 'worker' '0'"),
+        (config_of(["a:1"], 0, "evaluator"), "the task 'evaluator' 0"),
+        (config_of(["a"], 0), "'a', which is not host:port"),
+        (config_of(["a:0"], 0), "'a:0', which is not host:port"),
+        (config_of(["a:x"], 0), "'a:x', which is not host:port"),
+        (config_of([7], 0), "7, which is not host:port"),
+        (config_of(["a:1", "a:1"], 0), "'a:1' twice"),
+        (
+            '{"cluster": {"ps": ["a:1"], "worker": ["b:1"]}, "task": {"type": "worker", "index": 0}}',
+            "the jobs ps, worker",
+        ),
+    ],
+)
+def test_what_is_no_cluster_is_refused_in_one_line(text, found):
+    with pytest.raises(ClusterError, match=re.escape(found)) as raised:
+        distributed.cluster_from_tf_config(text)
+    assert "\n" not in str(raised.value)
+
+
+def test_the_chief_is_the_first_worker():
+    cluster = {"chief": ["a:1"], "worker": ["b:1", "c:1"]}
+    texts = [
+        json.dumps({"cluster": cluster, "task": {"type": kind, "index": index}})
+        for kind, index in (("chief", 0), ("worker", 0), ("worker", 1))
+    ]
+    found = [distributed.cluster_from_tf_config(text) for text in texts]
+    assert [each.index for each in found] == [0, 1, 2]
+    assert {each.addresses for each in found} == {("a:1", "b:1", "c:1")}
+    assert [each.is_chief for each in found] == [True, False, False]
+
+
+@pytest.fixture
+def two_cpus():
+    config = tf.ConfigProto(device_count={"CPU": 2}, operation_timeout_in_ms=30_000)
+    with tf.Graph().as_default(), tf.Session(config=config) as session:
+        yield session
+
+
+@pytest.mark.parametrize("dtype", [tf.float32, tf.float64, tf.int64])
+@pytest.mark.parametrize("shape", [(), (1,), (5,), (2, 3)])
+def test_all_sum_sums_any_shape(two_cpus, dtype, shape):
+    values = [np.full(shape, value, dtype.as_numpy_dtype) for value in (3, 4)]
+    sums = []
+    for index, value in enumerate(values):
+        with tf.device(f"/cpu:{index}"):
+            sums.append(distributed.all_sum(tf.constant(value), Workers(2, index)))
+    for found in two_cpus.run(sums):
+        np.testing.assert_array_equal(found, values[0] + values[1])
+
+
+def test_a_sum_that_lacks_a_partner_ends_at_its_timeout(two_cpus):
+    lonely = distributed.all_sum(tf.constant([1.0]), Workers(2, 0, timeout=1.0))
+    with within(20), pytest.raises(tf.errors.DeadlineExceededError):
+        two_cpus.run(lonely)
+
+
+def test_broadcast_gives_everybody_the_chiefs_values(two_cpus):
+    ops = []
+    for index in range(2):
+        with tf.device(f"/cpu:{index}"), tf.variable_scope(f"worker_{index}"):
+            weights = tf.get_variable("w", initializer=tf.constant([index + 1.0, 5.0 * index]))
+            step = tf.get_variable("step", initializer=tf.constant(7 * (1 - index), tf.int64))
+            ops.append(distributed.broadcast_op([weights, step], Workers(2, index)))
+    two_cpus.run(tf.global_variables_initializer())
+    two_cpus.run(ops)
+    w_0, step_0, w_1, step_1 = two_cpus.run([variable.read_value() for variable in tf.global_variables()])
+    np.testing.assert_array_equal([w_0, w_1], [[1.0, 0.0]] * 2)
+    assert (step_0, step_1) == (7, 7)
+
+
+def test_train_op_steps_on_the_sum_of_all_losses(two_cpus):
+    results = []
+    for index, value in enumerate((2.0, 5.0)):
+        with tf.device(f"/cpu:{index}"), tf.variable_scope(f"worker_{index}"):
+            weight = tf.get_variable("w", initializer=tf.constant(3.0))
+            step = tf.get_variable("step", initializer=tf.constant(0, tf.int64), trainable=False)
+            optimizer = tf.train.GradientDescentOptimizer(0.1)
+            optimizer.compute_gradients = lambda loss, weight=weight, compute=optimizer.compute_gradients: compute(
+                loss, var_list=[weight]
+            )
+            results.append(distributed.train_op(optimizer, value * weight, Workers(2, index), step))
+    two_cpus.run(tf.global_variables_initializer())
+    found = two_cpus.run(results)
+    assert [total for _, total in found] == [3.0 * (2.0 + 5.0)] * 2
+    w_0, step_0, w_1, step_1 = two_cpus.run([variable.read_value() for variable in tf.global_variables()])
+    np.testing.assert_allclose([w_0, w_1], [3.0 - 0.1 * (2.0 + 5.0)] * 2, rtol=1e-6)
+    assert (step_0, step_1) == (1, 1)
