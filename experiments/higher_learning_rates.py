@@ -23,7 +23,7 @@ from typing import NamedTuple
 import numpy as np
 
 import bn_graph
-from bn_graph.checkpoints.variables import set_values
+from bn_graph.checkpoints.values import assign_values
 from bn_graph.tf1 import legacy_layers, tf
 from experiments.machinery import harness
 from experiments.machinery.figures import BLUE, ORANGE, figure
@@ -122,7 +122,7 @@ def train(
 ) -> float:
     """Trains from `weights` on, whatever the session held; returns the accuracy on the test set in inference mode."""
     session.run(network.initializer)
-    set_values(session, zip(network.weights, weights, strict=True))
+    assign_values(session, zip(network.weights, weights, strict=True))
     session.run(network.rate_in_use.initializer, {network.rate: rate})
     advance = network.loops.get((batch, seed))
     if advance is None:

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 import bn_graph
-from bn_graph.checkpoints.variables import set_values
+from bn_graph.checkpoints.values import assign_values
 from bn_graph.tf1 import tf
 from experiments.machinery import harness
 from experiments.machinery.figures import BLUE, GREY, ORANGE, figure
@@ -159,7 +159,7 @@ class _Scorer:
         self.session.close()
 
     def load(self, values: dict[str, np.ndarray]) -> None:
-        set_values(self.session, [(self.variables[name], value) for name, value in values.items()])
+        assign_values(self.session, [(self.variables[name], value) for name, value in values.items()])
 
     def load_statistics(self, statistics: np.ndarray) -> None:
         names = [f"bn{layer}/moving_{kind}" for layer in (1, 2) for kind in ("mean", "variance")]

@@ -25,7 +25,7 @@ from typing import NamedTuple
 import numpy as np
 
 import bn_graph
-from bn_graph.checkpoints.variables import set_values
+from bn_graph.checkpoints.values import assign_values
 from bn_graph.layers.recurrent import BatchNormLSTMCell
 from bn_graph.tf1 import hide_deprecation_notices, legacy_layers, tf
 from experiments.machinery import harness
@@ -295,10 +295,10 @@ def _scores_with_other_statistics(
     scores = {}
     for kind, replace in kinds.items():
         for variables, values in zip(layers, trained, strict=True):
-            set_values(session, zip(variables, replace(*values), strict=True))
+            assign_values(session, zip(variables, replace(*values), strict=True))
         scores[kind] = _score(session, inference, dataset.test, task, SCORED_IMAGES)
     for variables, values in zip(layers, trained, strict=True):
-        set_values(session, zip(variables, values, strict=True))
+        assign_values(session, zip(variables, values, strict=True))
     return scores
 
 

@@ -38,7 +38,7 @@ import numpy as np
 from matplotlib.ticker import NullLocator
 
 import bn_graph
-from bn_graph.checkpoints.variables import set_values
+from bn_graph.checkpoints.values import assign_values
 from bn_graph.tf1 import legacy_layers, tf
 from experiments.machinery import harness
 from experiments.machinery.figures import BLUE, GREY, ORANGE, figure
@@ -184,7 +184,7 @@ class _Trainer:
         """Trains anew; returns every variable's value by its name."""
         split = self.dataset.train
         self.session.run(self.initializer)
-        set_values(self.session, zip(self.weights, initial_weights(self.sizes, seed), strict=True))
+        assign_values(self.session, zip(self.weights, initial_weights(self.sizes, seed), strict=True))
         rows = batch_rows(split.labels, self.training.batch, self.steps, seed, sampling)
         run_steps(self.step, split, rows, rate)
         values = self.session.run(self.variables)
@@ -277,7 +277,7 @@ def _inference_wrapper(z: tf.Tensor, is_training: bool, name: str) -> tf.Tensor:
 
 
 def _load(session: tf.Session, variables: Mapping[str, tf.Variable], values: Mapping[str, np.ndarray]) -> None:
-    set_values(session, [(variables[name], value) for name, value in values.items() if name in variables])
+    assign_values(session, [(variables[name], value) for name, value in values.items() if name in variables])
 
 
 # --- Running ----------------------------------------------------------------------------------------------------------

@@ -24,7 +24,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from bn_graph.checkpoints.variables import LayerVariables, batch_norm_layers, set_values
+from bn_graph.checkpoints.values import assign_values
+from bn_graph.checkpoints.variables import LayerVariables, batch_norm_layers
 from bn_graph.graphs.reachability import global_variables_by_name
 from bn_graph.tf1 import tf
 
@@ -114,7 +115,7 @@ def import_state_dict(
             if f"{prefix}.{_TORCH_COUNT}" not in state_dict:
                 raise ValueError(f"The state_dict lacks {prefix}.{_TORCH_COUNT}, which {count.op.name} goes on from.")
             values.append((count, _array(state_dict[f"{prefix}.{_TORCH_COUNT}"])))
-    set_values(session, values)
+    assign_values(session, values)
 
 
 def export_state_dict(session: tf.Session, layers: Mapping[str, str] | None = None) -> dict[str, np.ndarray]:
@@ -198,7 +199,7 @@ def import_keras_weights(session: tf.Session, scope: str, weights: Sequence[np.n
     arrays = LayerVariables(
         **dict.fromkeys(LayerVariables._fields) | dict(zip(present, map(_array, weights), strict=True))
     )
-    set_values(session, _checked(scope, layer, arrays, LayerVariables._fields))
+    assign_values(session, _checked(scope, layer, arrays, LayerVariables._fields))
 
 
 def export_keras_weights(session: tf.Session, scope: str) -> list[np.ndarray]:

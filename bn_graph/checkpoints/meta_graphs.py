@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from bn_graph.checkpoints.values import assign_values
 from bn_graph.graphs import layer_calls, reachability
 from bn_graph.graphs.errors import BnGraphError
 from bn_graph.layers.averages import moving_statistics
@@ -271,30 +272,9 @@ def statistics_of(graph: tf.Graph) -> set[str]:
 
 
 def assign(session: tf.Session, values: Mapping[str, np.ndarray]) -> None:
-    """Gives variables of the session's graph their `values`, by the names of their ops. Adds nothing to the graph.
-
-    Example:
-        >>> import numpy as np
-        >>> from bn_graph.checkpoints import meta_graphs
-        >>> from bn_graph.tf1 import tf
-        >>> with tf.Graph().as_default(), tf.Session() as session:
-        ...     w = tf.get_variable("w", [2])
-        ...     meta_graphs.assign(session, {"w": np.array([1.0, 2.0])})
-        ...     session.run(w)
-        array([1., 2.], dtype=float32)
-    """
+    """Gives variables of the session's graph their `values`, by the names of their ops. Adds nothing to the graph."""
     variables = _variables(session.graph)
-    rounds: list[dict] = []
-    for name in values:
-        # An initializer assigns its second input, which several variables may share.
-        start = variables[name].initializer.inputs[1]
-        place = next((place for place in rounds if start.name not in place), None)
-        if place is None:
-            rounds.append(place := {})
-        place[start.name] = name
-    for place in rounds:
-        feeds = {start: values[name] for start, name in place.items()}
-        session.run([variables[name].initializer for name in place.values()], feeds)
+    assign_values(session, [(variables[name], value) for name, value in values.items()])
 
 
 def _variables(graph: tf.Graph) -> dict[str, tf.Variable]:

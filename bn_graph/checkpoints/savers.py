@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import numpy as np
 
 from bn_graph.checkpoints.names import NameMap, checkpoint_names
-from bn_graph.checkpoints.variables import inference_variables, set_values
+from bn_graph.checkpoints.values import assign_values
+from bn_graph.checkpoints.variables import inference_variables
 from bn_graph.graphs.errors import BnGraphError
 from bn_graph.layers.averages import moving_statistics
 from bn_graph.tf1 import tf
@@ -218,7 +219,7 @@ def restore(
     with session.graph.as_default():
         # A Saver keeps its path tensor under the graph; each restore makes one, which is why restoring is not for loops.
         tf.train.Saver(variables, save_relative_paths=True).restore(session, prefix)
-    set_values(session, converted)
+    assign_values(session, converted)
     _warn_if_untrained(session, prefix, list(variables.values()))
 
 

@@ -1,15 +1,13 @@
-"""Which variables a graph's batch norm layers and outputs have, and how their values are read and set together."""
+"""Which variables a graph's batch norm layers and outputs have."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
-
-import numpy as np
 
 from bn_graph.graphs import reachability
 from bn_graph.layers.averages import moving_statistics
 from bn_graph.tf1 import tf
 
-__all__ = ["LayerVariables", "batch_norm_layers", "inference_variables", "layer_scope", "set_values"]
+__all__ = ["LayerVariables", "batch_norm_layers", "inference_variables", "layer_scope"]
 
 
 class LayerVariables(NamedTuple):
@@ -68,28 +66,6 @@ def layer_scope(variable: str, statistics: Collection[str]) -> str:
     """
     scope = variable.rpartition("/")[0]
     return layer_scope(scope, statistics) if scope in statistics else scope
-
-
-def set_values(session: tf.Session, values: Iterable[tuple[tf.Variable, np.ndarray]]) -> None:
-    """Assigns all the values in one run. Adds nothing to the graph, so that it works on a finalized one too.
-
-    Args:
-        session: holds the variables.
-        values: variables and what they shall hold, of their shapes.
-
-    Example:
-        >>> from bn_graph.tf1 import tf
-        >>> from bn_graph.checkpoints.variables import set_values
-        >>> with tf.Graph().as_default(), tf.Session() as session:
-        ...     w = tf.get_variable("w", [2])
-        ...     set_values(session, [(w, [1.0, 2.0])])
-        ...     session.run(w)
-        array([1., 2.], dtype=float32)
-    """
-    values = list(values)
-    # An initializer assigns its second input; to feed that is what Variable.load does, for one variable.
-    feed = {variable.initializer.inputs[1]: value for variable, value in values}
-    session.run([variable.initializer for variable, _ in values], feed)
 
 
 def inference_variables(

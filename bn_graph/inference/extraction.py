@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bn_graph.checkpoints.variables import batch_norm_layers, layer_scope, set_values
+from bn_graph.checkpoints.values import assign_values
+from bn_graph.checkpoints.variables import batch_norm_layers, layer_scope
 from bn_graph.graphs import reachability
 from bn_graph.graphs.errors import BnGraphError
 from bn_graph.inference.branches import without_training_branches
@@ -113,7 +114,7 @@ def open_session(extracted: InferenceGraph) -> tf.Session:
         6.0
     """
     session = tf.Session(graph=extracted.graph)
-    set_values(session, zip(extracted.variables, extracted.values, strict=True))
+    assign_values(session, zip(extracted.variables, extracted.values, strict=True))
     return session
 
 

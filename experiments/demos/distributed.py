@@ -38,7 +38,7 @@ from bn_graph.commands.quiet import start_tensorflow_quietly
 
 start_tensorflow_quietly()
 
-from bn_graph.checkpoints.variables import set_values  # noqa: E402
+from bn_graph.checkpoints.values import assign_values  # noqa: E402
 from bn_graph.tf1 import tf  # noqa: E402
 from bn_graph.training import distributed, train_op  # noqa: E402
 from experiments.machinery import harness  # noqa: E402
@@ -433,7 +433,7 @@ def _trained(
     values = _values(session)
     with tf.Graph().as_default(), tf.Session(config=bn_graph.session_config()) as predicting:
         network = _inference(dataset, given.seed)
-        set_values(predicting, [(variable, values[variable.op.name]) for variable in tf.global_variables()])
+        assign_values(predicting, [(variable, values[variable.op.name]) for variable in tf.global_variables()])
         return Run(losses, values, _accuracy(predicting, network, dataset), speed)
 
 

@@ -7,7 +7,7 @@ import tf_keras
 
 import bn_graph
 from bn_graph.checkpoints import interchange
-from bn_graph.checkpoints.variables import set_values
+from bn_graph.checkpoints.values import assign_values
 from bn_graph.tf1 import tf
 from tests import oracle
 
@@ -155,7 +155,7 @@ def test_affine_false_is_gamma_one_and_beta_zero(plain_graph, start, random, opt
     layer, batch = torch_layer(random, 3, affine=False), random.normal(size=(5, 3)).astype(np.float32)
     x, y = wrapper(**options)
     session = start()
-    set_values(session, [(variable, np.full(3, 5.0)) for variable in tf.trainable_variables()])
+    assign_values(session, [(variable, np.full(3, 5.0)) for variable in tf.trainable_variables()])
     interchange.import_state_dict(session, prefixed("bn1", layer))
     np.testing.assert_allclose(session.run(y, {x: batch}), torch_inference(layer, batch), rtol=1e-5, atol=1e-6)
 

@@ -8,7 +8,8 @@ import pytest
 import bn_graph
 from bn_graph.checkpoints.names import NAME_MAPS, checkpoint_name, checkpoint_names
 from bn_graph.checkpoints.savers import make_inference_saver
-from bn_graph.checkpoints.variables import inference_variables, set_values
+from bn_graph.checkpoints.values import assign_values
+from bn_graph.checkpoints.variables import inference_variables
 from bn_graph.tf1 import tf
 
 BATCH = np.array([[1.0, 10.0], [3.0, 30.0], [8.0, 20.0]], np.float32)
@@ -465,7 +466,7 @@ def test_values_are_set_together_on_a_finalized_graph(graph, start):
     variables = [tf.get_variable("a", [2]), tf.get_variable("b", [], tf.int64, tf.zeros_initializer())]
     session = start()
     graph.finalize()
-    set_values(session, zip(variables, [[1.0, 2.0], 3], strict=True))
+    assign_values(session, zip(variables, [[1.0, 2.0], 3], strict=True))
     a, b = session.run(variables)
     np.testing.assert_array_equal(a, [1.0, 2.0])
     assert b == 3

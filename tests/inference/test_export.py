@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import bn_graph
-from bn_graph.checkpoints.variables import set_values
+from bn_graph.checkpoints.values import assign_values
 from bn_graph.graphs import reachability
 from bn_graph.inference.branches import without_training_branches
 from bn_graph.inference.export import ExportError, UnfoldedWarning, export_frozen_graph, export_saved_model
@@ -36,7 +36,7 @@ def with_random_values(session, random):
     """Gives every variable a value that no initializer gives; variances stay above 0."""
     variables = tf.global_variables()
     values = [random.uniform(0.3, 2.0, variable.shape.as_list()) for variable in variables]
-    set_values(session, zip(variables, values, strict=True))
+    assign_values(session, zip(variables, values, strict=True))
 
 
 def network(is_training):
@@ -241,7 +241,7 @@ def test_a_scale_of_exactly_one_is_folded_too(plain_graph, start, random, tmp_pa
     y = bn_graph.batch_norm_wrapper(x @ tf.get_variable("w", [3, 4]), False, epsilon=0.75, name="bn1")
     session = start()
     variance = next(variable for variable in tf.global_variables() if variable.op.name == "bn1/moving_variance")
-    set_values(session, [(variance, np.full(4, 0.25))])
+    assign_values(session, [(variance, np.full(4, 0.25))])
     frozen = export_frozen_graph(session, tmp_path / "model.pb", {"x": x}, {"y": y})
     assert frozen.folded == ["bn1"]
     assert "Mul" not in op_types(imported(frozen.path), frozen.outputs["y"])
@@ -406,7 +406,7 @@ def test_gamma_of_zeros_folds_to_the_constant_beta(plain_graph, start, random, t
     session = start()
     with_random_values(session, random)
     gamma = next(variable for variable in tf.global_variables() if variable.op.name == "bn1/gamma")
-    set_values(session, [(gamma, np.zeros(4))])
+    assign_values(session, [(gamma, np.zeros(4))])
     frozen = export_frozen_graph(session, tmp_path / "model.pb", {"x": x}, {"y": y})
     batch = random.normal(size=(5, 3))
     assert frozen.folded == ["bn1", "bn2"]

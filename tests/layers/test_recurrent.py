@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import bn_graph
-from bn_graph.checkpoints.variables import set_values
+from bn_graph.checkpoints.values import assign_values
 from bn_graph.layers.recurrent import BatchNormLSTMCell, LSTMState
 from bn_graph.tf1 import tf
 from tests import oracle
@@ -61,7 +61,7 @@ def scramble(session, random):
         (variable, random.uniform(0.3, 1.5, variable.shape.as_list()).astype(variable.dtype.as_numpy_dtype))
         for variable in tf.global_variables()
     ]
-    set_values(session, values)
+    assign_values(session, values)
 
 
 # --- The recurrence, written out --------------------------------------------------------------------------------------
@@ -260,7 +260,7 @@ def test_the_rows_beyond_the_last_are_the_last_one(plain_graph, start, random):
     scramble(session, random)
     variables = {variable.op.name: variable for variable in tf.global_variables()}
     values = by_name(session)
-    set_values(
+    assign_values(
         session,
         [
             (variables[f"long/{SCOPE}{name}"], np.concatenate([value, value[-1:], value[-1:]]))
