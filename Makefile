@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 RUN    := $(BIN)/python -m
+PIP    := $(BIN)/pip install --quiet --disable-pip-version-check
 EXPERIMENTS := single-example bn-vs-plain figure1 population-estimators model-solver missing-update-ops \
   control-dependencies conditional-updates checkpoint-variables training-vs-trainable conv-normalizer keras-modes \
   test-batch-size numerics layer-defaults higher-learning-rates small-batches recurrent
@@ -22,22 +23,26 @@ help:  ## list the commands
 	@echo 'make COMMAND [MODE=quick|full] [DATA=auto|mnist|digits] [SEED="0 1 2"] [STEPS=n] [OUTPUT=results] [FRESH=1] [LOOP=graph|feed] [THREADS=n]'
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-24s %s\n", $$1, $$2}'
 
-# Stamps: the packages are installed anew only when a requirements file changes.
-$(VENV)/.installed: requirements.txt
+# Stamps: the packages are installed anew only when the files that list them change.
+$(VENV)/.installed: requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "bn_graph needs Python 3.10 or newer; name one with PYTHON=..." >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(PIP) --requirement requirements.txt
 	@touch $@
 
-$(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
-	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+# .installed-dev and .installed-bench: what the project needs, and the extra of that name in pyproject.toml.
+$(VENV)/.installed-%: $(VENV)/.installed
+	$(PIP) --editable '.[$*]'
 	@touch $@
 
 install: $(VENV)/.installed  ## make .venv and install what the project needs
 
 # One target an experiment: make single-example runs experiments/single_example.py.
+MODULE = $(subst -,_,$@)
+# A module whose name starts with test_ would be a test's.
+test-batch-size: MODULE = evaluation_batch_size
 $(EXPERIMENTS): $(VENV)/.installed
-	@$(RUN) experiments.$(subst test_,evaluation_,$(subst -,_,$@)) $(ARGS)
+	@$(RUN) experiments.$(MODULE) $(ARGS)
 
 single-example:         ## the single-example prediction bug and its fix
 bn-vs-plain:            ## r2rt's two networks: accuracy, and what goes into their activations
@@ -86,10 +91,6 @@ bench: $(VENV)/.installed  ## time steps, experiment and layers beside Keras, Py
 	@$(MAKE) --no-print-directory $(VENV)/.installed-bench || echo "bench: the peers could not be installed; going on with what is there" >&2
 	@$(RUN) experiments.benchmarks.bench --output $(OUTPUT) $(if $(QUICK),--quick) $(if $(THREADS),--threads $(THREADS))
 
-$(VENV)/.installed-bench: requirements-bench.txt $(VENV)/.installed
-	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-bench.txt
-	@touch $@
-
 # WORKERS: local processes, as in make distributed WORKERS=2 DATA=mnist STEPS=1000
 distributed: $(VENV)/.installed  ## several workers' batch statistics and training, against one process
 	@$(RUN) experiments.demos.distributed --output $(OUTPUT) $(if $(WORKERS),--workers $(WORKERS)) $(if $(DATA),--data $(DATA)) \
@@ -98,14 +99,15 @@ distributed: $(VENV)/.installed  ## several workers' batch statistics and traini
 mnist: $(VENV)/.installed  ## download MNIST into MNIST_data (needs a network)
 	@$(RUN) experiments.machinery.fetch_mnist
 
+# As many processes as there are cores.
 test: lint  ## lint and tests; those that train on MNIST run where MNIST_DIR is set
-	@$(RUN) pytest
+	@$(RUN) pytest -n auto --dist worksteal
 
 lint: $(VENV)/.installed-dev  ## check style and formatting
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check --quiet .
 
-format: $(VENV)/.installed-dev  ## mend style and formatting
+format: $(VENV)/.installed-dev  ## repair style and formatting
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 

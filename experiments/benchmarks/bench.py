@@ -17,7 +17,7 @@ is timed each trains `tasks.CHECK_STEPS` steps from the same weights on the same
 data are made up, in MNIST's shapes.
 
 It judges no claim of a document. It prints whether it keeps its own bounds, which are ratios: the machine cancels out.
-Peers come from ``requirements-bench.txt``; what is not installed is left out, with a note.
+Peers come from the extra ``bench`` of ``pyproject.toml``; what is not installed is left out, with a note.
 """
 
 import argparse
