@@ -95,6 +95,7 @@ class _Body(NamedTuple):
     caller: int
     part: str
     function: object
+    within: frozenset[str]
 
 
 def build(graph_def: GraphDef) -> Graph:
@@ -122,7 +123,7 @@ def build(graph_def: GraphDef) -> Graph:
     graph = Graph([], [], [], [], [], [], {}, {})
     in_file = len(graph_def.node) + sum(len(function.node_def) for function in functions.values())
     limit = len(graph_def.node) + max(_LARGEST_LAYOUT, 10 * in_file)
-    pending = [_Body("", graph_def.node, {}, -1, "", None)]
+    pending = [_Body("", graph_def.node, {}, -1, "", None, frozenset())]
     while pending:
         body = pending.pop()
         ids = _lay_out(graph, body)
@@ -130,7 +131,7 @@ def build(graph_def: GraphDef) -> Graph:
             graph.ids.update(ids)
         else:
             graph.calls.setdefault(body.caller, []).append(_call(graph, body, ids))
-        pending.extend(_called(graph, functions, ids.values()))
+        pending.extend(_called(graph, functions, ids.values(), body.within))
         if len(graph.names) + sum(len(body.nodes) for body in pending) > limit:
             raise AuditError(f"its functions call one another so often that they come to more than {limit:,} nodes")
     return graph
@@ -168,8 +169,8 @@ def _ref(name: str, ids: Mapping[str, int], arguments: Mapping[str, Ref]) -> Ref
     return ids[node], _PORTS.get(rest[0], port) if len(rest) == 2 else port
 
 
-def _called(graph: Graph, functions: Mapping[str, object], nodes: Iterable[int]) -> list[_Body]:
-    """The bodies that nodes call, to be laid out."""
+def _called(graph: Graph, functions: Mapping[str, object], nodes: Iterable[int], within: frozenset[str]) -> list[_Body]:
+    """The bodies that nodes call, to be laid out; a function that calls itself adds nothing by that."""
     bodies = []
     for node in nodes:
         op = graph.ops[node]
@@ -186,13 +187,14 @@ def _called(graph: Graph, functions: Mapping[str, object], nodes: Iterable[int])
             for number, branch in enumerate(branches):
                 if branch.name in functions:
                     bodies.append(_body(graph, functions[branch.name], node, f"case {number}", 1))
-    return bodies
+    called = [(body, body.function.signature.name) for body in bodies]
+    return [body._replace(within=within | {name}) for body, name in called if name not in within]
 
 
 def _body(graph: Graph, function: object, caller: int, part: str, first: int) -> _Body:
     given = graph.inputs[caller][first:]
     arguments = dict(zip((argument.name for argument in function.signature.input_arg), given, strict=False))
-    return _Body(f"{graph.names[caller]}//{part}//", function.node_def, arguments, caller, part, function)
+    return _Body(f"{graph.names[caller]}//{part}//", function.node_def, arguments, caller, part, function, frozenset())
 
 
 def _call(graph: Graph, body: _Body, ids: Mapping[str, int]) -> Call:
