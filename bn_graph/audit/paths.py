@@ -11,7 +11,7 @@ from typing import NamedTuple
 from bn_graph.audit.model import Model, looks_untrained
 from bn_graph.graphs.graph import Ref, downstream
 from bn_graph.graphs.layers import Layer
-from bn_graph.graphs.modes import alternatives, runs, sinks, values_used
+from bn_graph.graphs.modes import alternatives, normalizing_by_batch, runs, sinks, values_used
 from bn_graph.graphs.normalizations import WEIGHTED, Normalization, leads_on
 from bn_graph.graphs.values import FORWARDS
 
@@ -53,18 +53,12 @@ def _of_outputs(model: Model, outputs: Sequence[int], reason: str) -> dict[Layer
     run = runs(model.graph, outputs, model.modes)
     found = {}
     for layer in model.layers:
-        by_batch = _by_batch(model, layer, used)
+        by_batch = normalizing_by_batch(layer, used, model.modes)
         updates = tuple(sorted(update.node for update in layer.updates if update.node in run))
         mode = "batch" if by_batch else "population" if any(place.node in used for place in layer.places) else "-"
         why = (reason or _stuck(model, layer)) if by_batch else ""
         found[layer] = InferencePath(layer.name, mode, why, _evidence(model, by_batch, outputs), updates)
     return found
-
-
-def _by_batch(model: Model, layer: Layer, used: set[int]) -> list[Normalization]:
-    """The places among nodes `used` where the layer normalizes by the batch as the switches stand."""
-    ways = [way for way in alternatives(layer) if way.by_batch and model.modes.allows(way)]
-    return [way.place for way in ways if way.place.node in used and way.source.node in used]
 
 
 def _stuck(model: Model, layer: Layer) -> str:
@@ -141,7 +135,7 @@ def _of_copies(model: Model) -> dict[str, InferencePath]:
     used = values_used(model.graph, outputs, model.modes)
     found = {}
     for layer, outside in copies.items():
-        by_batch = [place for place in _by_batch(model, layer, used) if place in outside]
+        by_batch = [place for place in normalizing_by_batch(layer, used, model.modes) if place in outside]
         if by_batch:
             run = _local(model, by_batch)
             updates = tuple(sorted(update.node for update in layer.updates if update.node in run))
@@ -168,7 +162,7 @@ def _stuck_among_switched(model: Model, layers: Iterable[Layer]) -> dict[str, In
         used = values_used(model.graph, [output], model.modes)
         beside = [layer for layer in switched if any(place.node in used for place in layer.places)]
         for layer in stuck:
-            by_batch = _by_batch(model, layer, used)
+            by_batch = normalizing_by_batch(layer, used, model.modes)
             if by_batch and any(_trained_together(model, layer, other) for other in beside):
                 reason = f"{_stuck(model, layer)}, though {beside[0].name} on the same path is switched"
                 found[layer.name] = InferencePath(layer.name, "batch", reason, _evidence(model, by_batch, [output]))

@@ -5,7 +5,7 @@ SavedModel) a defaulted predicate stands as it must. With that, the same rules a
 an input is, a ``Merge`` passes on what lives, and everything upstream of an output that is not dead runs, wanted or not.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from bn_graph.graphs.graph import Graph, Ref, Uses, closure
@@ -13,7 +13,18 @@ from bn_graph.graphs.layers import Layer
 from bn_graph.graphs.normalizations import Normalization, Source
 from bn_graph.graphs.values import CONDS, MERGES, SELECTS, SWITCHES, Choice, choice, truth
 
-__all__ = ["Alternative", "Modes", "alternatives", "modes", "runs", "sinks", "values_used"]
+__all__ = [
+    "Alternative",
+    "Modes",
+    "alternatives",
+    "dead_nodes",
+    "losing_port",
+    "modes",
+    "normalizing_by_batch",
+    "runs",
+    "sinks",
+    "values_used",
+]
 
 _NO_OUTPUTS = ("Assign", "Save", "Restore", "NoOp", "Assert", "Print", "Shape", "Rank", "Size", "VarIsInitialized")
 
@@ -80,7 +91,7 @@ def modes(graph: Graph, uses: Uses, layers: Iterable[Layer], feeds: Mapping[int,
     chosen = {node: 2 * sum(values) > len(values) for node, values in votes.items() if node not in fixed}
     known = _all_known(graph, {**feeds, **chosen}) | fixed | chosen
     not_called = frozenset(_not_called(graph, known))
-    return Modes(known, frozenset(chosen), _dead(graph, uses, known), not_called)
+    return Modes(known, frozenset(chosen), dead_nodes(graph, uses, known), not_called)
 
 
 def _all_known(graph: Graph, known: Mapping[int, bool | float]) -> dict[int, bool]:
@@ -109,29 +120,60 @@ def _not_called(graph: Graph, known: Mapping[int, bool]) -> Iterator[tuple[int, 
                 yield node, "else" if known[decided[0]] == decided[1] else "then"
 
 
-def _dead(graph: Graph, uses: Uses, known: Mapping[int, bool]) -> frozenset[int]:
-    """Nodes that a decided switch keeps from running, control flow v1."""
+def dead_nodes(graph: Graph, uses: Uses, known: Mapping[int, bool]) -> frozenset[int]:
+    """Nodes that decided switches of control flow v1 keep from running, as TensorFlow's executor has it.
+
+    Deadness passes on over data and control edges, and ends at a ``Merge`` that has a live input. (The input by which a
+    loop comes back to its Merge is not counted: the loop lives by the other.)
+
+    Args:
+        graph, uses: as made by `graph.build` and `graph.uses`.
+        known: predicates' nodes (as `values.predicate` finds them) and their values.
+    """
     dead: set[int] = set()
     pending = []
     for node, op in enumerate(graph.ops):
-        if op in SWITCHES and len(graph.inputs[node]) > 1:
-            decided = choice(graph, graph.inputs[node][1], True)
-            if decided is not None and decided[0] in known:
-                losing = 0 if known[decided[0]] == decided[1] else 1
-                pending.extend(user for user, _, port in uses.data[node] if port == losing)
-    waiting: dict[int, int] = {}
+        losing = losing_port(graph, node, known) if op in SWITCHES else None
+        pending.extend(user for user, place, port in uses.data[node] if place >= 0 and port == losing)
+    live_inputs: dict[int, int] = {}
     while pending:
         node = pending.pop()
         if node in dead:
             continue
         if graph.ops[node] in MERGES:
-            waiting[node] = waiting.get(node, 0) + 1
-            if waiting[node] < len(graph.inputs[node]):
+            live_inputs.setdefault(node, _entries(graph, node))
+            live_inputs[node] -= 1
+            if live_inputs[node] > 0:
                 continue
         dead.add(node)
         pending.extend(user for user, place, _ in uses.data[node] if place >= 0)
-        pending.extend(uses.control[node])
+        pending.extend(user for user in uses.control[node] if graph.ops[user] not in MERGES)
     return frozenset(dead)
+
+
+def losing_port(graph: Graph, switch: int, known: Mapping[int, bool]) -> int | None:
+    """The output of a ``Switch`` that gets no value; None where its predicate is not known."""
+    decided = choice(graph, graph.inputs[switch][1], True) if len(graph.inputs[switch]) > 1 else None
+    if decided is None or decided[0] not in known:
+        return None
+    return 0 if known[decided[0]] == decided[1] else 1
+
+
+def _entries(graph: Graph, merge: int) -> int:
+    """The inputs of a Merge, without the one by which a loop comes back."""
+    return sum(source < 0 or not graph.ops[source].endswith("NextIteration") for source, _ in graph.inputs[merge])
+
+
+def normalizing_by_batch(layer: Layer, used: Collection[int], modes: Modes) -> list[Normalization]:
+    """The places where a layer normalizes by the batch, as the switches stand.
+
+    Args:
+        layer: the layer.
+        used: nodes whose values matter, from `values_used` of the outputs.
+        modes: how the switches stand.
+    """
+    ways = [way for way in alternatives(layer) if way.by_batch and modes.allows(way)]
+    return [way.place for way in ways if way.place.node in used and way.source.node in used]
 
 
 def runs(graph: Graph, starts: Iterable[int], modes: Modes) -> set[int]:
