@@ -17,7 +17,7 @@ ALL     = --output $(OUTPUT) $(if $(FRESH),--fresh)
 
 .DEFAULT_GOAL := help
 .PHONY: help install reproduce reproduce-quick report reference restore-demo mend-demo audit-cost bench distributed \
-  mnist test lint format clean $(EXPERIMENTS)
+  mnist eras test lint format clean $(EXPERIMENTS)
 
 help:  ## list the commands
 	@echo 'make COMMAND [MODE=quick|full] [DATA=auto|mnist|digits] [SEED="0 1 2"] [STEPS=n] [OUTPUT=results] [FRESH=1] [LOOP=graph|feed] [THREADS=n]'
@@ -98,6 +98,10 @@ distributed: $(VENV)/.installed  ## several workers' batch statistics and traini
 
 mnist: $(VENV)/.installed  ## download MNIST into MNIST_data (needs a network)
 	@$(RUN) experiments.machinery.fetch_mnist
+
+# PYTHON36, PYTHON37: interpreters, where they are neither on the PATH nor in pyenv
+eras: $(VENV)/.installed  ## environments of TensorFlow 1.0.1 to 1.15.5 in .eras, for comparisons (Python 3.6 and 3.7)
+	@$(RUN) experiments.machinery.eras
 
 # As many processes as there are cores.
 test: lint  ## lint and tests; those that train on MNIST run where MNIST_DIR is set
