@@ -265,14 +265,12 @@ def layers(x, training, name):
     return tf.layers.batch_normalization(x, training=training, momentum=DECAY, name=name)
 
 
-def contrib(x, training, name, updates=tf.GraphKeys.UPDATE_OPS):
-    return tf.contrib.layers.batch_norm(
-        x, decay=DECAY, scale=True, is_training=training, updates_collections=updates, scope=name
-    )
+def contrib(x, training, name, **options):
+    return tf.contrib.layers.batch_norm(x, decay=DECAY, scale=True, is_training=training, scope=name, **options)
 
 
 def contrib_in_place(x, training, name):
-    return contrib(x, training, name, updates=None)
+    return contrib(x, training, name, updates_collections=None)
 
 
 def slim(x, training, name):
