@@ -21,7 +21,6 @@ all; its graph may be finalized; weights are only read; and for the while of the
 """
 
 import contextlib
-import itertools
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -29,7 +28,7 @@ from typing import NamedTuple
 import numpy as np
 
 from bn_graph.graphs import layer_calls, reachability
-from bn_graph.graphs.errors import BnGraphError
+from bn_graph.graphs.errors import BnGraphError, one_line
 from bn_graph.graphs.layer_calls import LayerCall
 from bn_graph.inference import switching
 from bn_graph.layers import averages
@@ -414,7 +413,7 @@ def _running(plan: _Plan, values: Values, config: tf.ConfigProto | None) -> Iter
         try:
             tf.import_graph_def(_part_above_inputs(plan), name="")
         except (ValueError, tf.errors.OpError) as error:
-            raise RecalibrationError(f"The graph can't be copied: {_line(error)}") from error
+            raise RecalibrationError(f"The graph can't be copied: {one_line(error)}") from error
         fetches = {
             layer: [_moments(graph.get_tensor_by_name(name), axes) for name, axes in tensors]
             for layer, tensors in plan.calls.items()
@@ -513,7 +512,7 @@ def _one_pass(copy: _Copy, estimators: Mapping[str, PooledStatistics | Algorithm
             results = copy.session.run(fetches, known)
         except (ValueError, TypeError, tf.errors.OpError) as error:
             raise RecalibrationError(
-                f"The inputs of {', '.join(estimators)} can't be computed from batch {number}: {_line(error)}"
+                f"The inputs of {', '.join(estimators)} can't be computed from batch {number}: {one_line(error)}"
             ) from error
         for layer, calls in results.items():
             for count, mean, variance in calls:
@@ -585,7 +584,7 @@ def _held(session: tf.Session, variables: Mapping[str, tf.Variable], plan: _Plan
         return dict(zip(needed, session.run([variables[name] for name in needed]), strict=True))
     except tf.errors.FailedPreconditionError as error:
         raise RecalibrationError(
-            f"The session's variables must be initialized or restored first: {_line(error)}"
+            f"The session's variables must be initialized or restored first: {one_line(error)}"
         ) from error
 
 
@@ -594,7 +593,7 @@ def _by_name(graph: tf.Graph, feeds: Feeds) -> dict[str, object]:
         return {graph.as_graph_element(_full_name(key), allow_operation=False).name: feeds[key] for key in feeds}
     except (KeyError, TypeError, ValueError) as error:
         raise RecalibrationError(
-            f"The batches feed something that is no tensor of the graph: {_line(error)}"
+            f"The batches feed something that is no tensor of the graph: {one_line(error)}"
         ) from error
 
 
@@ -626,11 +625,3 @@ def _assign(session: tf.Session, variables: Mapping[str, tf.Variable], before: V
 def _initialize(session: tf.Session, variables: Mapping[str, tf.Variable], place: Mapping, values: Values) -> None:
     feeds = {start: values[name] for start, name in place.items()}
     session.run([variables[name].initializer for name in place.values()], feeds)
-
-
-def _line(error: Exception) -> str:
-    """The sentence of an exception that says what is wrong; TensorFlow puts it above the node, amid a stack trace."""
-    message = str(getattr(error, "message", None) or (error.args[0] if error.args else type(error).__name__))
-    lines = [line.strip() for line in message.splitlines() if line.strip()] or [type(error).__name__]
-    above_node = [line for line, after in itertools.pairwise(lines) if after.startswith("[[{{node")]
-    return (above_node or lines)[0].rstrip(".") + "."

@@ -1,6 +1,5 @@
 """What a path is, graph or checkpoint or a directory of them, told by content and not by its name alone."""
 
-import contextlib
 import itertools
 import os
 import re
@@ -10,9 +9,19 @@ from typing import Any, NamedTuple
 
 from google.protobuf import text_format
 
-from bn_graph.audit.findings import AuditError
-from bn_graph.checkpoints.index import Checkpoint, first_bytes, is_table, read_checkpoint, reading, varint
+from bn_graph.checkpoints.files import (
+    base_name,
+    checkpoint_state,
+    first_bytes,
+    has_tensors,
+    latest_checkpoint,
+    reading,
+    without_step,
+)
+from bn_graph.checkpoints.index import Checkpoint, read_checkpoint
+from bn_graph.checkpoints.table import is_table, varint
 from bn_graph.graphs import protos
+from bn_graph.graphs.errors import AuditError
 
 __all__ = ["Subject", "iterate", "read"]
 
@@ -62,7 +71,7 @@ def read(path: str, checkpoint: str | None = None) -> list[Subject]:
 
     >>> read("no/such/model.ckpt")
     Traceback (most recent call last):
-    bn_graph.audit.findings.AuditError: no/such/model.ckpt: no file, directory or checkpoint of that name is there.
+    bn_graph.graphs.errors.AuditError: no/such/model.ckpt: no file, directory or checkpoint of that name is there.
     """
     subjects = []
     for subject in iterate(path, checkpoint):
@@ -137,9 +146,9 @@ def _named(path: str) -> list[_Source]:
             raise AuditError(f"{path}: no file, directory or checkpoint of that name is there.")
         return [_with_graph(path)]
     directory, name = os.path.split(path)
-    state = _state(directory) if name == "checkpoint" else None
+    state = checkpoint_state(directory) if name == "checkpoint" else None
     if state is not None:
-        latest = _latest(directory, state)
+        latest = latest_checkpoint(directory)
         if latest is None:
             raise AuditError(f"{path}: names {state.model_checkpoint_path!r}, which is not there, nor is another.")
         return [_with_graph(latest)]
@@ -191,8 +200,8 @@ def _in_directory(directory: str, names: list[str]) -> dict[str, _Source | Audit
         if source is not None:
             key = path if isinstance(source, AuditError) else source.graph or source.prefix
             found[key] = source
-    state = _state(directory)
-    latest = _latest(directory, state) if state else None
+    state = checkpoint_state(directory)
+    latest = latest_checkpoint(directory) if state else None
     return _without_older(found, latest, state) if latest else found
 
 
@@ -217,12 +226,12 @@ def _source_in_search(path: str, names: list[str]) -> _Source | None:
 
 def _without_older(found: dict[str, _Source | AuditError], latest: str, state: Any) -> dict[str, _Source | AuditError]:
     """Of the steps of one model, only the latest."""
-    noted = {_basename(path) for path in state.all_model_checkpoint_paths}
+    noted = {base_name(path) for path in state.all_model_checkpoint_paths}
     kept: dict[str, _Source | AuditError] = {}
     for path, source in found.items():
         prefix = None if isinstance(source, AuditError) else _prefix(source)
         name = os.path.basename(prefix or "")
-        if prefix is None or (_stem(name) != _stem(os.path.basename(latest)) and name not in noted):
+        if prefix is None or (without_step(name) != without_step(os.path.basename(latest)) and name not in noted):
             kept[path] = source
     source = _with_graph(latest)
     if source.graph:  # MonitoredTrainingSession and estimators write the same graph as text beside it
@@ -247,26 +256,16 @@ def _source(path: str) -> _Source | None:
     prefix = path.removesuffix(".meta")
     if kinds == ("saved model",):
         prefix = os.path.join(os.path.dirname(path), "variables", "variables")
-    return _Source(path, prefix if prefix != path and _has_tensors(prefix) else None)
+    return _Source(path, prefix if prefix != path and has_tensors(prefix) else None)
 
 
 def _with_graph(prefix: str) -> _Source:
     meta = prefix + ".meta"
-    return _Source(meta if os.path.lexists(meta) else None, prefix if _has_tensors(prefix) else None)
+    return _Source(meta if os.path.lexists(meta) else None, prefix if has_tensors(prefix) else None)
 
 
 def _is_there(prefix: str) -> bool:
-    return os.path.lexists(prefix + ".meta") or _has_tensors(prefix)
-
-
-def _has_tensors(prefix: str) -> bool:
-    if os.path.lexists(prefix + ".index") or os.path.isfile(prefix):
-        return True
-    directory, name = os.path.split(prefix)
-    with contextlib.suppress(OSError):
-        shard = re.compile(re.escape(name) + r"-\d{5}-of-\d{5}")
-        return any(shard.fullmatch(other) for other in os.listdir(directory or "."))
-    return False
+    return os.path.lexists(prefix + ".meta") or has_tensors(prefix)
 
 
 def _meant(source: _Source | AuditError) -> bool:
@@ -288,66 +287,14 @@ def _starts_with_node(path: str) -> bool:
         return False
 
 
-# The file named `checkpoint`.
-
-
-def _state(directory: str) -> Any:
-    """What the `checkpoint` file of a directory says, or None if there is none that can be read."""
-    path = os.path.join(directory, "checkpoint")
-    state = protos.CheckpointState()
-    try:
-        with reading(path, "a checkpoint state"):
-            if not os.path.isfile(path) or os.path.getsize(path) > 1 << 24:
-                return None
-            with open(path, encoding="utf-8") as file:
-                text_format.Parse(file.read(), state, allow_unknown_field=True)
-    except AuditError:
-        return None
-    return state if state.model_checkpoint_path else None
-
-
-def _latest(directory: str, state: Any) -> str | None:
-    """The prefix that a state names, wherever that is by now; or else the highest step of the directory."""
-    name = state.model_checkpoint_path
-    for prefix in (os.path.join(directory, name), os.path.join(directory, _basename(name))):
-        if _basename(prefix) and _is_there(prefix):
-            return os.path.normpath(prefix) if os.path.isabs(name) else prefix
-    return _highest(directory, _stem(_basename(name)))
-
-
-def _highest(directory: str, stem: str | None = None) -> str | None:
-    """The prefix with the highest step in a directory, or the newest; of that stem, if it has any of that stem."""
-    names = {name.rpartition(".")[0] for name in os.listdir(directory or ".") if name.endswith((".index", ".meta"))}
-    names = {name for name in names if _stem(name) == stem} or names
-
-    def rank(name: str) -> tuple[int, float, str]:
-        path = os.path.join(directory, name)
-        step = re.search(r"-(\d+)$", name)
-        files = [path + suffix for suffix in (".index", ".meta") if os.path.exists(path + suffix)]
-        return int(step[1]) if step else -1, max(map(os.path.getmtime, files), default=0.0), name
-
-    return os.path.join(directory, max(names, key=rank)) if names else None
-
-
 def _other_checkpoint(path: str) -> Checkpoint:
     if not os.path.isdir(path):
         return read_checkpoint(path)
     with reading(path, "a checkpoint directory"):
-        state = _state(path)
-        prefix = _latest(path, state) if state else _highest(path)
+        prefix = latest_checkpoint(path)
     if prefix is None:
         raise AuditError(f"{path}: no checkpoint is in this directory.")
     return read_checkpoint(prefix)
-
-
-def _basename(path: str) -> str:
-    """The last part of a path of any machine, Windows' too."""
-    return re.split(r"[\\/]", path)[-1]
-
-
-def _stem(name: str) -> str:
-    """A checkpoint's name without its step."""
-    return re.sub(r"-\d+$", "", name)
 
 
 # From a file to what is in it.

@@ -6,37 +6,21 @@ whether a tensor is all 0 or all 1 is known without its data (`is_filled_with`).
 (V1) are tables too, with the values in them.
 """
 
-import contextlib
 import functools
-import glob
 import math
 import os
 import re
-import stat
-import struct
-from collections.abc import Iterator
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from google.protobuf import text_format
-from google.protobuf.message import DecodeError
 
+from bn_graph.checkpoints import table
+from bn_graph.checkpoints.crc32c import crc32c, crc32c_of_repeated, unmasked
+from bn_graph.checkpoints.files import checkpoint_files, first_bytes, reading
 from bn_graph.graphs import protos
 from bn_graph.graphs.errors import AuditError
 
-__all__ = [
-    "Checkpoint",
-    "Entry",
-    "Slice",
-    "crc32c",
-    "equals",
-    "first_bytes",
-    "is_filled_with",
-    "is_table",
-    "read_checkpoint",
-    "reading",
-    "varint",
-]
+__all__ = ["Checkpoint", "Entry", "Slice", "equals", "is_filled_with", "read_checkpoint"]
 
 
 class Slice(NamedTuple):
@@ -88,11 +72,11 @@ def read_checkpoint(path: str) -> Checkpoint:
 
     >>> read_checkpoint("no/such/model.ckpt")
     Traceback (most recent call last):
-    bn_graph.audit.findings.AuditError: no/such/model.ckpt: no checkpoint is there (neither that file nor an .index).
+    bn_graph.graphs.errors.AuditError: no/such/model.ckpt: no checkpoint is there (neither that file nor an .index).
     """
     path = os.fspath(path)
     with reading(path, "a checkpoint"):
-        prefix, files = _locate(path)
+        prefix, files = checkpoint_files(path)
     entries: dict[str, Entry] = {}
     parts: dict[str, list[_Part]] = {}
     for file in files:
@@ -126,10 +110,10 @@ def is_filled_with(entry: Entry, number: float) -> bool | None:
     if entry.value is not None:
         return _bytes_of(entry.value, entry.dtype) == pattern * entry.value.size
     if not entry.slices:
-        return None if entry.crc32c is None else entry.crc32c == _crc_of_repeated(pattern, math.prod(entry.shape))
+        return None if entry.crc32c is None else entry.crc32c == crc32c_of_repeated(pattern, math.prod(entry.shape))
     return _all(
         entry,
-        lambda part: None if part.crc32c is None else part.crc32c == _crc_of_repeated(pattern, math.prod(part.shape)),
+        lambda part: None if part.crc32c is None else part.crc32c == crc32c_of_repeated(pattern, math.prod(part.shape)),
     )
 
 
@@ -159,119 +143,10 @@ def equals(entry: Entry, array: np.ndarray) -> bool | None:
     return _all(entry, functools.partial(_slice_equals, array, entry.dtype))
 
 
-def crc32c(data: bytes) -> int:
-    """The CRC-32C (Castagnoli) of bytes, or of anything with a contiguous buffer.
-
-    Long data are cut into lanes that NumPy takes through the table side by side; the CRC is linear, so the lanes'
-    remainders are then shifted and added.
-
-    >>> hex(crc32c(b"123456789"))
-    '0xe3069283'
-    """
-    array = np.frombuffer(data, np.uint8) if memoryview(data).nbytes else np.zeros(0, np.uint8)
-    state = 0xFFFFFFFF
-    for start in range(0, array.size, _CHUNK):
-        chunk = array[start : start + _CHUNK]
-        if chunk.size < _FEW:
-            state = _bytewise(chunk.tobytes(), state)
-        else:
-            state = _multiply(state, _power(8 * chunk.size)) ^ _remainder(chunk)
-    return state ^ 0xFFFFFFFF
-
-
-@contextlib.contextmanager
-def reading(path: str, what: str) -> Iterator[None]:
-    """Turns every error that reading a bad file can raise into an `AuditError` of one line that names the file.
-
-    >>> with reading("model.index", "a checkpoint's table"):
-    ...     raise EOFError("it ends early")
-    Traceback (most recent call last):
-    bn_graph.audit.findings.AuditError: model.index: can't be read as a checkpoint's table: it ends early.
-    """
-    try:
-        yield
-    except AuditError:
-        raise
-    except MemoryError as error:
-        raise AuditError(f"{path}: not enough memory to read it as {what}.") from error
-    except RecursionError as error:
-        raise AuditError(f"{path}: can't be read as {what}: messages nested too deep.") from error
-    except OSError as error:
-        raise AuditError(f"{path}: can't be read: {error.strerror or error}.") from error
-    except DecodeError as error:
-        raise AuditError(f"{path}: can't be read as {what}: it is truncated or corrupted.") from error
-    except (text_format.Error, ArithmeticError, EOFError, LookupError, TypeError, ValueError, struct.error) as error:
-        reason = " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
-        raise AuditError(f"{path}: can't be read as {what}: {reason}.") from error
-
-
-def first_bytes(path: str) -> bytes:
-    """Up to 4096 bytes from the start of a file, if these are of the file itself.
-
-    Raises:
-        AuditError: it is missing, a symbolic link to nowhere, no regular file, empty, a Git LFS pointer or gzipped.
-
-    >>> len(first_bytes(__file__))
-    4096
-    """
-    with reading(path, "a file"):
-        if os.path.islink(path) and not os.path.exists(path):
-            raise AuditError(f"{path}: is a symbolic link to {os.readlink(path)}, which is not there.")
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise AuditError(f"{path}: is no regular file.")
-        with open(path, "rb") as file:
-            head = file.read(4096)
-        if not head:
-            raise AuditError(f"{path}: is empty.")
-        if head.startswith(b"version https://git-lfs"):
-            raise AuditError(f"{path}: is a Git LFS pointer, not the file itself; fetch it with `git lfs pull`.")
-        if head.startswith(b"\x1f\x8b"):
-            raise AuditError(f"{path}: is compressed by gzip; unpack it first.")
-        return head
-
-
-def is_table(path: str) -> bool:
-    """Whether a file ends with the mark of LevelDB's tables, as every ``.index`` and V1 checkpoint does.
-
-    Raises:
-        OSError: it can't be opened.
-
-    >>> is_table(__file__)
-    False
-    """
-    with open(path, "rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        if size < _FOOTER:
-            return False
-        file.seek(size - len(_MAGIC))
-        return file.read() == _MAGIC
-
-
-# Where a checkpoint's files are.
-
-
-def _locate(path: str) -> tuple[str, list[str]]:
-    prefix = re.sub(r"\.(index|data-\d{5}-of-\d{5})$", "", path)
-    if prefix + ".index" == path or os.path.lexists(prefix + ".index"):
-        return prefix, [prefix + ".index"]
-    shard = re.fullmatch(r"(.*)-\d{5}-of-(\d{5})", path)
-    prefix = shard[1] if shard and os.path.lexists(path) else path
-    if not shard and os.path.lexists(path):
-        return path, [path]
-    shards = sorted(glob.glob(f"{glob.escape(prefix)}-[0-9][0-9][0-9][0-9][0-9]-of-[0-9][0-9][0-9][0-9][0-9]"))
-    if shard:
-        shards = [file for file in shards if file.endswith(shard[2])]
-    if not shards:
-        raise AuditError(f"{path}: no checkpoint is there (neither that file nor an .index).")
-    if len(shards) != int(shards[0][-5:]):
-        raise AuditError(f"{prefix}: {len(shards)} of the checkpoint's {int(shards[0][-5:])} shards are there.")
-    return prefix, shards
-
-
 def _read_file(path: str, entries: dict[str, Entry], parts: dict[str, list["_Part"]]) -> None:
     first_bytes(path)
     with open(path, "rb") as file:
-        rows = _rows(file)
+        rows = table.rows(file)
         key, header = next(rows, (None, b""))
         if key != b"":
             raise ValueError("it is a table, but none of a checkpoint")
@@ -320,7 +195,7 @@ def _entry_crc(message) -> int | None:
     """The unmasked CRC; None for types whose CRC is not of their bytes, and where the field is absent."""
     if not message.crc32c or _dtype(message.dtype) in ("string", "resource", "variant"):
         return None
-    return _unmasked(message.crc32c)
+    return unmasked(message.crc32c)
 
 
 def _slice_key(name: bytes, proto) -> bytes:
@@ -402,152 +277,6 @@ def _assembled(entry: Entry, parts: list[_Part]) -> Entry:
     return entry._replace(value=value)
 
 
-# LevelDB's tables.
-
-
-def _rows(file: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
-    """Keys and values of a table, in order; keeps one block in memory at a time."""
-    size = file.seek(0, os.SEEK_END)
-    key_bytes = 0
-    end = 0
-    for _, handle in _block_rows(_block(file, size, *_index_handle(file, size))):
-        offset, length, _ = _handle(handle, 0)
-        if offset < end:
-            raise ValueError("its blocks overlap")
-        end = offset + length
-        for key, value in _block_rows(_block(file, size, offset, length)):
-            # Keys are stored by what they differ in: a few bytes of file could ask for megabytes each.
-            key_bytes += len(key)
-            if key_bytes > 64 * size:
-                raise ValueError("its keys are absurdly long")
-            yield key, value
-
-
-def _index_handle(file: BinaryIO, size: int) -> tuple[int, int]:
-    if size < _FOOTER:
-        raise ValueError(f"it has {size} bytes, fewer than a table's footer")
-    file.seek(size - _FOOTER)
-    footer = file.read(_FOOTER)
-    if not footer.endswith(_MAGIC):
-        raise ValueError("it does not end with a table's mark; it is truncated, or is something else")
-    *_, position = _handle(footer, 0)
-    offset, length, _ = _handle(footer, position)
-    return offset, length
-
-
-def _handle(data: bytes, position: int) -> tuple[int, int, int]:
-    offset, position = varint(data, position)
-    length, position = varint(data, position)
-    return offset, length, position
-
-
-def _block(file: BinaryIO, size: int, offset: int, length: int) -> bytes:
-    if offset + length + 5 > size - _FOOTER:
-        raise ValueError(f"a block is said to end at byte {offset + length + 5} of {size}")
-    file.seek(offset)
-    data = file.read(length + 5)
-    if len(data) != length + 5:
-        raise EOFError("it ends within a block")
-    _check(memoryview(data)[:-4], data[-4:])
-    compression, data = data[length], data[:length]
-    if compression > 1:
-        raise ValueError(f"a block is compressed by an unknown method ({compression})")
-    return _unsnappy(data) if compression else data
-
-
-def _check(data: memoryview, stored: bytes) -> None:
-    if _unmasked(struct.unpack("<I", stored)[0]) != crc32c(data):
-        raise ValueError("a block's checksum is wrong; it is corrupted")
-
-
-def _block_rows(block: bytes) -> Iterator[tuple[bytes, bytes]]:
-    if len(block) < 4:
-        raise EOFError("a block is too short")
-    end = len(block) - 4 - 4 * struct.unpack_from("<I", block, len(block) - 4)[0]
-    if end < 0:
-        raise ValueError("a block has more restarts than it has room for")
-    position, key = 0, b""
-    while position < end:
-        shared, position = varint(block, position)
-        unshared, position = varint(block, position)
-        length, position = varint(block, position)
-        if shared > len(key) or position + unshared + length > end:
-            raise ValueError("a block has an entry that is longer than the block")
-        key = key[:shared] + block[position : position + unshared]
-        position += unshared
-        yield key, block[position : position + length]
-        position += length
-
-
-def varint(data: bytes, position: int) -> tuple[int, int]:
-    """A number as protobuf and LevelDB store it, and the position after it.
-
-    Raises:
-        IndexError: the data end within it.
-        ValueError: it has more than ten bytes.
-
-    >>> varint(bytes([0xAC, 2]), 0)
-    (300, 2)
-    """
-    number = 0
-    for shift in range(0, 70, 7):
-        byte = data[position]
-        position += 1
-        number |= (byte & 127) << shift
-        if byte < 128:
-            return number, position
-    raise ValueError("a number has more than ten bytes")
-
-
-def _unsnappy(data: bytes) -> bytes:
-    """Snappy's block format: a length, then literals and copies of what is already there."""
-    length, position = varint(data, 0)
-    # No element makes more than 64 bytes out of 3.
-    if length > 22 * len(data):
-        raise ValueError(f"a compressed block of {len(data)} bytes claims to hold {length}")
-    out = bytearray()
-    while position < len(data):
-        position = _literal(data, position, out) if not data[position] & 3 else _copy(data, position, out)
-        if len(out) > length:
-            break
-    if len(out) != length:
-        raise ValueError("a compressed block has another length than it claims")
-    return bytes(out)
-
-
-def _literal(data: bytes, position: int, out: bytearray) -> int:
-    length = data[position] >> 2
-    position += 1
-    if length >= 60:
-        width = length - 59
-        length = int.from_bytes(data[position : position + width], "little")
-        position += width
-    end = position + length + 1
-    if end > len(data):
-        raise EOFError("a compressed block ends within a literal")
-    out += data[position:end]
-    return end
-
-
-def _copy(data: bytes, position: int, out: bytearray) -> int:
-    tag = data[position]
-    kind = tag & 3
-    width = (1, 2, 4)[kind - 1]
-    position += 1 + width
-    if position > len(data):
-        raise EOFError("a compressed block ends within a copy")
-    offset = int.from_bytes(data[position - width : position], "little")
-    length = (tag >> 2) + 1
-    if kind == 1:
-        offset, length = offset | (tag & 0xE0) << 3, (tag >> 2 & 7) + 4
-    if not 0 < offset <= len(out):
-        raise ValueError("a compressed block copies from before its start")
-    # A copy longer than its offset repeats what it has itself written.
-    source = bytes(out[len(out) - offset : len(out) - offset + length])
-    out += (source * (length // len(source) + 1))[:length]
-    return position
-
-
 # Numbers as bytes.
 
 
@@ -589,89 +318,6 @@ def _all(entry: Entry, verdict) -> bool | None:
     return None if None in verdicts or not complete else True
 
 
-# CRC-32C. A CRC is the remainder of a polynomial over GF(2); bit 31 of a number is the coefficient of x⁰.
-
-
-def _multiply(a, b: int):
-    """a·b modulo the CRC's polynomial; `a` may be an array of them."""
-    product = a & 0
-    for bit in range(31, -1, -1):
-        product ^= (a >> bit & 1) * b
-        b = b >> 1 ^ (_POLYNOMIAL if b & 1 else 0)
-    return product
-
-
-@functools.lru_cache(1 << 12)
-def _power(exponent: int) -> int:
-    """x to that power."""
-    result, square = 1 << 31, 1 << 30
-    while exponent:
-        if exponent & 1:
-            result = _multiply(result, square)
-        square = _multiply(square, square)
-        exponent >>= 1
-    return result
-
-
-@functools.lru_cache(1 << 12)
-def _crc_of_repeated(pattern: bytes, times: int) -> int:
-    """The CRC of `pattern` that many times over, in O(log times)."""
-    step = _power(8 * len(pattern))
-    # From the highest bit of `times` down: total = 1 + step + … + step^(n-1), and whole = step^n.
-    total, whole = 0, 1 << 31
-    for bit in bin(times)[2:]:
-        total, whole = total ^ _multiply(total, whole), _multiply(whole, whole)
-        if bit == "1":
-            total, whole = total ^ whole, _multiply(whole, step)
-    return _multiply(total, _bytewise(pattern, 0)) ^ _multiply(0xFFFFFFFF, whole) ^ 0xFFFFFFFF
-
-
-def _bytewise(data: bytes, state: int) -> int:
-    table = _tables()[0]
-    for byte in data:
-        state = table[(state ^ byte) & 255] ^ state >> 8
-    return state
-
-
-def _remainder(data: np.ndarray) -> int:
-    """The remainder from a start of zero: zeros before the data do not change it, so all lanes can be equally long."""
-    lanes = 1 << max(0, math.ceil(math.log2(data.size / _LANE)))
-    padded = np.zeros(lanes * _LANE, np.uint8)
-    padded[padded.size - data.size :] = data
-    columns = np.ascontiguousarray(padded.view("<u2").reshape(lanes, -1).T)
-    table = _tables()[1]
-    state = np.zeros(lanes, np.uint32)
-    for column in columns:
-        state = table[(state & 0xFFFF) ^ column] ^ state >> 16
-    width = _LANE
-    while state.size > 1:
-        state = _multiply(state[0::2], np.uint32(_power(8 * width))) ^ state[1::2]
-        width *= 2
-    return int(state[0])
-
-
-@functools.cache
-def _tables() -> tuple[list[int], np.ndarray]:
-    """What a byte, and what two, do to a remainder."""
-    one = np.arange(256, dtype=np.uint32)
-    for _ in range(8):
-        one = one >> 1 ^ (one & 1) * np.uint32(_POLYNOMIAL)
-    two = np.arange(1 << 16, dtype=np.uint32)
-    for _ in range(2):
-        two = one[two & 255] ^ two >> 8
-    return one.tolist(), two
-
-
-def _unmasked(masked: int) -> int:
-    """Tables store CRCs rotated by 15 bits and with a constant added, lest a CRC be taken of a CRC."""
-    rotated = (masked - 0xA282EAD8) & 0xFFFFFFFF
-    return (rotated >> 17 | rotated << 15) & 0xFFFFFFFF
-
-
-_POLYNOMIAL = 0x82F63B78
-_CHUNK, _LANE, _FEW = 1 << 20, 128, 1 << 13
-_FOOTER = 48
-_MAGIC = struct.pack("<Q", 0xDB4775248B80FB57)
 _VALUES = 1_000_000
 """Tensors of V1 checkpoints with more elements than this keep no value: no statistics have as many channels."""
 

@@ -9,32 +9,26 @@ Unlike ``tf.train.import_meta_graph`` and ``Saver.restore`` this gets by with wh
 """
 
 import contextlib
-import itertools
 import os
-import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from bn_graph.checkpoints.values import assign_values
+from bn_graph.checkpoints.files import CheckpointError, checkpoint_prefix, written_beside
+from bn_graph.checkpoints.values import assign_values, check_fit
 from bn_graph.graphs import layer_calls, reachability
-from bn_graph.graphs.errors import BnGraphError
+from bn_graph.graphs.errors import one_line
 from bn_graph.layers.averages import moving_statistics
 from bn_graph.tf1 import tf
 
-__all__ = ["Key", "MetaGraphError", "Restored", "assign", "import_graph", "missing_weights", "read", "restore", "write"]
+__all__ = ["Key", "Restored", "assign", "import_graph", "missing_weights", "read", "restore", "write"]
 
 _NOT_NEEDED = ("savers", "queue_runners")
 _PLAIN = ("variables", "trainable_variables", "local_variables", "update_ops", "train_op", "global_step")
 _PLAIN += ("bn_graph_layers", "bn_graph_moving_statistics")
 _UNKNOWN_SCALARS = 24
 """Before this GraphDef version the shape [] of a placeholder stood for an unknown one."""
-
-
-class MetaGraphError(BnGraphError):
-    """A meta graph or checkpoint that can't be used, or written; the message is one line."""
 
 
 class Key(NamedTuple):
@@ -66,7 +60,7 @@ def read(path: str | os.PathLike) -> tf.MetaGraphDef:
         path: of a binary MetaGraphDef, as ``Saver.save`` and ``tf.train.export_meta_graph`` write it.
 
     Raises:
-        MetaGraphError: there is no such file, or it is something else.
+        CheckpointError: there is no such file, or it is something else.
 
     Example:
         >>> import tempfile
@@ -83,11 +77,11 @@ def read(path: str | os.PathLike) -> tf.MetaGraphDef:
         with open(path, "rb") as file:
             meta.ParseFromString(file.read())
     except OSError as error:
-        raise MetaGraphError(f"The meta graph {os.fspath(path)} can't be read: {error.strerror}.") from error
+        raise CheckpointError(f"The meta graph {os.fspath(path)} can't be read: {error.strerror}.") from error
     except Exception as error:  # protobuf's DecodeError, which its packages don't all export under one name
-        raise MetaGraphError(f"{os.fspath(path)} is no meta graph (.meta file), or a damaged one.") from error
+        raise CheckpointError(f"{os.fspath(path)} is no meta graph (.meta file), or a damaged one.") from error
     if not meta.graph_def.node:
-        raise MetaGraphError(f"{os.fspath(path)} is no meta graph (.meta file): it has no graph with nodes.")
+        raise CheckpointError(f"{os.fspath(path)} is no meta graph (.meta file): it has no graph with nodes.")
     old = 0 < meta.graph_def.versions.producer < _UNKNOWN_SCALARS
     for node in meta.graph_def.node:
         if (
@@ -115,7 +109,7 @@ def import_graph(meta: tf.MetaGraphDef) -> tf.Graph:
         A new graph. Collections that can't be imported are left out.
 
     Raises:
-        MetaGraphError: the graph has ops that this TensorFlow lacks, or is not well-formed.
+        CheckpointError: the graph has ops that this TensorFlow lacks, or is not well-formed.
 
     Example:
         >>> from bn_graph.checkpoints import meta_graphs
@@ -133,7 +127,7 @@ def import_graph(meta: tf.MetaGraphDef) -> tf.Graph:
     try:
         return _imported(meta, set(_PLAIN) & set(meta.collection_def))
     except Exception as error:
-        raise MetaGraphError(f"The graph can't be imported: {one_line(error)}") from error
+        raise CheckpointError(f"The graph can't be imported: {one_line(error)}") from error
 
 
 def _imported(meta: tf.MetaGraphDef, collections: set[str]) -> tf.Graph:
@@ -163,25 +157,10 @@ def _refuse_unknown_op(error: Exception) -> None:
     for mark in ("Op type not registered '", "No op named "):
         if mark in text:
             name = text.split(mark)[1].split("'")[0].split(" ")[0]
-            raise MetaGraphError(
+            raise CheckpointError(
                 f"The graph uses the op {name}, which this TensorFlow doesn't have: a graph with custom ops can be audited, "
                 "but not run here."
             ) from error
-
-
-def one_line(error: BaseException) -> str:
-    """The sentence of an exception that says what is wrong, with a full stop.
-
-    Example:
-        >>> from bn_graph.checkpoints.meta_graphs import one_line
-        >>> one_line(ValueError("no good\\nat all"))
-        'no good.'
-    """
-    text = str(getattr(error, "message", None) or error)
-    lines = [line.strip() for line in text.splitlines() if line.strip()] or [type(error).__name__]
-    # Of an op that failed, TensorFlow puts the sentence above the node, below where the op was made.
-    above_node = [line for line, after in itertools.pairwise(lines) if after.startswith("[[{{node")]
-    return (above_node or lines)[0].rstrip(".") + "."
 
 
 # --- Values -----------------------------------------------------------------------------------------------------------
@@ -199,7 +178,7 @@ def restore(graph: tf.Graph, meta: tf.MetaGraphDef, checkpoint: str | os.PathLik
         `Restored`. Nothing is added to the graph.
 
     Raises:
-        MetaGraphError: the checkpoint can't be read; a value has another shape or dtype than its variable; it has nothing
+        CheckpointError: the checkpoint can't be read; a value has another shape or dtype than its variable; it has nothing
             of the graph's; what it lacks can't be initialized.
 
     Example:
@@ -217,16 +196,16 @@ def restore(graph: tf.Graph, meta: tf.MetaGraphDef, checkpoint: str | os.PathLik
         >>> restored.values["w"], restored.missing
         (array([1., 2.], dtype=float32), ['moving_mean'])
     """
-    prefix = _prefix(checkpoint)
+    prefix = checkpoint_prefix(checkpoint)
     variables = _variables(graph)
     shapes, dtypes = _contents(prefix)
     keys = {name: key for name, key in _found(variables, meta, shapes).items()}
     if not keys:
-        raise MetaGraphError(
+        raise CheckpointError(
             f"The checkpoint {prefix} holds none of the graph's {len(variables)} variables: it is of another graph."
         )
     for name, key in keys.items():
-        _check_fit(prefix, variables[name], key, shapes[key.name], dtypes[key.name])
+        check_fit(prefix, variables[name], key.name, None if key.slice else shapes[key.name], dtypes[key.name])
     values = _read_values(prefix, variables, keys)
     missing = [name for name in variables if name not in keys]
     return Restored(values | _initial(graph, variables, values, missing), keys, missing)
@@ -283,24 +262,12 @@ def _variables(graph: tf.Graph) -> dict[str, tf.Variable]:
     return {variable.op.name: variable for variable in members if hasattr(variable, "initializer")}
 
 
-def _prefix(checkpoint: str | os.PathLike) -> str:
-    path = os.fspath(checkpoint).removesuffix(".index")
-    if not os.path.isdir(path):
-        return path
-    state = tf.train.get_checkpoint_state(path)
-    if state is None:
-        raise MetaGraphError(f"The directory {path} holds no checkpoint that its file 'checkpoint' names.")
-    # The file may have come from another machine, with that one's absolute paths.
-    beside = os.path.join(path, os.path.basename(state.model_checkpoint_path))
-    return beside if tf.train.checkpoint_exists(beside) else state.model_checkpoint_path
-
-
 def _contents(prefix: str) -> tuple[dict, dict]:
     try:
         reader = tf.train.load_checkpoint(prefix)
         return reader.get_variable_to_shape_map(), reader.get_variable_to_dtype_map()
     except (tf.errors.OpError, ValueError, RuntimeError) as error:
-        raise MetaGraphError(f"The checkpoint {prefix} can't be read: {one_line(error)}") from error
+        raise CheckpointError(f"The checkpoint {prefix} can't be read: {one_line(error)}") from error
 
 
 def _found(variables: Mapping[str, tf.Variable], meta: tf.MetaGraphDef, held: Mapping) -> dict[str, Key]:
@@ -350,17 +317,6 @@ def _strings(node: tf.NodeDef | None) -> list[str]:
     return [tf.compat.as_str(value) for value in tf.make_ndarray(node.attr["value"].tensor).reshape(-1)]
 
 
-def _check_fit(prefix: str, variable: tf.Variable, key: Key, shape: Sequence[int], dtype: tf.DType) -> None:
-    if not key.slice and not variable.shape.is_compatible_with(shape):
-        raise MetaGraphError(
-            f"The checkpoint {prefix} holds {key.name} with shape {list(shape)}; the graph's has {variable.shape}."
-        )
-    if variable.dtype.base_dtype != dtype:
-        raise MetaGraphError(
-            f"The checkpoint {prefix} holds {key.name} as {dtype.name}; the graph's is {variable.dtype.base_dtype.name}."
-        )
-
-
 def _read_values(prefix: str, variables: Mapping[str, tf.Variable], keys: Mapping[str, Key]) -> dict[str, np.ndarray]:
     with tf.Graph().as_default(), tf.Session() as session:
         tensors = tf.raw_ops.RestoreV2(
@@ -372,7 +328,7 @@ def _read_values(prefix: str, variables: Mapping[str, tf.Variable], keys: Mappin
         try:
             return dict(zip(keys, session.run(tensors), strict=True))
         except tf.errors.OpError as error:
-            raise MetaGraphError(f"The values of the checkpoint {prefix} can't be read: {one_line(error)}") from error
+            raise CheckpointError(f"The values of the checkpoint {prefix} can't be read: {one_line(error)}") from error
 
 
 def _initial(
@@ -386,7 +342,7 @@ def _initial(
             session.run([variables[name].initializer for name in missing])
             return dict(zip(missing, session.run([variables[name] for name in missing]), strict=True))
         except (tf.errors.OpError, ValueError, TypeError) as error:
-            raise MetaGraphError(
+            raise CheckpointError(
                 f"The checkpoint lacks {', '.join(missing[:3])}, and initializing what it lacks fails: {one_line(error)}"
             ) from error
 
@@ -406,7 +362,7 @@ def write(session: tf.Session, prefix: str | os.PathLike, keys: Mapping[str, Key
         `prefix`. The files are there complete or not at all, whatever happens meanwhile.
 
     Raises:
-        MetaGraphError: something of that name exists, or can't be written.
+        CheckpointError: something of that name exists, or can't be written.
 
     Example:
         >>> import os, tempfile
@@ -421,24 +377,13 @@ def write(session: tf.Session, prefix: str | os.PathLike, keys: Mapping[str, Key
     """
     prefix = os.fspath(prefix)
     refuse_existing(prefix)
-    parent, base = os.path.split(os.path.abspath(prefix))
-    moved: list[str] = []
     try:
-        os.makedirs(parent, exist_ok=True)
-        with session.graph.as_default(), tempfile.TemporaryDirectory(prefix=f".{base}.", dir=parent) as beside:
+        with session.graph.as_default(), written_beside(prefix) as unfinished:
             saver = tf.train.Saver(_names_to_save(session.graph, keys), write_version=tf.train.SaverDef.V2)
             with _without_warnings():  # of old collections that TensorFlow reads and can't write
-                saver.save(session, os.path.join(beside, base), write_state=False)
-            # The index last: without it there is no checkpoint.
-            for name in sorted(os.listdir(beside), key=lambda name: name.endswith(".index")):
-                shutil.move(os.path.join(beside, name), os.path.join(parent, name))
-                moved.append(os.path.join(parent, name))
-    except BaseException as error:
-        for path in moved:
-            os.unlink(path)
-        if isinstance(error, (OSError, ValueError, tf.errors.OpError)):
-            raise MetaGraphError(f"The checkpoint {prefix} could not be written: {one_line(error)}") from error
-        raise
+                saver.save(session, unfinished, write_state=False)
+    except (OSError, ValueError, tf.errors.OpError) as error:
+        raise CheckpointError(f"The checkpoint {prefix} could not be written: {one_line(error)}") from error
     return prefix
 
 
@@ -446,7 +391,7 @@ def refuse_existing(prefix: str | os.PathLike) -> None:
     """Raises if there are files of a checkpoint `prefix`, or one of just that name.
 
     Raises:
-        MetaGraphError: as said.
+        CheckpointError: as said.
 
     Example:
         >>> from bn_graph.checkpoints.meta_graphs import refuse_existing
@@ -457,9 +402,11 @@ def refuse_existing(prefix: str | os.PathLike) -> None:
     names = os.listdir(parent) if os.path.isdir(parent) else []
     taken = sorted(name for name in names if name in ending or name.startswith(f"{base}.data-"))
     if taken:
-        raise MetaGraphError(f"{os.path.join(parent, taken[-1])} exists; name another --out, or remove it first.")
+        raise CheckpointError(f"{os.path.join(parent, taken[-1])} exists; name another --out, or remove it first.")
     if not base:
-        raise MetaGraphError(f"{os.fspath(prefix)} names a directory; a checkpoint needs the beginning of a file name.")
+        raise CheckpointError(
+            f"{os.fspath(prefix)} names a directory; a checkpoint needs the beginning of a file name."
+        )
 
 
 def _names_to_save(graph: tf.Graph, keys: Mapping[str, Key]) -> dict[str, object]:

@@ -15,10 +15,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
+from bn_graph.checkpoints.files import CheckpointError, checkpoint_prefix
 from bn_graph.checkpoints.names import NameMap, checkpoint_names
-from bn_graph.checkpoints.values import assign_values
+from bn_graph.checkpoints.values import assign_values, check_fit
 from bn_graph.checkpoints.variables import inference_variables
-from bn_graph.graphs.errors import BnGraphError
+from bn_graph.graphs.errors import one_line
 from bn_graph.layers.averages import moving_statistics
 from bn_graph.tf1 import tf
 
@@ -32,10 +33,6 @@ __all__ = [
 ]
 
 Conversions = Mapping[str, Callable[[np.ndarray], np.ndarray]]
-
-
-class CheckpointError(BnGraphError):
-    """A checkpoint that does not exist, can't be read, or lacks what the graph needs."""
 
 
 class UntrainedStatisticsWarning(UserWarning):
@@ -169,7 +166,7 @@ def save(saver: tf.train.Saver, session: tf.Session, prefix: str | os.PathLike, 
         os.makedirs(directory, exist_ok=True)
         return saver.save(session, prefix, **save_options)
     except (OSError, tf.errors.OpError, ValueError) as error:
-        raise CheckpointError(f"The checkpoint {prefix} could not be written: {_first_line(error)}") from error
+        raise CheckpointError(f"The checkpoint {prefix} could not be written: {one_line(error)}") from error
 
 
 def restore(
@@ -184,7 +181,8 @@ def restore(
 
     Args:
         session: whose graph's variables are assigned.
-        checkpoint: prefix as returned by `save`, or a directory, of which the latest checkpoint is taken.
+        checkpoint: prefix as returned by `save`, its ``.index``, or a directory, of which the latest checkpoint is taken: the
+            one that its file ``checkpoint`` names or, where that is gone, the one of the highest step.
         var_list: the variables to restore; all global variables of the graph if None.
         name_map: what the checkpoint calls them, as `bn_graph.checkpoints.names` says, such as ``NAME_MAPS["pop"]``.
         convert: functions of the stored arrays, by a variable's name or its last part:
@@ -213,7 +211,7 @@ def restore(
     """
     with session.graph.as_default():
         variables = checkpoint_names(tf.global_variables() if var_list is None else var_list, name_map)
-    prefix = _resolve(checkpoint)
+    prefix = checkpoint_prefix(checkpoint)
     reader = _checked_reader(prefix, variables)
     converted = _converted(reader, variables, convert or {})
     with session.graph.as_default():
@@ -223,37 +221,19 @@ def restore(
     _warn_if_untrained(session, prefix, list(variables.values()))
 
 
-def _resolve(checkpoint: str | os.PathLike) -> str:
-    path = os.fspath(checkpoint)
-    if os.path.isdir(path):
-        latest = tf.train.latest_checkpoint(path)
-        if latest is None:
-            raise CheckpointError(f"The directory {path} holds no checkpoint that its file 'checkpoint' names.")
-        return latest
-    return path
-
-
 def _checked_reader(prefix: str, variables: Mapping[str, tf.Variable]):
     """The checkpoint's reader, once all `variables` (by their names in the checkpoint) are there and fit."""
     try:
         reader = tf.train.load_checkpoint(prefix)
     except (tf.errors.OpError, ValueError) as error:
-        raise CheckpointError(f"The checkpoint {prefix} can't be read: {_first_line(error)}") from error
+        raise CheckpointError(f"The checkpoint {prefix} can't be read: {one_line(error)}") from error
     shapes, dtypes = reader.get_variable_to_shape_map(), reader.get_variable_to_dtype_map()
     missing = {name: variable for name, variable in variables.items() if name not in shapes}
     if missing:
         message = _missing_message(prefix, missing)
         raise CheckpointError(message + _nearest(missing, sorted(set(shapes) - set(variables))))
     for name, variable in variables.items():
-        expected, found = variable.shape.as_list(), list(shapes[name])
-        if expected != found:
-            raise CheckpointError(
-                f"The checkpoint {prefix} holds {name} with shape {found}; the graph's has {expected}."
-            )
-        if variable.dtype.base_dtype != dtypes[name]:
-            raise CheckpointError(
-                f"The checkpoint {prefix} holds {name} as {dtypes[name].name}; the graph's is {variable.dtype.base_dtype.name}."
-            )
+        check_fit(prefix, variable, name, shapes[name], dtypes[name])
     return reader
 
 
@@ -314,7 +294,3 @@ def _warn_if_untrained(session: tf.Session, prefix: str, variables: Sequence[tf.
             UntrainedStatisticsWarning,
             stacklevel=3,
         )
-
-
-def _first_line(error: Exception) -> str:
-    return str(getattr(error, "message", error)).strip().splitlines()[0]

@@ -1,13 +1,14 @@
-"""Values of variables, assigned in a session."""
+"""Values of variables: assigned in a session, and whether a stored one fits."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from numpy.typing import ArrayLike
 
+from bn_graph.checkpoints.files import CheckpointError
 from bn_graph.tf1 import tf
 
-__all__ = ["assign_values"]
+__all__ = ["assign_values", "check_fit"]
 
 
 def assign_values(session: tf.Session, values: Iterable[tuple[tf.Variable, ArrayLike]]) -> None:
@@ -54,3 +55,23 @@ def _initializing_assign(variable: tf.Variable) -> tf.Operation:
     if assign is None or len(assign.inputs) < 2:
         raise ValueError(f"The variable {variable.name} has no assign of an initial value that can be fed.")
     return assign
+
+
+def check_fit(prefix: str, variable: tf.Variable, name: str, shape: Sequence[int] | None, dtype: tf.DType) -> None:
+    """Raises if a checkpoint's tensor can't be the value of `variable`.
+
+    Args:
+        prefix: of the checkpoint.
+        variable: of the graph.
+        name: the tensor's, in the checkpoint.
+        shape: the tensor's; None if the variable is only a slice of it.
+        dtype: the tensor's.
+
+    Raises:
+        CheckpointError: shape or dtype differ.
+    """
+    held = f"The checkpoint {prefix} holds {name}"
+    if shape is not None and not variable.shape.is_compatible_with(shape):
+        raise CheckpointError(f"{held} with shape {list(shape)}; the graph's has {variable.shape.as_list()}.")
+    if variable.dtype.base_dtype != dtype:
+        raise CheckpointError(f"{held} as {dtype.name}; the graph's is {variable.dtype.base_dtype.name}.")

@@ -74,7 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
         # What goes wrong while ops run is raised, and said in one line; the runtime's own log of it says it twice.
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
         start_tensorflow_quietly()
-        from bn_graph.checkpoints.meta_graphs import MetaGraphError
+        from bn_graph.checkpoints.files import CheckpointError
         from bn_graph.commands.feeds import FeedError
         from bn_graph.inference.conversion import CheckFailed, PopulationExportError
         from bn_graph.inference.export import ExportError
@@ -86,7 +86,7 @@ def run(arguments: argparse.Namespace) -> int:
     except CheckFailed as error:
         print(f"inference-graph: {error} Nothing was written.", file=sys.stderr)
         return 1
-    except (CommandError, FeedError, MetaGraphError, PopulationExportError, ExportError, OSError) as error:
+    except (CommandError, FeedError, CheckpointError, PopulationExportError, ExportError, OSError) as error:
         print(f"inference-graph: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
 

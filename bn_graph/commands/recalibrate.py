@@ -84,14 +84,14 @@ def run(arguments: argparse.Namespace) -> int:
         # What goes wrong while ops run is raised, and said in one line; the runtime's own log of it says it twice.
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
         start_tensorflow_quietly()
-        from bn_graph.checkpoints.meta_graphs import MetaGraphError
+        from bn_graph.checkpoints.files import CheckpointError
         from bn_graph.commands.feeds import FeedError
         from bn_graph.recalibration import RecalibrationError
     except KeyboardInterrupt:
         return _stopped(arguments.out)
     try:
         return _mend(arguments)
-    except (CommandError, FeedError, MetaGraphError, RecalibrationError) as error:
+    except (CommandError, FeedError, CheckpointError, RecalibrationError) as error:
         print(f"recalibrate: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

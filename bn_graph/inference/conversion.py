@@ -15,12 +15,13 @@ from typing import NamedTuple
 import numpy as np
 
 from bn_graph.checkpoints import meta_graphs
+from bn_graph.checkpoints.files import written_beside
 from bn_graph.checkpoints.variables import batch_norm_layers
 from bn_graph.graphs import layer_calls, reachability
 from bn_graph.graphs.errors import BnGraphError
 from bn_graph.inference import switching
 from bn_graph.inference.branches import without_training_branches
-from bn_graph.inference.export import export_saved_model, written_next_to
+from bn_graph.inference.export import export_saved_model
 from bn_graph.tf1 import tf
 
 __all__ = ["CheckFailed", "NeedsExample", "PopulationExportError", "Turned", "largest_difference", "turn", "write"]
@@ -196,7 +197,7 @@ def write(
         ...     write(turned, values, f"{folder}/1", {"x": turned.graph.get_tensor_by_name("x:0")}, "y") < 1e-6
         True
     """
-    with written_next_to(directory) as unfinished:
+    with written_beside(directory) as unfinished:
         with tf.Session(graph=turned.graph) as session:
             read = reachability.variables_read(reachability.index(turned.graph), _OUTPUT)
             meta_graphs.assign(session, {name: values[name] for name in read if name in values})

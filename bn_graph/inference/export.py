@@ -5,13 +5,11 @@ graph whose training flag is a tensor has it fixed to False; one that was built 
 """
 
 import os
-import shutil
-import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import NamedTuple
 
+from bn_graph.checkpoints.files import written_beside
 from bn_graph.checkpoints.variables import layer_scope
 from bn_graph.inference.extraction import ExportError, InferenceGraph, extract, open_session
 from bn_graph.inference.folding import fold_batch_norm
@@ -85,7 +83,7 @@ def export_saved_model(
         array([[1.414]], dtype=float32)
         >>> folder.cleanup()
     """
-    with written_next_to(directory) as unfinished:
+    with written_beside(directory) as unfinished:
         extracted = extract(session, inputs, outputs, is_training)
         with extracted.graph.as_default(), open_session(extracted) as copied:
             signature = tf.saved_model.predict_signature_def(extracted.inputs, extracted.outputs)
@@ -142,7 +140,7 @@ def export_frozen_graph(
         ...     frozen.folded, frozen.unfolded, frozen.inputs
         (['bn1'], [], {'x': 'x:0'})
     """
-    with written_next_to(path) as unfinished:
+    with written_beside(path) as unfinished:
         extracted = extract(session, inputs, outputs, is_training)
         graph_def = _frozen(extracted)
         layers = _layers_with_constants(extracted, graph_def)
@@ -178,19 +176,3 @@ def _layers_with_constants(extracted: InferenceGraph, graph_def: tf.GraphDef) ->
     statistics = [variable.op.name for variable in moving_statistics(extracted.graph)]
     everywhere = extracted.graph.get_collection(MOVING_STATISTICS)
     return list(dict.fromkeys(layer_scope(name, everywhere) for name in statistics if name in names))
-
-
-@contextmanager
-def written_next_to(path: str | os.PathLike) -> Iterator[str]:
-    """A name to write under, beside `path`, that becomes `path` once all is written, and is removed if anything fails."""
-    path = os.path.abspath(path)
-    if os.path.lexists(path):
-        raise FileExistsError(f"{path} exists; name another, or remove it first.")
-    parent = os.path.dirname(path)
-    os.makedirs(parent, exist_ok=True)
-    beside = tempfile.mkdtemp(prefix=f".{os.path.basename(path)}.", dir=parent)
-    try:
-        yield os.path.join(beside, "unfinished")
-        os.rename(os.path.join(beside, "unfinished"), path)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)

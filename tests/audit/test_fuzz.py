@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from bn_graph.audit import subject as files
 from bn_graph.audit.findings import AuditError
-from bn_graph.checkpoints import index
+from bn_graph.checkpoints import table
 from bn_graph.checkpoints.index import equals, is_filled_with, read_checkpoint
 from bn_graph.tf1 import tf
 
@@ -107,7 +107,7 @@ def test_mutated_tables_whose_checksums_are_not_looked_at(tmp_path, valid, data)
     path = tmp_path / "model.ckpt"
     path.write_bytes(mutated(data.draw(st.sampled_from(valid[1:3])), data.draw))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(index, "_check", lambda data, stored: None)
+        patch.setattr(table, "_check", lambda data, stored: None)
         try_to_read(path)
 
 
@@ -115,7 +115,7 @@ def test_mutated_tables_whose_checksums_are_not_looked_at(tmp_path, valid, data)
 @given(stream=st.binary(max_size=200), length=st.integers(0, 2000))
 def test_random_snappy_streams(stream, length):
     try:
-        out = index._unsnappy(bytes([length & 127 | 128, length >> 7]) + stream)
+        out = table._unsnappy(bytes([length & 127 | 128, length >> 7]) + stream)
     except (ValueError, EOFError, IndexError):
         return
     assert len(out) == length

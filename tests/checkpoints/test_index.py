@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bn_graph.audit.findings import AuditError
-from bn_graph.checkpoints import index
-from bn_graph.checkpoints.index import Entry, crc32c, equals, is_filled_with, read_checkpoint
+from bn_graph.checkpoints import table
+from bn_graph.checkpoints.crc32c import crc32c, crc32c_of_repeated
+from bn_graph.checkpoints.index import Entry, equals, is_filled_with, read_checkpoint
 from bn_graph.graphs import protos
+from bn_graph.graphs.errors import AuditError
 from bn_graph.tf1 import tf
 
 GRAPHS = Path(__file__).parents[2] / "../shared/graphs"
@@ -126,7 +127,7 @@ def test_a_sharded_v1_checkpoint_is_read_whole_from_its_prefix_or_any_shard(tmp_
 
 def test_large_tensors_of_a_v1_checkpoint_keep_no_value(tmp_path, monkeypatch):
     prefix = save(tmp_path / "model", {"large": np.zeros(200, np.float32), "small": np.zeros(20, np.float32)}, 1)
-    monkeypatch.setattr(index, "_VALUES", 100)
+    monkeypatch.setattr("bn_graph.checkpoints.index._VALUES", 100)
     entries = read_checkpoint(prefix).entries
     assert (is_filled_with(entries["large"], 0), is_filled_with(entries["small"], 0)) == (None, True)
     assert entries["large"].shape == (200,)
@@ -187,7 +188,7 @@ def test_crc_is_that_of_its_definition(size):
 def test_crc_of_long_data_is_that_of_its_pieces(monkeypatch):
     data = np.random.default_rng(0).bytes(100_001)
     whole = crc32c(data)
-    monkeypatch.setattr(index, "_CHUNK", 10_007)
+    monkeypatch.setattr("bn_graph.checkpoints.crc32c._CHUNK", 10_007)
     assert crc32c(data) == whole == crc32c(np.frombuffer(data, np.uint8))
 
 
@@ -201,8 +202,8 @@ def test_the_crc_of_a_repeated_number_needs_no_array(dtype, size):
 def test_two_billion_elements_take_no_time():
     started = time.perf_counter()
     # 2³¹ zero bytes, by squaring: what follows n zeros is what follows n/2, twice.
-    entry = Entry("float32", (2**31,), index._crc_of_repeated(b"\0" * 4, 2**31))
-    assert entry.crc32c == index._crc_of_repeated(b"\0" * 4096, 2**21)
+    entry = Entry("float32", (2**31,), crc32c_of_repeated(b"\0" * 4, 2**31))
+    assert entry.crc32c == crc32c_of_repeated(b"\0" * 4096, 2**21)
     assert (is_filled_with(entry, 0), is_filled_with(entry, 1)) == (True, False)
     assert time.perf_counter() - started < 0.5
 
@@ -234,13 +235,13 @@ def test_what_has_no_crc_elements_or_numbers_is_untold(entry):
     ],
 )
 def test_snappy_by_hand(stream, expected):
-    assert index._unsnappy(stream) == expected
+    assert table._unsnappy(stream) == expected
 
 
 def test_a_snappy_copy_reaches_back_more_than_a_byte():
     text = bytes(range(256)) * 2
     # Copy of 4 from 0x1ff back: three high bits of the offset are in the tag.
-    assert index._unsnappy(b"\x84\x04" + b"\xf4\xff\x01" + text + b"\x21\xff") == text + text[1:5]
+    assert table._unsnappy(b"\x84\x04" + b"\xf4\xff\x01" + text + b"\x21\xff") == text + text[1:5]
 
 
 @pytest.mark.parametrize(
@@ -257,7 +258,7 @@ def test_a_snappy_copy_reaches_back_more_than_a_byte():
 )
 def test_a_bad_snappy_stream_is_an_error(stream):
     with pytest.raises((ValueError, EOFError, IndexError)):
-        index._unsnappy(stream)
+        table._unsnappy(stream)
 
 
 def masked(crc):
@@ -277,7 +278,7 @@ def block(rows, compression=0):
     return body + struct.pack("<I", masked(crc32c(body)))
 
 
-def table(rows, compression=0):
+def table_of(rows, compression=0):
     """A table as LevelDB writes it: a data block, an empty meta index, an index of the one block, the footer."""
     data, meta = block(rows, compression), block([])
     index = block([(b"\xff", number(0) + number(len(data) - 5))])
@@ -298,13 +299,13 @@ HEADER = protos.BundleHeaderProto(num_shards=1).SerializeToString()
 @pytest.mark.parametrize("compression", [0, 1])
 def test_a_table_by_hand_is_read(tmp_path, compression):
     path = tmp_path / "model.index"
-    path.write_bytes(table([(b"", HEADER), (b"mean", entry_of(np.zeros(3, np.float32)))], compression))
+    path.write_bytes(table_of([(b"", HEADER), (b"mean", entry_of(np.zeros(3, np.float32)))], compression))
     assert is_filled_with(read_checkpoint(str(path)).entries["mean"], 0) is True
 
 
 def test_a_big_endian_checkpoint_is_refused(tmp_path):
     path = tmp_path / "model.index"
-    path.write_bytes(table([(b"", protos.BundleHeaderProto(num_shards=1, endianness=1).SerializeToString())]))
+    path.write_bytes(table_of([(b"", protos.BundleHeaderProto(num_shards=1, endianness=1).SerializeToString())]))
     with pytest.raises(AuditError, match="big-endian"):
         read_checkpoint(str(path))
 
@@ -322,16 +323,16 @@ def _flipped(data):
         (lambda data: data[:-8] + b"\0" * 8, "does not end with a table's mark"),
         (_flipped, "checksum is wrong"),
         (lambda data: data[30:], "is said to end|checksum is wrong"),
-        (lambda data: table([(b"key", b"value")]), "none of a checkpoint"),
-        (lambda data: table([(b"", HEADER), (b"mean", b"\xff\xff")]), "truncated or corrupted"),
-        (lambda data: table([(b"", HEADER), (b"\xff", b"")]), "can't decode|codec"),
+        (lambda data: table_of([(b"key", b"value")]), "none of a checkpoint"),
+        (lambda data: table_of([(b"", HEADER), (b"mean", b"\xff\xff")]), "truncated or corrupted"),
+        (lambda data: table_of([(b"", HEADER), (b"\xff", b"")]), "can't decode|codec"),
         (lambda data: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "Git LFS pointer"),
         (lambda data: b"\x1f\x8b\x08\x00", "gzip"),
     ],
 )
 def test_a_damaged_index_is_one_line_that_names_the_file(tmp_path, damage, message):
     path = tmp_path / "model.index"
-    path.write_bytes(damage(table([(b"", HEADER), (b"mean", entry_of(np.zeros(3, np.float32)))])))
+    path.write_bytes(damage(table_of([(b"", HEADER), (b"mean", entry_of(np.zeros(3, np.float32)))])))
     with pytest.raises(AuditError, match=message) as caught:
         read_checkpoint(str(path))
     assert str(caught.value).startswith(str(path)) and "\n" not in str(caught.value)

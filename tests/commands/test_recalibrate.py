@@ -214,7 +214,7 @@ def stop(*_, **__):
 
 
 @pytest.mark.parametrize(
-    "at", ["tqdm.tqdm", "bn_graph.checkpoints.meta_graphs.shutil.move", "bn_graph.checkpoints.meta_graphs.restore"]
+    "at", ["tqdm.tqdm", "bn_graph.checkpoints.files.os.replace", "bn_graph.checkpoints.meta_graphs.restore"]
 )
 def test_control_c_leaves_nothing(saved, tmp_path, monkeypatch, capfd, at):
     network, data, out = saved

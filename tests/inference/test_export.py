@@ -264,7 +264,7 @@ def test_a_failure_while_writing_leaves_nothing_behind(plain_graph, start, tmp_p
     def fail(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr("bn_graph.inference.export.os.rename", fail)
+    monkeypatch.setattr("bn_graph.checkpoints.files.os.replace", fail)
     with pytest.raises(OSError, match="disk full"):
         export(session, tmp_path / "model", {"x": x}, {"y": y})
     assert list(tmp_path.iterdir()) == []
