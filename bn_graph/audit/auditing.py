@@ -191,4 +191,4 @@ def _report(
     paths = find_paths(model)
     findings, untold = apply_rules(model, paths, codes)
     rows = tuple(row(model, layer, paths[layer.name].mode) for layer in model.layers)
-    return Report(subject.path, subject.kind, prefix, rows, tuple(findings), tuple(untold), len(model.graph.names))
+    return Report(subject.path, subject.kind, prefix, rows, tuple(findings), tuple(untold), model.graph.node_count)

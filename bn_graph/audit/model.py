@@ -9,7 +9,7 @@ from bn_graph.checkpoints.index import Checkpoint
 from bn_graph.graphs.graph import Graph, Uses, build, node_named, uses
 from bn_graph.graphs.layers import Layer, find_layers
 from bn_graph.graphs.modes import Modes, alternatives, modes
-from bn_graph.graphs.normalizations import find_normalizations
+from bn_graph.graphs.normalizations import Origin, find_normalizations
 from bn_graph.graphs.protos import MetaGraphDef, VariableDef
 from bn_graph.graphs.save_ops import Saver, find_savers
 from bn_graph.graphs.train_ops import Training, find_training
@@ -165,7 +165,7 @@ def _state(graph: Graph, layer: Layer, stored: Stored | None) -> str:
 def _state_of_constants(graph: Graph, layer: Layer) -> str:
     """In a frozen graph the statistics are constants of it."""
     values = {
-        kind: [constant(graph, (source.node, 0)) for source in sources if source.kind == "constant"]
+        kind: [constant(graph, (source.node, 0)) for source in sources if source.origin is Origin.CONSTANT]
         for place in layer.places
         for kind, sources in (("mean", place.mean), ("variance", place.variance))
     }

@@ -12,8 +12,8 @@ from bn_graph.audit.model import Model, looks_untrained
 from bn_graph.graphs.graph import Ref, downstream
 from bn_graph.graphs.layers import Layer
 from bn_graph.graphs.modes import alternatives, normalizing_by_batch, runs, sinks, values_used
-from bn_graph.graphs.normalizations import WEIGHTED, Normalization, leads_on
-from bn_graph.graphs.values import FORWARDS
+from bn_graph.graphs.normalizations import Normalization, leads_on
+from bn_graph.graphs.ops import FORWARDS, WEIGHTED
 
 __all__ = ["InferencePath", "find_paths"]
 
@@ -255,7 +255,7 @@ def _handed_on(model: Model, place: Normalization) -> set[int]:
 def _is_called(model: Model, node: int) -> bool:
     """Whether a node lies in no function that a decided switch leaves out."""
     caller = model.graph.callers[node]
-    while caller[0] >= 0:
+    while caller is not None:
         if caller in model.modes.not_called:
             return False
         caller = model.graph.callers[caller[0]]

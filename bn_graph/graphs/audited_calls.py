@@ -11,9 +11,9 @@ from typing import NamedTuple
 from bn_graph.graphs.errors import AuditError
 from bn_graph.graphs.graph import Graph, Ref, Uses, build, uses
 from bn_graph.graphs.layers import Layer, find_layers
-from bn_graph.graphs.normalizations import Normalization, Source, find_normalizations
-from bn_graph.graphs.statistics import FUSED
-from bn_graph.graphs.values import FORWARDS, strip, variable
+from bn_graph.graphs.normalizations import Normalization, Origin, Source, find_normalizations
+from bn_graph.graphs.ops import FORWARDS, FUSED
+from bn_graph.graphs.values import strip, variable
 from bn_graph.tf1 import tf
 
 __all__ = ["AuditedCall", "find_audited_calls"]
@@ -97,12 +97,12 @@ def _call(
     inputs = _inputs(audited, place)
     if None in (mean, variance, inputs) or inputs[0] in in_loops:
         return None
-    if any(audited.callers[node][0] >= 0 for node in (mean, variance, inputs[0])):
+    if any(audited.callers[node] is not None for node in (mean, variance, inputs[0])):
         return None
     axes = _axes(graph, audited, place, inputs, mean)
     if axes is None:
         return None
-    statistics = [(source.statistic.ref, source.statistic.kind) for source in place.sources() if source.statistic]
+    statistics = [(source.statistic.ref, source.statistic.kind.value) for source in place.sources() if source.statistic]
     taken_in = set().union(*(update.statistics for update in layer.updates))
     return AuditedCall(
         inputs=(audited.names[inputs[0]], inputs[1]),
@@ -116,7 +116,7 @@ def _call(
 
 def _variable(sources: Iterable[Source], of_layer: Iterable[int]) -> int | None:
     """The one variable that a place reads or, where it reads none, its layer has; None if there are several."""
-    variables = {source.node for source in sources if source.kind == "variable"} or set(of_layer)
+    variables = {source.node for source in sources if source.origin is Origin.VARIABLE} or set(of_layer)
     return variables.pop() if len(variables) == 1 else None
 
 
@@ -187,7 +187,7 @@ def _channels(graph: tf.Graph, audited: Graph, place: Normalization, rank: int, 
 
 
 def _shape(graph: tf.Graph, audited: Graph, ref: Ref) -> tf.TensorShape:
-    if audited.callers[ref[0]][0] >= 0:
+    if audited.callers[ref[0]] is not None:
         return tf.TensorShape(None)
     tensor = graph.get_tensor_by_name(f"{audited.names[ref[0]]}:{ref[1]}")
     return tf.TensorShape(None) if tensor.dtype == tf.resource else tensor.shape

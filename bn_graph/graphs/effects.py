@@ -16,7 +16,8 @@ Variables go by the names of their ops (``bn1/moving_mean``), whichever their ki
 
 from collections.abc import Iterable
 
-from bn_graph.graphs.graph import VARIABLES, Graph, Ref, closure, node_named
+from bn_graph.graphs.graph import Graph, Ref, closure, node_named
+from bn_graph.graphs.ops import VARIABLES
 
 __all__ = [
     "assigned",
@@ -59,7 +60,7 @@ def upstream(graph: Graph, names: Names) -> set[str]:
     Raises:
         AuditError: the graph has no op of such a name.
     """
-    return {graph.names[node] for node in closure(graph, _starts(graph, names)) if graph.callers[node][0] < 0}
+    return {graph.names[node] for node in closure(graph, _starts(graph, names))} & graph.ids.keys()
 
 
 def variables(graph: Graph) -> list[str]:
@@ -149,7 +150,7 @@ def assigned(graph: Graph, node: int) -> set[int]:
 
 def variable_name(graph: Graph, variable: int) -> str:
     """The name that a variable's op has in the graph; a function's body knows it by its shared name."""
-    if graph.callers[variable][0] < 0:
+    if graph.callers[variable] is None:
         return graph.names[variable]
     proto = graph.protos[variable]
     return proto.attr["shared_name"].s.decode() or proto.name
@@ -162,7 +163,7 @@ def _starts(graph: Graph, names: Names) -> list[int]:
 
 def _outermost(graph: Graph, node: int) -> int:
     """The node of the graph itself whose call runs `node`."""
-    while graph.callers[node][0] >= 0:
+    while graph.callers[node] is not None:
         node = graph.callers[node][0]
     return node
 
@@ -172,7 +173,7 @@ def _assignable(graph: Graph, ref: Ref) -> set[int]:
     found, seen, pending = set(), set(), [(ref[0], False)]
     while pending:
         node, is_value = step = pending.pop()
-        if step in seen or node < 0:
+        if step in seen:
             continue
         seen.add(step)
         op = graph.ops[node]
@@ -190,7 +191,7 @@ def _first_assigned(graph: Graph, start: int, passed: frozenset[str] | None) -> 
     found, seen, pending = set(), set(), [start]
     while pending:
         node = pending.pop()
-        if node in seen or node < 0:
+        if node in seen:
             continue
         seen.add(node)
         variables = assigned(graph, node)

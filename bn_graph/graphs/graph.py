@@ -1,47 +1,44 @@
-"""A graph as the audit walks it: numbered nodes, data and control edges, the bodies of called functions in place.
+"""The model of a graph: numbered nodes, data and control edges, the bodies of called functions in place.
 
 A node is a number; a tensor is a `Ref`, the number of its node and its port. Bodies of the functions that a node calls
 (``If``, ``While``, ``PartitionedCall``, ``Defun``) are laid out once a call, each argument standing for what the
-caller hands in, so that a walk passes through calls as it passes through anything else. Building a graph and each
-closure cost time linear in nodes and edges; nothing recurses, cycles and missing nodes are passed over.
+caller passes in, so that a walk passes through calls as it passes through anything else. An input that names no node of
+the graph gets a node of its own, of type `ops.ABSENT` and without inputs. Building a graph and each closure cost time
+linear in nodes and edges; nothing recurses, and cycles are passed over.
 """
 
-from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
+from typing import NamedTuple, TypeVar
 
 from bn_graph.graphs.errors import AuditError
+from bn_graph.graphs.ops import ABSENT, EFFECTS, FUNCTIONS, PORTS, STATEFUL_CALLS
 from bn_graph.graphs.protos import GraphDef, NodeDef
 
-__all__ = ["ABSENT", "VARIABLES", "Call", "Graph", "Ref", "Uses", "build", "closure", "node_named", "uses"]
+__all__ = [
+    "Call",
+    "Caller",
+    "Graph",
+    "Ref",
+    "Uses",
+    "build",
+    "closure",
+    "downstream",
+    "node_named",
+    "reach",
+    "uses",
+    "walk",
+]
 
 Ref = tuple[int, int]
 """A tensor: its node's number and the port."""
 
-ABSENT: Ref = (-1, 0)
-"""Stands for an input that names no node of the graph."""
-
-VARIABLES = frozenset({"VarHandleOp", "VariableV2", "Variable", "AutoReloadVariable"})
-
-_FUNCTION_ATTRIBUTES = {
-    "If": (1, {"then_branch": "then", "else_branch": "else"}),
-    "StatelessIf": (1, {"then_branch": "then", "else_branch": "else"}),
-    "While": (0, {"body": "body", "cond": "condition"}),
-    "StatelessWhile": (0, {"body": "body", "cond": "condition"}),
-    "PartitionedCall": (0, {"f": "call"}),
-    "StatefulPartitionedCall": (0, {"f": "call"}),
-    "TPUPartitionedCall": (0, {"f": "call"}),
-    "RemoteCall": (1, {"f": "call"}),
-    "XlaLaunch": (0, {"function": "call"}),
-}
-"""Calling ops: which input is their functions' argument 0, and the part that each function attribute plays."""
-
-_PORTS = {"output_false": 0, "output_true": 1, "value_index": 1, "batch_mean": 1, "batch_variance": 2}
-"""Ports that function bodies name, other than the first; a number after the name counts within a list."""
+Caller = tuple[int, str]
+"""A calling node and the part that it calls, as `Call.part`."""
 
 _LARGEST_LAYOUT = 200_000
 """How many nodes laid out for calls are always all right; beyond, ten for each node of the file are."""
 
-_ASSIGNS = ("Assign", "ResourceApply", "Apply", "SparseApply", "ResourceSparseApply", "ScatterAdd", "ResourceScatter")
+_T = TypeVar("_T", bound=Hashable)
 
 
 class Call(NamedTuple):
@@ -64,8 +61,8 @@ class Graph(NamedTuple):
     Attributes:
         names: in a called function, behind the caller's: ``cond//then//moments/mean``.
         ops, inputs, controls, protos: each node's type, data inputs, control inputs and NodeDef.
-        callers: the node whose call laid this one out, and the part it is in; (-1, "") in the graph itself.
-        ids: the graph's own nodes (not those of functions) by name.
+        callers: the node whose call laid this one out, and the part it is in; None in the graph itself.
+        ids: the graph's own nodes (neither those of functions nor absent ones) by name.
         calls: what each calling node calls.
     """
 
@@ -74,9 +71,14 @@ class Graph(NamedTuple):
     inputs: list[list[Ref]]
     controls: list[list[int]]
     protos: list[NodeDef]
-    callers: list[tuple[int, str]]
+    callers: list[Caller | None]
     ids: dict[str, int]
     calls: dict[int, list[Call]]
+
+    @property
+    def node_count(self) -> int:
+        """How many nodes there are, those of called functions included and absent ones not."""
+        return len(self.ops) - self.ops.count(ABSENT)
 
 
 class Uses(NamedTuple):
@@ -90,10 +92,9 @@ class _Body(NamedTuple):
     """Nodes still to be laid out."""
 
     prefix: str
-    nodes: Iterable[NodeDef]
+    nodes: Collection[NodeDef]
     arguments: Mapping[str, Ref]
-    caller: int
-    part: str
+    caller: Caller | None
     function: object
     within: frozenset[str]
 
@@ -102,10 +103,7 @@ def build(graph_def: GraphDef) -> Graph:
     """Numbers the nodes of a graph and lays out the functions it calls.
 
     Args:
-        graph_def: is referred to, not copied.
-
-    Returns:
-        `Graph`.
+        graph_def: is referred to, not copied; of this package's classes or of TensorFlow's.
 
     Raises:
         AuditError: the functions' calls of one another take more nodes than ten times the file's.
@@ -123,14 +121,12 @@ def build(graph_def: GraphDef) -> Graph:
     graph = Graph([], [], [], [], [], [], {}, {})
     in_file = len(graph_def.node) + sum(len(function.node_def) for function in functions.values())
     limit = len(graph_def.node) + max(_LARGEST_LAYOUT, 10 * in_file)
-    pending = [_Body("", graph_def.node, {}, -1, "", None, frozenset())]
+    pending = [_Body("", graph_def.node, {}, None, None, frozenset())]
     while pending:
         body = pending.pop()
         ids = _lay_out(graph, body)
-        if body.function is None:
+        if body.caller is None:
             graph.ids.update(ids)
-        else:
-            graph.calls.setdefault(body.caller, []).append(_call(graph, body, ids))
         pending.extend(_called(graph, functions, ids.values(), body.within))
         if len(graph.names) + sum(len(body.nodes) for body in pending) > limit:
             raise AuditError(f"its functions call one another so often that they come to more than {limit:,} nodes")
@@ -138,35 +134,51 @@ def build(graph_def: GraphDef) -> Graph:
 
 
 def _lay_out(graph: Graph, body: _Body) -> dict[str, int]:
-    """Adds the nodes of a body; returns their numbers by their own names."""
+    """Adds the nodes of a body, and what its caller gets of them; returns the nodes' numbers by their own names."""
     start = len(graph.names)
     ids = {node.name: start + place for place, node in enumerate(body.nodes)}
-    for node in body.nodes:
-        data, controls = [], []
-        for name in node.input:
-            if name.startswith("^"):
-                controls.append(ids.get(name[1:], -1))
-            else:
-                data.append(_ref(name, ids, body.arguments))
-        graph.names.append(body.prefix + node.name)
-        graph.ops.append(node.op)
+    absent: dict[str, int] = {}
+
+    def ref(name: str) -> Ref:
+        if name in ids:  # the usual case, and the fast one
+            return ids[name], 0
+        if name in body.arguments:
+            return body.arguments[name]
+        node, *rest = name.split(":")
+        if node in body.arguments and node not in ids:
+            return body.arguments[node]
+        port = int(rest[-1]) if rest and rest[-1].isdigit() else 0
+        return number(node), PORTS.get(rest[0], port) if len(rest) == 2 else port
+
+    def number(name: str) -> int:
+        return ids[name] if name in ids else absent.setdefault(name, start + len(body.nodes) + len(absent))
+
+    def add(name: str, op: str, data: list[Ref], controls: list[int], proto: NodeDef) -> None:
+        graph.names.append(body.prefix + name)
+        graph.ops.append(op)
         graph.inputs.append(data)
-        graph.controls.append([node for node in controls if node >= 0])
-        graph.protos.append(node)
-        graph.callers.append((body.caller, body.part))
+        graph.controls.append(controls)
+        graph.protos.append(proto)
+        graph.callers.append(body.caller)
+
+    for node in body.nodes:
+        data = [ref(name) for name in node.input if not name.startswith("^")]
+        controls = [number(name[1:]) for name in node.input if name.startswith("^")]
+        add(node.name, node.op, data, controls, node)
+    if body.caller is not None:
+        returned = [body.function.ret[output.name] for output in body.function.signature.output_arg]
+        results, effects = [ref(name) for name in returned], _effects(body, ids)
+        graph.calls.setdefault(body.caller[0], []).append(Call(body.caller[1], results, effects))
+    for name in absent:
+        add(name, ABSENT, [], [], NodeDef(name=name))
     return ids
 
 
-def _ref(name: str, ids: Mapping[str, int], arguments: Mapping[str, Ref]) -> Ref:
-    if name in ids:  # the usual case, and the fast one
-        return ids[name], 0
-    if name in arguments:
-        return arguments[name]
-    node, *rest = name.split(":")
-    if node not in ids:
-        return arguments.get(node, ABSENT)
-    port = int(rest[-1]) if rest and rest[-1].isdigit() else 0
-    return ids[node], _PORTS.get(rest[0], port) if len(rest) == 2 else port
+def _effects(body: _Body, ids: Mapping[str, int]) -> list[int]:
+    effects = {ids[name] for name in body.function.control_ret.values() if name in ids}
+    # Functions of before TensorFlow 1.14 list no effects; their stateful nodes run all the same.
+    effects.update(ids[node.name] for node in body.nodes if node.op.startswith(EFFECTS) or node.op in STATEFUL_CALLS)
+    return sorted(effects)
 
 
 def _called(graph: Graph, functions: Mapping[str, object], nodes: Iterable[int], within: frozenset[str]) -> list[_Body]:
@@ -175,36 +187,27 @@ def _called(graph: Graph, functions: Mapping[str, object], nodes: Iterable[int],
     for node in nodes:
         op = graph.ops[node]
         if op in functions:
-            bodies.append(_body(graph, functions[op], node, "call", 0))
-        elif op in _FUNCTION_ATTRIBUTES:
-            first, attributes = _FUNCTION_ATTRIBUTES[op]
+            bodies.append(_body(graph, functions[op], (node, "call"), 0))
+        elif op in FUNCTIONS:
+            first, attributes = FUNCTIONS[op]
             for attribute, part in attributes.items():
                 function = functions.get(graph.protos[node].attr[attribute].func.name)
                 if function is not None:
-                    bodies.append(_body(graph, function, node, part, first))
+                    bodies.append(_body(graph, function, (node, part), first))
         elif op in ("Case", "StatelessCase"):
             branches = graph.protos[node].attr["branches"].list.func
             for number, branch in enumerate(branches):
                 if branch.name in functions:
-                    bodies.append(_body(graph, functions[branch.name], node, f"case {number}", 1))
+                    bodies.append(_body(graph, functions[branch.name], (node, f"case {number}"), 1))
     called = [(body, body.function.signature.name) for body in bodies]
     return [body._replace(within=within | {name}) for body, name in called if name not in within]
 
 
-def _body(graph: Graph, function: object, caller: int, part: str, first: int) -> _Body:
-    given = graph.inputs[caller][first:]
+def _body(graph: Graph, function: object, caller: Caller, first: int) -> _Body:
+    node, part = caller
+    given = graph.inputs[node][first:]
     arguments = dict(zip((argument.name for argument in function.signature.input_arg), given, strict=False))
-    return _Body(f"{graph.names[caller]}//{part}//", function.node_def, arguments, caller, part, function, frozenset())
-
-
-def _call(graph: Graph, body: _Body, ids: Mapping[str, int]) -> Call:
-    signature = body.function.signature
-    results = [_ref(body.function.ret[output.name], ids, body.arguments) for output in signature.output_arg]
-    effects = {ids[name] for name in body.function.control_ret.values() if name in ids}
-    # Functions of before TensorFlow 1.14 list no effects; their stateful nodes run all the same.
-    effects.update(node for node in ids.values() if graph.ops[node].startswith(_ASSIGNS))
-    effects.update(node for node in ids.values() if graph.ops[node] in ("StatefulPartitionedCall", "If", "While"))
-    return Call(body.part, results, sorted(effects))
+    return _Body(f"{graph.names[node]}//{part}//", function.node_def, arguments, caller, function, frozenset())
 
 
 def uses(graph: Graph) -> Uses:
@@ -225,21 +228,46 @@ def uses(graph: Graph) -> Uses:
     control = [[] for _ in graph.names]
     for user, inputs in enumerate(graph.inputs):
         for place, (node, port) in enumerate(inputs):
-            if node >= 0:
-                data[node].append((user, place, port))
+            data[node].append((user, place, port))
         for node in graph.controls[user]:
             control[node].append(user)
     for caller, calls in graph.calls.items():
         for call in calls:
             for node, port in call.results:
-                if node >= 0:
-                    data[node].append((caller, -1, port))
+                data[node].append((caller, -1, port))
             for node in call.effects:
                 control[node].append(caller)
     return Uses(data, control)
 
 
-def closure(graph: Graph, starts: Iterable[int], not_called: frozenset[tuple[int, str]] = frozenset()) -> set[int]:
+def walk(starts: Iterable[_T], neighbours: Callable[[_T], Iterable[_T]]) -> Iterator[_T]:
+    """Yields everything that is reached from `starts`, themselves included, each once, as soon as it is reached.
+
+    Args:
+        starts: nodes, tensors or anything else.
+        neighbours: of one of them, those that are reached from it; none where the search is to stop.
+
+    Example:
+        >>> from bn_graph.graphs.graph import walk
+        >>> list(walk([8], lambda number: [number // 2]))
+        [8, 4, 2, 1, 0]
+    """
+    reached: set[_T] = set()
+    pending = list(starts)
+    while pending:
+        item = pending.pop()
+        if item not in reached:
+            reached.add(item)
+            yield item
+            pending.extend(neighbours(item))
+
+
+def reach(starts: Iterable[_T], neighbours: Callable[[_T], Iterable[_T]]) -> set[_T]:
+    """Everything that `walk` yields."""
+    return set(walk(starts, neighbours))
+
+
+def closure(graph: Graph, starts: Iterable[int], not_called: Collection[Caller] = frozenset()) -> set[int]:
     """Every node that runs when `starts` are run, themselves included: upstream over data, control and calls.
 
     Args:
@@ -255,35 +283,25 @@ def closure(graph: Graph, starts: Iterable[int], not_called: frozenset[tuple[int
         >>> sorted(built.names[node] for node in graph.closure(built, [built.ids["y"]]))
         ['x', 'y']
     """
-    reached = set()
-    pending = list(starts)
-    while pending:
-        node = pending.pop()
-        if node in reached or node < 0:
-            continue
-        reached.add(node)
-        pending.extend(source for source, _ in graph.inputs[node])
-        pending.extend(graph.controls[node])
+
+    def needed(node: int) -> list[int]:
+        found = [source for source, _ in graph.inputs[node]] + graph.controls[node]
         for call in graph.calls.get(node, ()):
             if (node, call.part) not in not_called:
-                pending.extend(source for source, _ in call.results)
-                pending.extend(call.effects)
-    return reached
+                found += [source for source, _ in call.results] + call.effects
+        return found
+
+    return reach(starts, needed)
 
 
 def downstream(uses: Uses, starts: Iterable[int], *, control: bool = True) -> set[int]:
     """Every node that can't run without one of `starts`, themselves included; over data edges only without `control`."""
-    reached = set()
-    pending = list(starts)
-    while pending:
-        node = pending.pop()
-        if node in reached:
-            continue
-        reached.add(node)
-        pending.extend(user for user, _, _ in uses.data[node])
-        if control:
-            pending.extend(uses.control[node])
-    return reached
+
+    def users(node: int) -> list[int]:
+        found = [user for user, _, _ in uses.data[node]]
+        return found + uses.control[node] if control else found
+
+    return reach(starts, users)
 
 
 def node_named(graph: Graph, name: str) -> int:

@@ -8,8 +8,9 @@ ones; a place that does neither belongs to the layer whose gamma or beta it uses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from bn_graph.graphs.graph import ABSENT, Graph, Ref
-from bn_graph.graphs.normalizations import Normalization
+from bn_graph.graphs.graph import Graph, Ref
+from bn_graph.graphs.normalizations import Normalization, Origin
+from bn_graph.graphs.statistics import Kind
 from bn_graph.graphs.updates import Update, find_updates, targets
 
 __all__ = ["Layer", "find_layers"]
@@ -66,7 +67,7 @@ def find_layers(graph: Graph, normalizations: Sequence[Normalization]) -> list[L
 
 def _read(normalizations: Iterable[Normalization]) -> set[int]:
     """The variables that anything is normalized by."""
-    return {source.node for place in normalizations for source in place.sources() if source.kind == "variable"}
+    return {source.node for place in normalizations for source in place.sources() if source.origin is Origin.VARIABLE}
 
 
 def _is_averaged(place: Normalization, moved: Mapping[Ref, set[int]]) -> bool:
@@ -74,11 +75,11 @@ def _is_averaged(place: Normalization, moved: Mapping[Ref, set[int]]) -> bool:
     return any(source.statistic is not None and source.statistic.ref in moved for source in place.sources())
 
 
-def _statistics(normalizations: Iterable[Normalization]) -> dict[Ref, str]:
+def _statistics(normalizations: Iterable[Normalization]) -> dict[Ref, Kind]:
     """The batch statistics that anything is normalized by, with their kinds."""
     found = {}
     for place in normalizations:
-        for sources, kind in ((place.mean, "mean"), (place.variance, "variance")):
+        for sources, kind in ((place.mean, Kind.MEAN), (place.variance, Kind.VARIANCE)):
             found.update({source.statistic.ref: kind for source in sources if source.statistic is not None})
     return found
 
@@ -118,9 +119,7 @@ def _grouped(normalizations: Sequence[Normalization], moved: Mapping[Ref, set[in
         place = normalizations[number]
         parameter = place.gamma if place.gamma is not None else place.beta
         if parameter is None:
-            groups.join(
-                ("inputs", place.inputs if place.inputs != ABSENT else number), number
-            )  # both sides of a frozen cond
+            groups.join(("inputs", place.inputs), number)  # both sides of a frozen cond
             continue
         owning = {groups.root(owner) for owner in owners.get(parameter, ())}
         # A gamma that several layers share (the steps of a recurrent network) tells nothing.
@@ -133,7 +132,7 @@ def _grouped(normalizations: Sequence[Normalization], moved: Mapping[Ref, set[in
 
 def _variables(place: Normalization, moved: Mapping[Ref, set[int]]) -> set[int]:
     """The statistics' variables of a place: those it reads, and those its batches go into."""
-    read = {source.node for source in place.sources() if source.kind == "variable"}
+    read = {source.node for source in place.sources() if source.origin is Origin.VARIABLE}
     refs = [source.statistic.ref for source in place.sources() if source.statistic is not None]
     return read.union(*(moved.get(ref, set()) for ref in refs))
 
@@ -143,14 +142,16 @@ def _layer(graph: Graph, places: Sequence[Normalization], updates: Mapping[objec
     own = {source.statistic.ref for place in places for source in place.sources() if source.statistic is not None}
     read = {
         kind: list(
-            dict.fromkeys(source.node for place in places for source in sides(place) if source.kind == "variable")
+            dict.fromkeys(
+                source.node for place in places for source in sides(place) if source.origin is Origin.VARIABLE
+            )
         )
-        for kind, sides in (("mean", lambda place: place.mean), ("variance", lambda place: place.variance))
+        for kind, sides in ((Kind.MEAN, lambda place: place.mean), (Kind.VARIANCE, lambda place: place.variance))
     }
-    keys = [*own, *read["mean"], *read["variance"]]
+    keys = [*own, *read[Kind.MEAN], *read[Kind.VARIANCE]]
     of_layer = sorted({update for key in keys for update in updates.get(key, ())})
-    moved = {kind: _primary(graph, [u for u in of_layer if u.kind == kind]) for kind in ("mean", "variance")}
-    means, variances = (tuple(read[kind] or moved[kind]) for kind in ("mean", "variance"))
+    moved = {kind: _primary(graph, [u for u in of_layer if u.kind is kind]) for kind in Kind}
+    means, variances = (tuple(read[kind] or moved[kind]) for kind in Kind)
     # What else takes the batch in (a variable between, an optimizer's norm of the weights) is no update of these.
     of_layer = [update for update in of_layer if update.variable in means + variances] or of_layer
     gammas, betas = (

@@ -8,10 +8,11 @@ an input is, a ``Merge`` passes on what lives, and everything upstream of an out
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from bn_graph.graphs.graph import Graph, Ref, Uses, closure
+from bn_graph.graphs.graph import Caller, Graph, Ref, Uses, closure, walk
 from bn_graph.graphs.layers import Layer
-from bn_graph.graphs.normalizations import Normalization, Source
-from bn_graph.graphs.values import CONDS, MERGES, SELECTS, SWITCHES, Choice, choice, truth
+from bn_graph.graphs.normalizations import Normalization, Origin, Source
+from bn_graph.graphs.ops import CONDS, LOOPS, MERGES, NEXT_ITERATIONS, NO_OUTPUTS, SELECTS, SWITCHES
+from bn_graph.graphs.values import Choice, choice, truth
 
 __all__ = [
     "Alternative",
@@ -26,8 +27,6 @@ __all__ = [
     "values_used",
 ]
 
-_NO_OUTPUTS = ("Assign", "Save", "Restore", "NoOp", "Assert", "Print", "Shape", "Rank", "Size", "VarIsInitialized")
-
 
 class Alternative(NamedTuple):
     """One way in which a layer may normalize at a place: by the batch or not, under these choices."""
@@ -39,7 +38,7 @@ class Alternative(NamedTuple):
     @property
     def by_batch(self) -> bool:
         """Whether by the batch's statistics."""
-        return self.source.kind == "batch"
+        return self.source.origin is Origin.BATCH
 
 
 class Modes(NamedTuple):
@@ -55,7 +54,7 @@ class Modes(NamedTuple):
     known: dict[int, bool]
     chosen: frozenset[int]
     dead: frozenset[int]
-    not_called: frozenset[tuple[int, str]]
+    not_called: frozenset[Caller]
 
     def allows(self, alternative: Alternative) -> bool:
         """Whether an alternative is open when the switches stand so."""
@@ -112,7 +111,7 @@ def _predicates(graph: Graph) -> Iterator[int]:
                 yield decided[0]
 
 
-def _not_called(graph: Graph, known: Mapping[int, bool]) -> Iterator[tuple[int, str]]:
+def _not_called(graph: Graph, known: Mapping[int, bool]) -> Iterator[Caller]:
     for node in graph.calls:
         if graph.ops[node] in CONDS and graph.inputs[node]:
             decided = choice(graph, graph.inputs[node][0], True)
@@ -161,7 +160,7 @@ def losing_port(graph: Graph, switch: int, known: Mapping[int, bool]) -> int | N
 
 def _entries(graph: Graph, merge: int) -> int:
     """The inputs of a Merge, without the one by which a loop comes back."""
-    return sum(source < 0 or not graph.ops[source].endswith("NextIteration") for source, _ in graph.inputs[merge])
+    return sum(graph.ops[source] not in NEXT_ITERATIONS for source, _ in graph.inputs[merge])
 
 
 def normalizing_by_batch(layer: Layer, used: Collection[int], modes: Modes) -> list[Normalization]:
@@ -183,18 +182,8 @@ def runs(graph: Graph, starts: Iterable[int], modes: Modes) -> set[int]:
 
 def values_used(graph: Graph, starts: Iterable[int], modes: Modes) -> set[int]:
     """Every node whose value goes into that of `starts` at inference: over data edges, the dead side of choices left out."""
-    reached: set[int] = set()
-    seen: set[Ref] = set()
-    pending = [(node, port) for node in starts for port in _ports(graph, node)]
-    while pending:
-        ref = pending.pop()
-        node = ref[0]
-        if ref in seen or node < 0 or node in modes.dead:
-            continue
-        seen.add(ref)
-        reached.add(node)
-        pending.extend(_into(graph, ref, modes))
-    return reached
+    refs = [(node, port) for node in starts for port in _ports(graph, node)]
+    return {node for node, _ in walk(refs, lambda ref: _into(graph, ref, modes)) if node not in modes.dead}
 
 
 def _ports(graph: Graph, node: int) -> range:
@@ -204,11 +193,13 @@ def _ports(graph: Graph, node: int) -> range:
 def _into(graph: Graph, ref: Ref, modes: Modes) -> list[Ref]:
     """The tensors that a tensor's value comes from."""
     node, port = ref
+    if node in modes.dead:
+        return []
     sources = graph.inputs[node]
     if node in graph.calls:
         called = [call for call in graph.calls[node] if (node, call.part) not in modes.not_called]
         results = [call.results[port] for call in called if port < len(call.results)]
-        loops = [source for source in sources if graph.ops[node] in ("While", "StatelessWhile")]
+        loops = [source for source in sources if graph.ops[node] in LOOPS]
         return results + loops + (sources[:1] if len(called) > 1 else [])
     if graph.ops[node] in SELECTS and len(sources) == 3:
         decided = choice(graph, sources[0], True)
@@ -240,4 +231,4 @@ def sinks(graph: Graph, uses: Uses, starts: Sequence[Ref], passed_over: frozense
 
 def _is_no_output(graph: Graph, node: int) -> bool:
     op, name = graph.ops[node], graph.names[node]
-    return op.startswith(_NO_OUTPUTS) or "Summary" in op or "Grad" in op or "gradients" in name
+    return op.startswith(NO_OUTPUTS) or "Summary" in op or "Grad" in op or "gradients" in name

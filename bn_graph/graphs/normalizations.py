@@ -6,18 +6,28 @@ down for what is normalized, by which mean, gamma and beta. Layer, instance and 
 dimensions than the examples and have no population statistics; `layers.find_layers` leaves them out.
 """
 
+import enum
+import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from bn_graph.graphs.graph import ABSENT, VARIABLES, Graph, Ref, Uses
-from bn_graph.graphs.statistics import FUSED, BatchStatistic, is_training_kernel, recognize
-from bn_graph.graphs.values import FORWARDS, Choice, Leaf, branches, constant, constant_node, leaves, strip, variable
+from bn_graph.graphs.graph import Graph, Ref, Uses, walk
+from bn_graph.graphs.ops import (
+    ADDITIONS,
+    DIVISIONS,
+    FORWARDS,
+    FUSED,
+    GLOBAL,
+    RANKS,
+    SAME_RANK,
+    VARIABLES,
+    WEIGHTED,
+)
+from bn_graph.graphs.statistics import BatchStatistic, Kind, is_training_kernel, recognize
+from bn_graph.graphs.values import Choice, Leaf, branches, constant, constant_node, leaves, strip, variable
 
-__all__ = ["Normalization", "Source", "find_normalizations"]
+__all__ = ["Normalization", "Origin", "Source", "find_normalizations", "leads_on"]
 
-_GLOBAL = frozenset({"BatchNormWithGlobalNormalization"})
-_DIVISIONS = frozenset({"RealDiv", "Div", "DivNoNan"})
-_ADDITIONS = frozenset({"Add", "AddV2", "BiasAdd"})
 _MOST_STEPS = 64
 _MOST_FOLLOWING = 5_000
 
@@ -25,17 +35,26 @@ Branches = Sequence[frozenset[Choice]]
 """Of each node, the choices under which it runs."""
 
 
+class Origin(enum.Enum):
+    """What makes the value of a statistic."""
+
+    BATCH = "batch"
+    VARIABLE = "variable"
+    CONSTANT = "constant"
+    OTHER = "other"
+
+
 class Source(NamedTuple):
     """One of the places that a statistic may come from.
 
     Attributes:
-        kind: ``batch``, ``variable``, ``constant`` or ``other``.
+        origin: what makes the value.
         node: the variable's, or the one that makes the value.
         choices: how switches must stand for it.
-        statistic: of a ``batch`` source, which.
+        statistic: of a batch source, which.
     """
 
-    kind: str
+    origin: Origin
     node: int
     choices: frozenset[Choice]
     statistic: BatchStatistic | None = None
@@ -47,7 +66,7 @@ class Normalization(NamedTuple):
     Attributes:
         node: the kernel, or the root.
         kernel: as `LayerRow.kernel`.
-        inputs, outputs: tensors; `ABSENT` inputs where they can't be told.
+        inputs, outputs: tensors.
         mean, variance: where its statistics may come from.
         gamma, beta: variables' nodes, or None.
         epsilon: or None where it is no constant.
@@ -91,7 +110,7 @@ def find_normalizations(graph: Graph, uses: Uses) -> list[Normalization]:
         if op in FUSED and len(graph.inputs[node]) >= 3:
             if not _scales_examples(graph, node):
                 found.append(_fused(graph, node, under))
-        elif op in _GLOBAL and len(graph.inputs[node]) >= 5:
+        elif op in GLOBAL and len(graph.inputs[node]) >= 5:
             found.append(_global(graph, node, under))
         elif op in ("Rsqrt", "Sqrt", "Pow"):
             normalization = _written_out(graph, uses, node, under)
@@ -108,25 +127,25 @@ def _sources(graph: Graph, ref: Ref, under: Branches) -> tuple[Source, ...]:
 def _source(graph: Graph, leaf: Leaf) -> Source:
     statistic = recognize(graph, leaf.ref)
     if statistic is not None:
-        return Source("batch", leaf.ref[0], leaf.choices, statistic)
+        return Source(Origin.BATCH, leaf.ref[0], leaf.choices, statistic)
     op = graph.ops[leaf.ref[0]]
-    kind = "variable" if op in VARIABLES else "constant" if op == "Const" else "other"
-    return Source(kind, leaf.ref[0], leaf.choices)
+    origin = Origin.VARIABLE if op in VARIABLES else Origin.CONSTANT if op == "Const" else Origin.OTHER
+    return Source(origin, leaf.ref[0], leaf.choices)
 
 
 def _scales_examples(graph: Graph, node: int) -> bool:
     """Whether a kernel's channels are really examples, as where layer normalization uses it: their number is computed."""
     scale, _ = strip(graph, graph.inputs[node][1])
-    return scale >= 0 and graph.ops[scale] in ("Fill", "OnesLike") and constant(graph, (scale, 0)) is None
+    return graph.ops[scale] in ("Fill", "OnesLike") and constant(graph, (scale, 0)) is None
 
 
 def _fused(graph: Graph, node: int, under: Branches) -> Normalization:
     sources = graph.inputs[node]
     if is_training_kernel(graph, node):
         mean, variance = (recognize(graph, (node, port)) for port in (1, 2))
-        statistics = [(Source("batch", node, frozenset(), statistic),) for statistic in (mean, variance)]
+        statistics = [(Source(Origin.BATCH, node, frozenset(), statistic),) for statistic in (mean, variance)]
     else:
-        statistics = [_sources(graph, ref, under) for ref in (sources[3:5] if len(sources) >= 5 else [ABSENT, ABSENT])]
+        statistics = [_sources(graph, ref, under) for ref in sources[3:5]] if len(sources) >= 5 else [(), ()]
     epsilon = graph.protos[node].attr["epsilon"].f if "epsilon" in graph.protos[node].attr else 1e-4
     return Normalization(
         node,
@@ -207,8 +226,6 @@ def _under_root(graph: Graph, node: int) -> tuple[Ref, float | None] | None:
     if not sources:
         return None
     inner = strip(graph, sources[0])
-    if inner[0] < 0:
-        return None
     terms = graph.inputs[inner[0]]
     if graph.ops[inner[0]] in ("Add", "AddV2", "Maximum") and len(terms) == 2 and recognize(graph, inner) is None:
         for term, other in (terms, terms[::-1]):
@@ -221,8 +238,12 @@ def _under_root(graph: Graph, node: int) -> tuple[Ref, float | None] | None:
 def _may_be_variance(graph: Graph, sources: Iterable[Source]) -> bool:
     """A variable, or a variance; not the scale of a gradient, nor a variance of weights."""
     return any(
-        source.kind == "variable"
-        or (source.kind == "batch" and source.statistic.kind == "variance" and not _of_weights(graph, source.statistic))
+        source.origin is Origin.VARIABLE
+        or (
+            source.origin is Origin.BATCH
+            and source.statistic.kind is Kind.VARIANCE
+            and not _of_weights(graph, source.statistic)
+        )
         for source in sources
     )
 
@@ -275,7 +296,7 @@ def _takes_root(graph: Graph, user: int, place: int, divides: bool) -> bool:
     """Whether `user` divides by the root, or multiplies by its reciprocal."""
     if len(graph.inputs[user]) != 2 or place < 0:
         return False
-    return (graph.ops[user] in _DIVISIONS and place == 1) if divides else graph.ops[user] == "Mul"
+    return (graph.ops[user] in DIVISIONS and place == 1) if divides else graph.ops[user] == "Mul"
 
 
 def _adds_epsilon(graph: Graph, user: int, place: int) -> bool:
@@ -308,8 +329,8 @@ def _is_values(graph: Graph, ref: Ref, normalized: Collection[Ref]) -> bool:
     """Whether a tensor is what is normalized: x itself, x − mean, or gamma·(x − mean)."""
     ref = strip(graph, ref)
     node, _ = ref
-    if node < 0 or ref in normalized:
-        return node >= 0
+    if ref in normalized:
+        return True
     sources = graph.inputs[node]
     if graph.ops[node] == "Sub":
         return strip(graph, sources[0]) in normalized
@@ -320,14 +341,14 @@ def _is_values(graph: Graph, ref: Ref, normalized: Collection[Ref]) -> bool:
 
 def _is_centred(graph: Graph, ref: Ref, normalized: Collection[Ref]) -> bool:
     node, _ = strip(graph, ref)
-    return node >= 0 and graph.ops[node] == "Sub" and strip(graph, graph.inputs[node][0]) in normalized
+    return graph.ops[node] == "Sub" and strip(graph, graph.inputs[node][0]) in normalized
 
 
 def _parameter(graph: Graph, ref: Ref) -> int | None:
     """The variable that a gamma or beta is, or is computed from with one product or sum: r·gamma, d·gamma + beta."""
     direct = variable(graph, ref)
     node, _ = strip(graph, ref)
-    if direct is not None or node < 0 or graph.ops[node] not in ("Mul", *_ADDITIONS):
+    if direct is not None or graph.ops[node] not in ("Mul", *ADDITIONS):
         return direct
     return next((found for source in graph.inputs[node] if (found := variable(graph, source)) is not None), None)
 
@@ -341,11 +362,11 @@ def _is_scale(graph: Graph, ref: Ref) -> bool:
 def _negated(graph: Graph, ref: Ref) -> Ref | None:
     """The mean of −mean·gamma/√…, as ``tf.nn.batch_normalization`` writes it where there is no beta."""
     node, _ = strip(graph, ref)
-    return graph.inputs[node][0] if node >= 0 and graph.ops[node] == "Neg" and graph.inputs[node] else None
+    return graph.inputs[node][0] if graph.ops[node] == "Neg" and graph.inputs[node] else None
 
 
 def _is_mean_term(graph: Graph, uses: Uses, node: int) -> bool:
-    """Whether a product is taken off something: mean·gamma/√… of ``tf.nn.batch_normalization``."""
+    """Whether a product is subtracted from something: mean·gamma/√… of ``tf.nn.batch_normalization``."""
     users = [(graph.ops[user], place) for user, place, _ in uses.data[node]]
     return any((op == "Sub" and place == 1) or op == "Neg" for op, place in users)
 
@@ -354,11 +375,11 @@ def _completed(graph: Graph, uses: Uses, product: tuple[int, Ref], mean: Ref | N
     """From the product on: the centred inputs before it, gamma and beta after it."""
     node, values = product
     inputs = strip(graph, values)
-    if inputs[0] >= 0 and graph.ops[inputs[0]] == "Mul" and mean is None:  # gamma·(x − mean)/√…
+    if graph.ops[inputs[0]] == "Mul" and mean is None:  # gamma·(x − mean)/√…
         for source, other in (graph.inputs[inputs[0]], graph.inputs[inputs[0]][::-1]):
             if variable(graph, source) is not None and gamma is None:
                 gamma, inputs = variable(graph, source), strip(graph, other)
-    if inputs[0] >= 0 and graph.ops[inputs[0]] in ("Sub", "SquaredDifference") and mean is None:
+    if graph.ops[inputs[0]] in ("Sub", "SquaredDifference") and mean is None:
         inputs, mean = graph.inputs[inputs[0]][:2]
         inputs = strip(graph, inputs)
     if mean is None:
@@ -388,13 +409,13 @@ def _next_parameter(graph: Graph, uses: Uses, node: int) -> tuple[int, str, int 
         other = sources[1 - place]
         if op == "Mul" and (parameter := variable(graph, other)) is not None:
             return user, "gamma", parameter
-        if op in _ADDITIONS or (op == "Sub" and place == 0):
+        if op in ADDITIONS or (op == "Sub" and place == 0):
             if (parameter := variable(graph, other)) is not None:
                 return user, "beta", parameter
             term, _ = strip(graph, other)
-            if term >= 0 and graph.ops[term] == "Sub" and len(graph.inputs[term]) == 2:  # beta − mean·…
+            if graph.ops[term] == "Sub" and len(graph.inputs[term]) == 2:  # beta − mean·…
                 return user, "beta", _parameter(graph, graph.inputs[term][0])
-            if term >= 0 and graph.ops[term] in ("Neg", "Mul"):  # −mean·…
+            if graph.ops[term] in ("Neg", "Mul"):  # −mean·…
                 return user, "beta", None
     return None
 
@@ -409,10 +430,10 @@ def _is_batch_norm(graph: Graph, uses: Uses, found: Normalization) -> bool:
     whole = recognize(graph, found.inputs)
     if whole is not None and whole.axes is not None and whole.over_examples:
         return False  # a batch's mean, standardized, as for batch renormalization's d
-    batch = [source for source in found.variance if source.kind == "batch"]
-    stored = [source for source in found.variance if source.kind == "variable"]
+    batch = [source for source in found.variance if source.origin is Origin.BATCH]
+    stored = [source for source in found.variance if source.origin is Origin.VARIABLE]
     if not batch:
-        return bool(stored) and any(source.kind == "variable" for source in found.mean)
+        return bool(stored) and any(source.origin is Origin.VARIABLE for source in found.mean)
     if not any(found.inputs in source.statistic.inputs for source in batch):
         return False
     if stored or found.gamma is not None or found.beta is not None:
@@ -420,10 +441,6 @@ def _is_batch_norm(graph: Graph, uses: Uses, found: Normalization) -> bool:
     axes = batch[0].statistic.axes
     ndims = rank(graph, found.inputs)
     return ndims is not None and axes is not None and len(axes) < ndims and leads_on(graph, uses, found.outputs[0])
-
-
-WEIGHTED = ("MatMul", "BatchMatMul", "Conv", "DepthwiseConv", "BiasAdd")
-"""Beginnings of the op types that layers are made of."""
 
 
 def leads_on(graph: Graph, uses: Uses, start: int, stops: Collection[int] = ()) -> bool:
@@ -434,45 +451,30 @@ def leads_on(graph: Graph, uses: Uses, start: int, stops: Collection[int] = ()) 
         start: the node.
         stops: nodes that are not passed.
     """
-    seen: set[int] = set()
-    pending = [start]
-    while pending and len(seen) < _MOST_FOLLOWING:
-        node = pending.pop()
-        if node in seen or node in stops or "gradients" in graph.names[node]:
-            continue
-        seen.add(node)
-        if graph.ops[node].startswith(WEIGHTED):
-            return True
-        pending.extend(user for user, _, _ in uses.data[node])
-    return False
 
+    def followers(node: int) -> list[int]:
+        users = (user for user, _, _ in uses.data[node])
+        return [user for user in users if user not in stops and "gradients" not in graph.names[user]]
 
-_RANKS = {"MatMul": 2, "Conv2D": 4, "Conv2DBackpropInput": 4, "DepthwiseConv2dNative": 4, "MaxPool": 4, "AvgPool": 4}
-_RANKS |= {"Conv3D": 5, "Conv3DBackpropInputV2": 5}
-_SAME_RANK = frozenset(
-    {"BiasAdd", "Relu", "Relu6", "Elu", "Tanh", "Sigmoid", "LeakyRelu", "Maximum", "Add", "AddV2", "Mul"}
-)
+    following = itertools.islice(walk([start], followers), _MOST_FOLLOWING)
+    return any(graph.ops[node].startswith(WEIGHTED) for node in following)
 
 
 def rank(graph: Graph, ref: Ref) -> int | None:
     """How many dimensions a tensor has, where its op, its ``_output_shapes`` or a placeholder's shape says so."""
     for _ in range(20):
         node, port = ref
-        if node < 0:
-            return None
         attributes = graph.protos[node].attr
         if "_output_shapes" in attributes and port < len(attributes["_output_shapes"].list.shape):
             shape = attributes["_output_shapes"].list.shape[port]
             if not shape.unknown_rank:
                 return len(shape.dim)
-        if graph.ops[node] in _RANKS:
-            return _RANKS[graph.ops[node]]
+        if graph.ops[node] in RANKS:
+            return RANKS[graph.ops[node]]
         if graph.ops[node].startswith("Placeholder"):
             shape = attributes["shape"].shape
             return len(shape.dim) or None
-        if graph.ops[node] not in _SAME_RANK and graph.ops[node] not in ("Identity", "Cast", "Switch"):
-            return None
-        if not graph.inputs[node]:
+        if graph.ops[node] not in SAME_RANK or not graph.inputs[node]:
             return None
         ref = graph.inputs[node][0]
     return None

@@ -53,7 +53,7 @@ def _saved_by(graph: Graph, node: int) -> dict[int, str] | None:
     if first is None or len(graph.inputs[node]) < first:
         return None
     names, _ = strip(graph, graph.inputs[node][1])
-    if names < 0 or graph.ops[names] != "Const":
+    if graph.ops[names] != "Const":
         return None
     keys = [key.decode("utf-8", "replace") for key in graph.protos[names].attr["value"].tensor.string_val]
     saved = {}

@@ -8,30 +8,34 @@ The forms that people and libraries have used:
 * ``shift + Mean(x − shift)`` and ``Mean((x − shift)²) − Mean(x − shift)²``, as ``tf.nn.moments`` did in its first years.
 """
 
+import enum
 from typing import NamedTuple
 
 from bn_graph.graphs.graph import Graph, Ref
+from bn_graph.graphs.ops import DIVISIONS, FUSED
 from bn_graph.graphs.values import constant_node, strip
 
-__all__ = ["FUSED", "BatchStatistic", "is_training_kernel", "recognize"]
+__all__ = ["BatchStatistic", "Kind", "is_training_kernel", "recognize"]
 
-FUSED = {"FusedBatchNorm": "fused", "FusedBatchNormV2": "fused V2", "FusedBatchNormV3": "fused V3"}
-"""The fused kernels, and what a report calls them."""
 
-_DIVISIONS = frozenset({"RealDiv", "Div", "DivNoNan"})
+class Kind(enum.Enum):
+    """Which statistic."""
+
+    MEAN = "mean"
+    VARIANCE = "variance"
 
 
 class BatchStatistic(NamedTuple):
     """A batch statistic.
 
     Attributes:
-        kind: ``mean`` or ``variance``.
+        kind: mean or variance.
         ref: the tensor.
         inputs: what it may be the statistic of (more than one, where a squared difference doesn't say which is x).
         axes: dimensions averaged over; None where they are computed in the graph.
     """
 
-    kind: str
+    kind: Kind
     ref: Ref
     inputs: tuple[Ref, ...]
     axes: tuple[int, ...] | None
@@ -51,8 +55,6 @@ def is_training_kernel(graph: Graph, node: int) -> bool:
 def recognize(graph: Graph, ref: Ref) -> BatchStatistic | None:
     """What batch statistic a tensor is, if it is made in one of the ways this module's docstring lists."""
     node, port = ref
-    if node < 0:
-        return None
     op = graph.ops[node]
     if op in FUSED:
         return _of_kernel(graph, ref) if port in (1, 2) and is_training_kernel(graph, node) else None
@@ -68,13 +70,13 @@ def _of_kernel(graph: Graph, ref: Ref) -> BatchStatistic:
     node, port = ref
     layout = graph.protos[node].attr["data_format"].s.decode("ascii", "replace") or "NHWC"
     axes = tuple(place for place, letter in enumerate(layout) if letter != "C")
-    return BatchStatistic("mean" if port == 1 else "variance", ref, (strip(graph, graph.inputs[node][0]),), axes)
+    return BatchStatistic(Kind.MEAN if port == 1 else Kind.VARIANCE, ref, (strip(graph, graph.inputs[node][0]),), axes)
 
 
 def _averaged(graph: Graph, ref: Ref) -> tuple[Ref, tuple[int, ...] | None] | None:
     """What ``Mean``, or ``Sum`` over its count, averages, and over which dimensions."""
     node, _ = strip(graph, ref)
-    if node < 0 or len(graph.inputs[node]) < 2:
+    if len(graph.inputs[node]) < 2:
         return None
     op, sources = graph.ops[node], graph.inputs[node]
     if op in ("Mean", "Sum"):
@@ -83,10 +85,10 @@ def _averaged(graph: Graph, ref: Ref) -> tuple[Ref, tuple[int, ...] | None] | No
             return None
         known = None if axes is None else tuple(sorted(int(axis) for axis in axes.reshape(-1)))
         return (strip(graph, sources[0]), known) if op == "Mean" else None
-    if op == "Mul" or op in _DIVISIONS:
+    if op == "Mul" or op in DIVISIONS:
         for source in sources if op == "Mul" else sources[:1]:
             total, _ = strip(graph, source)
-            if total >= 0 and graph.ops[total] == "Sum" and len(graph.inputs[total]) == 2:
+            if graph.ops[total] == "Sum" and len(graph.inputs[total]) == 2:
                 axes = constant_node(graph, graph.inputs[total][1])
                 known = None if axes is None else tuple(sorted(int(axis) for axis in axes.reshape(-1)))
                 return strip(graph, graph.inputs[total][0]), known
@@ -99,15 +101,13 @@ def _average(graph: Graph, ref: Ref) -> BatchStatistic | None:
         return None
     squared = _squared(graph, averaged[0])
     if squared is None:
-        return BatchStatistic("mean", ref, (averaged[0],), averaged[1])
-    return BatchStatistic("variance", ref, squared, averaged[1])
+        return BatchStatistic(Kind.MEAN, ref, (averaged[0],), averaged[1])
+    return BatchStatistic(Kind.VARIANCE, ref, squared, averaged[1])
 
 
 def _squared(graph: Graph, ref: Ref) -> tuple[Ref, ...] | None:
     """What a tensor may be a squared deviation of; None if it is no square."""
     node, _ = ref
-    if node < 0:
-        return None
     op, sources = graph.ops[node], [strip(graph, source) for source in graph.inputs[node]]
     if op == "SquaredDifference" and len(sources) == 2:
         return tuple(sources)
@@ -119,7 +119,7 @@ def _squared(graph: Graph, ref: Ref) -> tuple[Ref, ...] | None:
     if not is_square:
         return None
     base = sources[0]
-    if base[0] >= 0 and graph.ops[base[0]] == "Sub":
+    if graph.ops[base[0]] == "Sub":
         return (base, *(strip(graph, source) for source in graph.inputs[base[0]]))
     return (base,)
 
@@ -127,12 +127,12 @@ def _squared(graph: Graph, ref: Ref) -> tuple[Ref, ...] | None:
 def _shifted_mean(graph: Graph, ref: Ref, part: Ref, shift: Ref) -> BatchStatistic | None:
     """shift + Mean(x − shift)."""
     averaged = _averaged(graph, part)
-    if averaged is None or averaged[0][0] < 0 or graph.ops[averaged[0][0]] != "Sub":
+    if averaged is None or graph.ops[averaged[0][0]] != "Sub":
         return None
-    values, taken_off = graph.inputs[averaged[0][0]]
-    if strip(graph, taken_off) != strip(graph, shift):
+    values, subtracted = graph.inputs[averaged[0][0]]
+    if strip(graph, subtracted) != strip(graph, shift):
         return None
-    return BatchStatistic("mean", ref, (strip(graph, values),), averaged[1])
+    return BatchStatistic(Kind.MEAN, ref, (strip(graph, values),), averaged[1])
 
 
 def _less_square(graph: Graph, ref: Ref) -> BatchStatistic | None:
@@ -142,4 +142,4 @@ def _less_square(graph: Graph, ref: Ref) -> BatchStatistic | None:
     if averaged is None or _squared(graph, strip(graph, square)) is None:
         return None
     squared = _squared(graph, averaged[0])
-    return None if squared is None else BatchStatistic("variance", ref, squared, averaged[1])
+    return None if squared is None else BatchStatistic(Kind.VARIANCE, ref, squared, averaged[1])

@@ -9,14 +9,10 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
 from bn_graph.graphs.graph import Graph, Uses, closure, downstream
-from bn_graph.graphs.values import ASSIGNS, variable
+from bn_graph.graphs.ops import ASSIGNS, OPTIMIZER_ACCUMULATORS, OPTIMIZERS
+from bn_graph.graphs.values import variable
 
 __all__ = ["Training", "find_training", "is_applier"]
-
-_KERNELS = ("Apply", "ResourceApply", "SparseApply", "ResourceSparseApply")
-_ACCUMULATORS = frozenset(
-    {"AccumulatorApplyGradient", "ResourceAccumulatorApplyGradient", "SparseAccumulatorApplyGradient"}
-)
 
 
 class Training(NamedTuple):
@@ -45,7 +41,7 @@ def is_applier(op: str) -> bool:
         >>> is_applier("ResourceApplyAdam"), is_applier("AssignSub")
         (True, False)
     """
-    return op.startswith(_KERNELS) or op in _ACCUMULATORS
+    return op.startswith(OPTIMIZERS) or op in OPTIMIZER_ACCUMULATORS
 
 
 def find_training(graph: Graph, uses: Uses, trainable: Collection[str], named: Sequence[int] = ()) -> Training:

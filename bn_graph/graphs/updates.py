@@ -10,18 +10,12 @@ from collections.abc import Callable, Collection, Mapping
 from typing import NamedTuple
 
 from bn_graph.graphs.graph import Graph, Ref
-from bn_graph.graphs.statistics import recognize
-from bn_graph.graphs.values import ASSIGNS, FORWARDS, ROW_ASSIGNS, leaves, strip, variable
+from bn_graph.graphs.ops import ASSIGNS, AVERAGED, FORWARDS, REDUCTIONS, ROW_ASSIGNS
+from bn_graph.graphs.statistics import Kind, recognize
+from bn_graph.graphs.values import leaves, strip, variable
 
 __all__ = ["Update", "assigned_value", "find_updates", "targets"]
 
-_PASSED = (
-    frozenset({"Add", "AddV2", "AddN", "Sub", "Mul", "RealDiv", "Div", "DivNoNan", "Neg", "Maximum", "Relu", "Sqrt"})
-    | frozenset({"Merge", "RefMerge", "Switch", "RefSwitch", "Select", "SelectV2", "IdentityN", "ConcatV2", "Pack"})
-    | FORWARDS
-    | ASSIGNS
-)
-_AVERAGES = frozenset({"Mean", "Sum"})
 _MOST_STEPS = 400
 
 
@@ -31,8 +25,8 @@ class Update(NamedTuple):
     Attributes:
         node: the assign.
         variable: its target's node.
-        kind: ``mean`` or ``variance``.
-        statistics: the batch statistics it takes in.
+        kind: mean or variance.
+        statistics: the batch statistics that it averages.
         inputs: what those are statistics of, before a shift as after it.
         adds: whether it adds to what is there when it runs (``AssignSub``, ``AssignAdd``), and can't undo another's.
         holds: whether it puts the statistic itself there, not averaged, as for an ``ExponentialMovingAverage`` to follow.
@@ -40,7 +34,7 @@ class Update(NamedTuple):
 
     node: int
     variable: int
-    kind: str
+    kind: Kind
     statistics: frozenset[Ref]
     inputs: frozenset[Ref]
     adds: bool
@@ -64,9 +58,9 @@ def assigned_value(graph: Graph, node: int) -> Ref:
 
 
 def find_updates(
-    graph: Graph, assigns: Mapping[int, list[int]], statistics: Mapping[Ref, str], known: Collection[int]
+    graph: Graph, assigns: Mapping[int, list[int]], statistics: Mapping[Ref, Kind], known: Collection[int]
 ) -> list[Update]:
-    """The assigns that take in one of `statistics`; of the variables `known`, any batch statistic.
+    """The assigns that average one of `statistics`; of the variables `known`, any batch statistic.
 
     Args:
         graph: the graph.
@@ -77,13 +71,13 @@ def find_updates(
     found = []
     for assigned, nodes in assigns.items():
         for node in nodes:
-            taken_in = _taken_in(graph, assigns, node, assigned, statistics, statistics.get)
-            if not taken_in and assigned in known:
-                taken_in = _taken_in(graph, assigns, node, assigned, statistics, _any_kind(graph))
-            if taken_in:
+            averaged = _averaged_by(graph, assigns, node, assigned, statistics, statistics.get)
+            if not averaged and assigned in known:
+                averaged = _averaged_by(graph, assigns, node, assigned, statistics, _any_kind(graph))
+            if averaged:
                 # A variance may be averaged together with the mean that it was computed from.
-                kind = "variance" if "variance" in taken_in.values() else "mean"
-                of_kind = frozenset(ref for ref, its_kind in taken_in.items() if its_kind == kind)
+                kind = Kind.VARIANCE if Kind.VARIANCE in averaged.values() else Kind.MEAN
+                of_kind = frozenset(ref for ref, its_kind in averaged.items() if its_kind == kind)
                 inputs, adds, holds = _inputs(graph, of_kind), _adds(graph, node), _holds(graph, node, of_kind)
                 found.append(Update(node, assigned, kind, of_kind, inputs, adds, holds))
     return sorted(found, key=lambda update: update.node)
@@ -103,32 +97,32 @@ def _holds(graph: Graph, node: int, statistics: Collection[Ref]) -> bool:
 def _inputs(graph: Graph, statistics: Collection[Ref]) -> frozenset[Ref]:
     recognized = [recognize(graph, ref) for ref in statistics]
     refs = {ref for statistic in recognized if statistic is not None for ref in statistic.inputs}
-    shifted = [graph.inputs[node][0] for node, _ in refs if node >= 0 and graph.ops[node] == "Sub"]
+    shifted = [graph.inputs[node][0] for node, _ in refs if graph.ops[node] == "Sub"]
     return frozenset(refs | {strip(graph, ref) for ref in shifted})
 
 
-def _any_kind(graph: Graph) -> Callable[[Ref], str | None]:
-    def kind_of(ref: Ref) -> str | None:
+def _any_kind(graph: Graph) -> Callable[[Ref], Kind | None]:
+    def kind_of(ref: Ref) -> Kind | None:
         statistic = recognize(graph, ref)
         return statistic.kind if statistic is not None and statistic.over_examples else None
 
     return kind_of
 
 
-def _taken_in(
+def _averaged_by(
     graph: Graph,
     assigns: Mapping[int, list[int]],
     node: int,
     assigned: int,
-    statistics: Mapping[Ref, str],
-    kind_of: Callable[[Ref], str | None],
-) -> dict[Ref, str]:
+    statistics: Mapping[Ref, Kind],
+    kind_of: Callable[[Ref], Kind | None],
+) -> dict[Ref, Kind]:
     """The batch statistics that go into an assign, with their kinds."""
     found, seen, variables = {}, set(), {assigned}
     pending = [assigned_value(graph, node)]
     while pending and len(seen) < _MOST_STEPS:
         ref = pending.pop()
-        if ref in seen or ref[0] < 0:
+        if ref in seen:
             continue
         seen.add(ref)
         source, port = ref
@@ -139,7 +133,7 @@ def _taken_in(
             found[ref] = kind
         elif source in graph.calls:
             pending.extend(call.results[port] for call in graph.calls[source] if port < len(call.results))
-        elif graph.ops[source] in _PASSED:
+        elif graph.ops[source] in AVERAGED:
             pending.extend(graph.inputs[source])
         elif source in assigns and source not in variables:  # the variable between: `biased` of zero-debiasing
             variables.add(source)
@@ -147,15 +141,15 @@ def _taken_in(
     return found
 
 
-def _averaged_again(graph: Graph, ref: Ref, statistics: Mapping[Ref, str]) -> list[Ref]:
+def _averaged_again(graph: Graph, ref: Ref, statistics: Mapping[Ref, Kind]) -> list[Ref]:
     """The statistic that a tensor is an average of, over ghost batches or towers; nothing if it is anything else."""
-    if ref in statistics or graph.ops[ref[0]] not in _AVERAGES or not graph.inputs[ref[0]]:
+    if ref in statistics or graph.ops[ref[0]] not in REDUCTIONS or not graph.inputs[ref[0]]:
         return []
     ref = graph.inputs[ref[0]][0]
     for _ in range(10):
         if ref in statistics:
             return [ref]
-        if ref[0] < 0 or graph.ops[ref[0]] not in FORWARDS | {"ConcatV2", "Pack"} or not graph.inputs[ref[0]]:
+        if graph.ops[ref[0]] not in FORWARDS | {"ConcatV2", "Pack"} or not graph.inputs[ref[0]]:
             return []
         ref = graph.inputs[ref[0]][0]
     return []

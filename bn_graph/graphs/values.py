@@ -5,55 +5,44 @@
 switches must stand how for the value to come from there.
 """
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from bn_graph.graphs.graph import ABSENT, VARIABLES, Graph, Ref
+from bn_graph.graphs.graph import Caller, Graph, Ref, walk
+from bn_graph.graphs.ops import (
+    ABSENT,
+    CLIPS,
+    CONDS,
+    COUNTING,
+    FORWARDS,
+    MERGES,
+    NEXT_ITERATIONS,
+    REF_ASSIGNS,
+    SCALINGS,
+    SELECTS,
+    SIZES,
+    SWITCHES,
+    VARIABLES,
+)
 from bn_graph.graphs.protos import TensorProto
 
 __all__ = [
-    "ASSIGNS",
-    "CONDS",
-    "FORWARDS",
-    "MERGES",
-    "ROW_ASSIGNS",
-    "SELECTS",
-    "SWITCHES",
+    "Choice",
     "Leaf",
     "array",
     "branches",
+    "choice",
     "constant",
+    "constant_node",
     "leaves",
     "predicate",
     "strip",
     "truth",
     "variable",
 ]
-
-SWITCHES = frozenset({"Switch", "RefSwitch"})
-MERGES = frozenset({"Merge", "RefMerge"})
-SELECTS = frozenset({"Select", "SelectV2"})
-CONDS = frozenset({"If", "StatelessIf"})
-"""How graphs choose: control flow v1 (switches and merges), ``where``, control flow v2."""
-
-_RESHAPES = frozenset({"Squeeze", "Reshape", "ExpandDims", "BroadcastTo", "Transpose"})
-FORWARDS = (
-    frozenset({"Identity", "RefIdentity", "Enter", "RefEnter", "Exit", "RefExit", "StopGradient", "Cast", "Snapshot"})
-    | frozenset({"PreventGradient", "CheckNumerics", "ReadVariableOp", "ResourceGather", "NextIteration"})
-    | frozenset({"RefNextIteration"})
-    | _RESHAPES
-)
-"""One value in, as input 0, the same out, give or take dtype and dimensions of size 1."""
-
-REF_ASSIGNS = frozenset({"Assign", "AssignAdd", "AssignSub"})
-ASSIGNS = REF_ASSIGNS | {"AssignVariableOp", "AssignAddVariableOp", "AssignSubVariableOp"}
-ROW_ASSIGNS = frozenset({"ResourceScatterSub", "ResourceScatterAdd", "ResourceScatterUpdate"})
-"""Assigns to rows of a variable: the handle, the rows' numbers, the values."""
-
-_SCALINGS = frozenset({"Mul", "RealDiv", "Div", "DivNoNan"})
-_CLIPS = frozenset({"Maximum", "Relu", "Abs"})
 
 _NUMPY = {
     1: np.float32,
@@ -70,6 +59,7 @@ _LISTS = {1: "float_val", 2: "double_val", 3: "int_val", 4: "int_val", 5: "int_v
 _LISTS |= {10: "bool_val"}
 _MOST_VALUES = 1 << 24
 _MOST_STEPS = 2_000
+_MOST_SIZES = 60
 
 Choice = tuple[int, bool]
 """A switch and how it stands: the number of the node of its predicate (see `predicate`), and that predicate's value."""
@@ -107,8 +97,6 @@ def array(proto: TensorProto) -> np.ndarray | None:
 def constant(graph: Graph, ref: Ref) -> np.ndarray | None:
     """The value of a ``Const`` or ``Fill`` of constants, through whatever hands it on; None for anything else."""
     node, _ = strip(graph, ref)
-    if node < 0:
-        return None
     if graph.ops[node] == "Const":
         return array(graph.protos[node].attr["value"].tensor)
     if graph.ops[node] == "Fill" and len(graph.inputs[node]) == 2:
@@ -121,22 +109,20 @@ def constant(graph: Graph, ref: Ref) -> np.ndarray | None:
 def constant_node(graph: Graph, ref: Ref) -> np.ndarray | None:
     """As `constant`, of a ``Const`` only."""
     node, _ = strip(graph, ref)
-    return array(graph.protos[node].attr["value"].tensor) if node >= 0 and graph.ops[node] == "Const" else None
+    return array(graph.protos[node].attr["value"].tensor) if graph.ops[node] == "Const" else None
 
 
 def strip(graph: Graph, ref: Ref) -> Ref:
     """`ref` without the identities, casts, reshapes, switches and calls with one outcome that it went through."""
     for _ in range(_MOST_STEPS):
         node, port = ref
-        if node < 0:
-            return ref
         if node in graph.calls:
             outcomes = [call.results for call in graph.calls[node] if call.part != "condition"]
             if len(outcomes) != 1 or port >= len(outcomes[0]):
                 return ref
             ref = outcomes[0][port]
-        elif graph.ops[node] in FORWARDS or graph.ops[node] in SWITCHES:
-            ref = graph.inputs[node][0] if graph.inputs[node] else ABSENT
+        elif (graph.ops[node] in FORWARDS or graph.ops[node] in SWITCHES) and graph.inputs[node]:
+            ref = graph.inputs[node][0]
         elif graph.ops[node] == "IdentityN" and port < len(graph.inputs[node]):
             ref = graph.inputs[node][port]
         else:
@@ -147,15 +133,13 @@ def strip(graph: Graph, ref: Ref) -> Ref:
 def variable(graph: Graph, ref: Ref) -> int | None:
     """The variable whose handle, reference or value a tensor is; the first part of a partitioned one."""
     for _ in range(_MOST_STEPS):
-        node, _ = ref = strip(graph, ref)
-        if node < 0:
-            return None
+        node, _ = strip(graph, ref)
         if graph.ops[node] in VARIABLES:
             return node
         # An assign to a ref variable returns the reference; a partitioned variable is put together from its parts.
-        if graph.ops[node] not in REF_ASSIGNS and graph.ops[node] != "ConcatV2":
+        if (graph.ops[node] not in REF_ASSIGNS and graph.ops[node] != "ConcatV2") or not graph.inputs[node]:
             return None
-        ref = graph.inputs[node][0] if graph.inputs[node] else ABSENT
+        ref = graph.inputs[node][0]
     return None
 
 
@@ -164,8 +148,6 @@ def predicate(graph: Graph, ref: Ref) -> Choice | None:
     wanted = True
     for _ in range(_MOST_STEPS):
         node, _ = strip(graph, ref)
-        if node < 0:
-            return None
         if graph.ops[node] != "LogicalNot" or not graph.inputs[node]:
             return node, wanted
         ref, wanted = graph.inputs[node][0], not wanted
@@ -186,7 +168,7 @@ def truth(graph: Graph, node: int, feeds: Mapping[int, bool | float]) -> bool | 
 
 def _evaluated(graph: Graph, ref: Ref, feeds: Mapping[int, bool | float], depth: int) -> bool | float | None:
     node, _ = strip(graph, ref)
-    if node < 0 or depth > 20:
+    if depth > 20:
         return None
     if node in feeds:
         return feeds[node]
@@ -236,7 +218,7 @@ def leaves(
     pending = [Leaf(start, frozenset())]
     while pending and len(seen) < _MOST_STEPS:
         leaf = pending.pop()
-        if leaf in seen or leaf.ref[0] < 0:
+        if leaf in seen or graph.ops[leaf.ref[0]] == ABSENT:
             continue
         seen.add(leaf)
         above = None if is_leaf(leaf.ref) else _above(graph, leaf)
@@ -268,7 +250,7 @@ def _above(graph: Graph, leaf: Leaf) -> list[Leaf] | None:
         return [Leaf(source, choices) for source in sources[port : port + 1]]
     if op == "ConcatV2" and _are_parts(graph, sources[:-1]):
         return [Leaf(source, choices) for source in sources[:-1]]
-    if op in _SCALINGS or op in _CLIPS:
+    if op in SCALINGS or op in CLIPS:
         return _scaled(graph, leaf)
     return None
 
@@ -302,28 +284,14 @@ def _scaled(graph: Graph, leaf: Leaf) -> list[Leaf] | None:
     return [Leaf(kept[0], leaf.choices)] if len(kept) == 1 else None
 
 
-_OF_SIZES = frozenset({"Shape", "ShapeN", "Size", "Rank", "Const"})
-_COUNTING = (
-    frozenset({"Mul", "RealDiv", "Div", "Sub", "Add", "AddV2", "Prod", "Maximum", "FloorDiv", "DivNoNan", "Reciprocal"})
-    | frozenset({"GatherV2", "Gather", "StridedSlice", "Pack", "Inv", "Slice"})
-    | FORWARDS
-)
-
-
 def _is_of_sizes(graph: Graph, ref: Ref) -> bool:
     """Whether a tensor is computed from constants and shapes alone."""
-    seen, pending = set(), [ref[0]]
-    while pending:
-        node = pending.pop()
-        if node < 0 or len(seen) > 40:
-            return False
-        if node in seen or graph.ops[node] in _OF_SIZES:
-            continue
-        if graph.ops[node] not in _COUNTING:
-            return False
-        seen.add(node)
-        pending.extend(source for source, _ in graph.inputs[node])
-    return True
+
+    def sources(node: int) -> list[int]:
+        return [source for source, _ in graph.inputs[node]] if graph.ops[node] in COUNTING else []
+
+    above = list(itertools.islice(walk([ref[0]], sources), _MOST_SIZES))
+    return len(above) < _MOST_SIZES and all(graph.ops[node] in SIZES | COUNTING for node in above)
 
 
 def branches(graph: Graph) -> list[frozenset[Choice]]:
@@ -335,10 +303,10 @@ def branches(graph: Graph) -> list[frozenset[Choice]]:
     found = [nowhere] * len(graph.names)
     if not any(op in SWITCHES or op in CONDS for op in graph.ops):
         return found
-    around: dict[tuple[int, str], frozenset[Choice]] = {(-1, ""): nowhere}
+    around: dict[Caller | None, frozenset[Choice]] = {None: nowhere}
     for node in _in_order(graph):
         choices = set(_around(graph, graph.callers[node], around, found))
-        arriving = [_arriving(graph, ref, found) for ref in graph.inputs[node] if ref[0] >= 0]
+        arriving = [_arriving(graph, ref, found) for ref in graph.inputs[node]]
         if graph.ops[node] in MERGES:
             choices |= frozenset.intersection(*arriving) if arriving else nowhere
         else:
@@ -362,8 +330,8 @@ def _arriving(graph: Graph, ref: Ref, found: list[frozenset[Choice]]) -> frozens
 
 def _around(
     graph: Graph,
-    caller: tuple[int, str],
-    known: dict[tuple[int, str], frozenset[Choice]],
+    caller: Caller | None,
+    known: dict[Caller | None, frozenset[Choice]],
     found: list[frozenset[Choice]],
 ) -> frozenset[Choice]:
     """The choices under which a part that a node calls runs."""
@@ -382,11 +350,11 @@ def _in_order(graph: Graph) -> list[int]:
     waiting = [0] * len(graph.names)
     users: list[list[int]] = [[] for _ in graph.names]
     for node, op in enumerate(graph.ops):
-        sources = {source for source, _ in graph.inputs[node] if source >= 0} | set(graph.controls[node])
-        if graph.callers[node][0] >= 0:
+        sources = {source for source, _ in graph.inputs[node]} | set(graph.controls[node])
+        if graph.callers[node] is not None:
             sources.add(graph.callers[node][0])
         if op in MERGES:
-            sources = {source for source in sources if graph.ops[source] not in ("NextIteration", "RefNextIteration")}
+            sources = {source for source in sources if graph.ops[source] not in NEXT_ITERATIONS}
         waiting[node] = len(sources)
         for source in sources:
             users[source].append(node)
