@@ -15,10 +15,7 @@ from the same weights divided by the root of their layer's inputs: N(0, 1) satur
 the gain is batch norm and what is the start. The activation figures are drawn as the document has them, and fairly.
 """
 
-import os
-import sys
-import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -27,33 +24,54 @@ import numpy as np
 
 import bn_graph
 from bn_graph.tf1 import tf
-from experiments.machinery import harness
+from experiments.machinery import harness, kept_work
 from experiments.machinery.figures import BLUE, ORANGE, figure
-from experiments.machinery.harness import Experiment, Mode, Verdict, does_not_hold, holds, holds_if, spread
+from experiments.machinery.harness import Mode
+from experiments.machinery.results import spread
+from experiments.machinery.verdicts import Verdict, does_not_hold, holds, holds_if
 
-HIDDEN_UNITS = (100, 100)  # the document's
-BATCH_SIZE = 60  # the document's
-LEARNING_RATE = 0.01  # the document's; on the summed loss
-EPSILON = 1e-3  # the document's
-DECAY = 0.999  # the document's, of its second half; here the moving statistics are watched, and not needed to train
-STEPS = 40_000  # the document's
-EVALUATE_EVERY = 50  # the document's
-SCALED_EVERY = 500  # the pair from the scaled start is not the document's: fewer points will do
-CHECKPOINT_EVERY = 1000
-SHOWN_UNITS = 5  # the document's: the first five of the second layer
-LAST = 20  # evaluations averaged for an accuracy "at the end": one alone is noisy
-PERCENTILES = (15, 50, 85)  # those of BN2015's Figure 1
-SATURATED = 4.0  # a sigmoid beyond ±4 has less than 1.8% of its range left and 7% of its greatest slope
-NOTICEABLE = 0.005  # a difference in accuracy that the eye sees on an axis from 0.8 to 1
-CLEAR = 0.8  # "steadier" should be a fifth less jitter at the least
-COMPANIONS = 100  # batches in which one image is seen among 59 others
-WATCHED = 10  # images so seen
+# The document's.
+HIDDEN_UNITS = (100, 100)
+BATCH_SIZE = 60
+# The document's; on the summed loss.
+LEARNING_RATE = 0.01
+# The document's.
+EPSILON = 1e-3
+# The document's, of its second half; here the moving statistics are watched, and not needed to train.
+DECAY = 0.999
+# The document's.
+STEPS = 40_000
+EVALUATE_EVERY = 50
+# The pair from the scaled start is not the document's: fewer points will do.
+SCALED_EVERY = 500
+# The document's: the first five of the second layer.
+SHOWN_UNITS = 5
+# Evaluations averaged for an accuracy "at the end": one alone is noisy.
+LAST = 20
+# Those of BN2015's Figure 1.
+PERCENTILES = (15, 50, 85)
+# A sigmoid beyond ±4 has less than 1.8% of its range left and 7% of its greatest slope.
+SATURATED = 4.0
+# A difference in accuracy that the eye sees on an axis from 0.8 to 1.
+NOTICEABLE = 0.005
+# "steadier" should be a fifth less jitter at the least.
+CLEAR = 0.8
+# Batches in which one image is seen among 59 others.
+COMPANIONS = 100
+# Images so seen.
+WATCHED = 10
 
 # BN2015, Figure 3: steps to the accuracy that Inception ends with, 72.2%, and what each variant changes.
 PAPER_CLAIMED = 14
 PAPER_STEPS = {"Inception": 31.0e6, "BN-Baseline": 13.3e6, "BN-x5": 2.1e6, "BN-x30": 2.7e6}
-PAPER_ALONE = "BN-Baseline"  # batch norm and nothing else
-PAPER_PACKAGE = "BN-x5"  # 5 times the rate, no dropout, less L2, faster decay, no LRN, better shuffling (section 4.2.1)
+# Batch norm and nothing else.
+PAPER_ALONE = "BN-Baseline"
+# 5 times the rate, no dropout, less L2, faster decay, no LRN, better shuffling (section 4.2.1).
+PAPER_PACKAGE = "BN-x5"
+
+# A seed takes minutes.
+FULL = Mode(data="mnist", steps=STEPS, seeds=[0])
+QUICK = Mode(data="digits", steps=1500, seeds=[0])
 
 
 class Scored(NamedTuple):
@@ -143,72 +161,6 @@ def placeholders(dataset: bn_graph.Dataset) -> tuple[tf.Tensor, tf.Tensor]:
     return tuple(tf.placeholder(tf.float32, shape) for shape in shapes)
 
 
-def train_and_record(
-    session: tf.Session,
-    towers: Sequence[Tower],
-    feed: Sequence[tf.Tensor],
-    split: bn_graph.Split,
-    measure: Callable[[int], dict[str, np.ndarray]],
-    *,
-    steps: int,
-    seed: int,
-    folder: Path,
-    label: str,
-    pause_after: Callable[[int], bool],
-    loop: str,
-) -> dict[str, np.ndarray]:
-    """Trains all towers on the same batches, and stacks what `measure` gives where `pause_after` says there is something.
-
-    A checkpoint is kept every `CHECKPOINT_EVERY` steps. The curves are written before it, so that they reach at least as
-    far; whatever they have beyond it when a killed run goes on is measured again.
-    """
-    global_step = tf.train.get_or_create_global_step()
-    saver = bn_graph.make_saver(max_to_keep=2)
-    bn_graph.resume(session, folder)
-    done = int(session.run(global_step))
-    curves = _read_curves(folder, done)
-
-    def saved_after(finished: int) -> bool:
-        return finished % CHECKPOINT_EVERY == 0 or finished == steps
-
-    def pause(finished: int) -> bool:
-        return pause_after(finished) or saved_after(finished)
-
-    networks = [bn_graph.Step(tower.train_op, *feed) for tower in towers]
-    advance = harness.LOOPS[loop](session, networks, split, batch_size=BATCH_SIZE, seed=seed, global_step=global_step)
-    for finished, _ in harness.advance_with_progress(advance, range(done, steps), label, pause):
-        for name, value in measure(finished).items():
-            curves.setdefault(name, []).append((finished, np.asarray(value, np.float32)))
-        if saved_after(finished):
-            _write_curves(folder, curves)
-            bn_graph.save(saver, session, folder / "step", global_step=finished, write_meta_graph=False)
-    stacked = {name: np.array([value for _, value in curve]) for name, curve in curves.items()}
-    return stacked | {f"{name}_step": np.array([step for step, _ in curve]) for name, curve in curves.items()}
-
-
-def _read_curves(folder: Path, done: int) -> dict[str, list]:
-    if not done:
-        return {}
-    path = folder / "curves.npz"
-    try:
-        with np.load(path) as held:
-            arrays = dict(held)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise harness.UsageError(f"{path} can't be read; start anew with --fresh") from error
-    names = [name for name in arrays if not name.endswith("_step")]
-    pairs = {name: zip(arrays[f"{name}_step"].tolist(), arrays[name], strict=True) for name in names}
-    return {name: [(step, value) for step, value in each if step <= done] for name, each in pairs.items()}
-
-
-def _write_curves(folder: Path, curves: dict[str, list]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    arrays = {name: np.array([value for _, value in curve]) for name, curve in curves.items()}
-    arrays |= {f"{name}_step": np.array([step for step, _ in curve]) for name, curve in curves.items()}
-    temporary = folder / "curves.part.npz"
-    np.savez(temporary, **arrays)
-    os.replace(temporary, folder / "curves.npz")
-
-
 def run(settings: harness.Settings) -> dict:
     runs, curves = [], None
     for seed in settings.seeds:
@@ -244,28 +196,21 @@ def _run_seed(settings: harness.Settings, seed: int) -> tuple[dict, dict]:
 
 def _train(settings: harness.Settings, seed: int, session: tf.Session, towers: dict, feed) -> dict[str, np.ndarray]:
     dataset = settings.dataset
-    folder = harness.work_directory(
-        settings,
-        f"{dataset.name}-seed{seed}-steps{settings.steps}",
-        batch=BATCH_SIZE,
-        rate=LEARNING_RATE,
-        every=[EVALUATE_EVERY, SCALED_EVERY],
-        format=1,
+    folder = kept_work.folder(
+        settings, seed, batch=BATCH_SIZE, rate=LEARNING_RATE, every=[EVALUATE_EVERY, SCALED_EVERY], format=1
     )
-    measure = partial(_measure, session, towers, dict(zip(feed, dataset.test, strict=True)), settings.steps)
-    label = f"seed {seed}, with and without"
-    return train_and_record(
+    test = dict(zip(feed, dataset.test, strict=True))
+    return kept_work.train_and_measure(
+        settings,
         session,
-        list(towers.values()),
-        feed,
+        [bn_graph.Step(tower.train_op, *feed) for tower in towers.values()],
         dataset.train,
-        measure,
-        steps=settings.steps,
+        partial(_measure, session, towers, test, settings.steps),
+        batch_size=BATCH_SIZE,
         seed=seed,
         folder=folder,
-        label=label,
+        label=f"seed {seed}, with and without",
         pause_after=lambda finished: finished % EVALUATE_EVERY == 1 or finished % SCALED_EVERY == 1,
-        loop=settings.loop,
     )
 
 
@@ -285,7 +230,7 @@ def _measure(session: tf.Session, towers: dict, test: dict, steps: int, finished
         pair = {"scaled_plain": towers["scaled_without"].scored["plain"], **_prefixed(towers["scaled_with"].scored)}
         accuracies = session.run({form: each.accuracy for form, each in pair.items()}, test)
         measured |= {f"accuracy_{form}": accuracy for form, accuracy in accuracies.items()}
-    return measured
+    return {name: np.float32(value) for name, value in measured.items()}
 
 
 def _prefixed(scored: dict[str, Scored]) -> dict[str, Scored]:
@@ -445,6 +390,16 @@ def _written(curves: dict[str, np.ndarray]) -> dict:
         shown = curves[f"percentiles_{form}"]
         thinned |= {f"p{percent}_{form}": shown[:, place] for place, percent in enumerate(PERCENTILES)}
     return kept | {name: written(curve[::stride]) for name, curve in thinned.items()}
+
+
+FIGURES = {
+    "accuracy.png": "Test accuracy with batch norm and without, from the same weights on the same batches. Left, the "
+    "document's start, N(0, 1); right, the same weights divided by the root of their layer's inputs: see how much "
+    "of the distance on the left is the start's doing.",
+    "inputs.png": "Inputs of the first five sigmoids of the second layer. The two left columns are the document's: the "
+    "mean over the test set; with batch norm it is beta (dashed) and says nothing of the images. The two right "
+    "columns compare like with like: percentiles over the test set, with batch norm by its moving statistics.",
+}
 
 
 def draw(result: dict, folder: Path) -> None:
@@ -636,9 +591,8 @@ def judge_r2rt_09(result: dict) -> Verdict:
     return holds_if("the mean over many images is meant", measured, f"{curve}; {fair}. But {training}.")
 
 
-def summarize(result: dict, folder: Path) -> str:
+def summarize(result: dict) -> str:
     lines = [
-        "",
         f"                                     {'without':>10} {'with, own statistics':>22} {'with, moving':>14}",
     ]
     rows = {
@@ -659,42 +613,9 @@ def summarize(result: dict, folder: Path) -> str:
         "",
         "The document's curve with batch norm differs from beta by "
         f"{first['largest_difference_of_mean_and_beta']:.1e} at most.",
-        "",
-        *(f"{claim}  {each['verdict']}: {each['measured']}" for claim, each in result["claims"].items()),
-        "",
-        f"Files  {folder / 'result.json'}   {folder / 'accuracy.png'}   {folder / 'inputs.png'}",
     ]
     return "\n".join(lines)
 
 
-EXPERIMENT = Experiment(
-    name="bn_vs_plain",
-    title=__doc__.splitlines()[0],
-    full=Mode(data="mnist", steps=STEPS, seeds=[0]),  # a seed takes minutes
-    quick=Mode(data="digits", steps=1500, seeds=[0]),
-    run=run,
-    claims={
-        "r2rt-01": judge_r2rt_01,
-        "r2rt-07": judge_r2rt_07,
-        "r2rt-08": judge_r2rt_08,
-        "r2rt-09": judge_r2rt_09,
-    },
-    draw=draw,
-    summarize=summarize,
-    figures={
-        "accuracy.png": "Test accuracy with batch norm and without, from the same weights on the same batches. Left, the "
-        "document's start, N(0, 1); right, the same weights divided by the root of their layer's inputs: see how much "
-        "of the distance on the left is the start's doing.",
-        "inputs.png": "Inputs of the first five sigmoids of the second layer. The two left columns are the document's: the "
-        "mean over the test set; with batch norm it is beta (dashed) and says nothing of the images. The two right "
-        "columns compare like with like: percentiles over the test set, with batch norm by its moving statistics.",
-    },
-)
-
-
-def main(argv: list[str] | None = None) -> int:
-    return harness.main(EXPERIMENT, argv)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    harness.run(__name__)

@@ -14,10 +14,7 @@ Changed from the documents: the article gives no model of its own, so r2rt's net
 article's layer, Adam, and the decay of 0.99 that is that layer's default; r2rt's automatic names are tried apart.
 """
 
-import json
 import os
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
@@ -26,15 +23,22 @@ import numpy as np
 import bn_graph
 from bn_graph.layers.slim import batch_norm as slim_batch_norm
 from bn_graph.tf1 import legacy_layers, tf
-from experiments.machinery import checkpoint_child, harness
+from experiments.machinery import checkpoint_child, children, harness
 from experiments.machinery.figures import BLUE, GREY, ORANGE, figure
-from experiments.machinery.harness import Experiment, Mode, Settings, Verdict, does_not_hold, holds, holds_if, spread
+from experiments.machinery.harness import Mode, Settings
+from experiments.machinery.results import spread
+from experiments.machinery.verdicts import Verdict, does_not_hold, holds, holds_if
 
-BATCH_SIZE = 60  # r2rt's
-STEPS = {"full": 1000, "quick": 300}  # the article trains a model that it does not give; this many suffice
-IMAGES = {"full": 1000, "quick": 360}  # predicted one at a time: the first of the test set
-DOCUMENT_PATH = "batch_norm_layer/Model"  # where the article saves
-TOLERANCE = 0.005  # accuracies this close are the same for r2rt-21; batches in another order differ by more
+# r2rt's.
+BATCH_SIZE = 60
+# The article trains a model that it does not give; this many suffice.
+STEPS = {"full": 1000, "quick": 300}
+# Predicted one at a time: the first of the test set.
+IMAGES = {"full": 1000, "quick": 360}
+# Where the article saves.
+DOCUMENT_PATH = "batch_norm_layer/Model"
+# Accuracies this close are the same for r2rt-21; batches in another order differ by more.
+TOLERANCE = 0.005
 
 TRAINABLES, FILTERED, EVERYTHING, INFERENCE = (
     "trainables only",
@@ -43,6 +47,9 @@ TRAINABLES, FILTERED, EVERYTHING, INFERENCE = (
     "inference saver",
 )
 WAYS = tuple(checkpoint_child.RESTORES)
+
+FULL = Mode(data="mnist", steps=STEPS["full"], seeds=[0, 1, 2])
+QUICK = Mode(data="digits", steps=STEPS["quick"], seeds=[0])
 
 
 def run(settings: Settings) -> dict:
@@ -59,10 +66,11 @@ def run(settings: Settings) -> dict:
             "unnamed": _train_unnamed(settings, first, folder / "unnamed"),
             "returned": trained[first]["returned"],
         }
-        children = _restore_in_new_processes(job, folder)
+        questions = {way: {"way": way, **job} for way in WAYS}
+        found = children.ask_each(checkpoint_child.run_job, questions)
         sizes = {saver: _bytes(path) for saver, path in trained[first]["paths"].items()}
-    restored = {way: children[way]["restored"] for way in WAYS}
-    last = children["all variables"]
+    restored = {way: found[way]["restored"] for way in WAYS}
+    last = found["all variables"]
     return {
         "images": IMAGES[settings.mode],
         "restored": restored,
@@ -186,22 +194,6 @@ def _bytes(prefix: str) -> int:
     """Of the checkpoint's tensors, without the graph that `save` writes beside them."""
     path = Path(prefix)
     return sum(file.stat().st_size for file in path.parent.glob(path.name + ".*") if ".meta" not in file.name)
-
-
-def _restore_in_new_processes(job: dict, folder: Path) -> dict[str, dict]:
-    """One process for each way of restoring, all at the same time: most of what they do is importing TensorFlow."""
-    started = []
-    for number, way in enumerate(WAYS):
-        asked, answer = folder / f"job{number}.json", folder / f"answer{number}.json"
-        harness.write_json(asked, job | {"way": way, "output": str(answer)})
-        command = [sys.executable, "-m", "experiments.machinery.checkpoint_child", str(asked)]
-        started.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True))
-    said = [process.communicate()[1] for process in started]
-    for process, text in zip(started, said, strict=True):
-        if process.returncode:
-            last = (text.strip().splitlines() or ["no message"])[-1]
-            raise harness.UsageError(f"a restoring process failed: {last}")
-    return {way: json.loads((folder / f"answer{number}.json").read_text()) for number, way in enumerate(WAYS)}
 
 
 def _save_into_new_directories() -> dict[str, dict]:
@@ -427,6 +419,12 @@ def judge_r2rt_23(result: dict) -> Verdict:
 # ---- showing
 
 
+FIGURES = {
+    "checkpoint_variables.png": "Four ways of saving, three of restoring. Two of the three notice that the statistics are "
+    "missing from a file of trainable variables; the third, after the initializers, predicts wrongly and says nothing."
+}
+
+
 def draw(result: dict, folder: Path) -> None:
     """Every way of saving against every way of restoring: the accuracy, or the name of the error."""
     savers = (TRAINABLES, FILTERED, EVERYTHING, INFERENCE)
@@ -459,43 +457,14 @@ def draw(result: dict, folder: Path) -> None:
         axis.set_xlabel(f"accuracy of {result['images']} images of the test set, each predicted alone in a new process")
 
 
-def summarize(result: dict, folder: Path) -> str:
-    lines = ["", f"{'saved':<24}" + "".join(f"{way:<34}" for way in WAYS)]
+def summarize(result: dict) -> str:
+    lines = [f"{'saved':<24}" + "".join(f"{way:<34}" for way in WAYS)]
     for saver in (TRAINABLES, FILTERED, EVERYTHING, INFERENCE):
         lines.append(f"{saver:<24}" + "".join(f"{_said(_each(result, way, saver)):<34}" for way in WAYS))
     lines += ["", "r2rt's automatic names, restored into"]
     lines += [f"  {label:<44}{_said([each])}" for label, each in result["names"].items()]
-    lines += [""] + [f"{claim}: {each['verdict']}. {each['note']}" for claim, each in result["claims"].items()]
-    return "\n".join([*lines, f"Files: {folder}"])
-
-
-EXPERIMENT = Experiment(
-    name="checkpoint_variables",
-    title=__doc__.splitlines()[0],
-    full=Mode(data="mnist", steps=STEPS["full"], seeds=[0, 1, 2]),
-    quick=Mode(data="digits", steps=STEPS["quick"], seeds=[0]),
-    run=run,
-    claims={
-        "article-11": judge_article_11,
-        "article-14": judge_article_14,
-        "article-15": judge_article_15,
-        "article-16": judge_article_16,
-        "article-17": judge_article_17,
-        "r2rt-21": judge_r2rt_21,
-        "r2rt-23": judge_r2rt_23,
-    },
-    draw=draw,
-    summarize=summarize,
-    figures={
-        "checkpoint_variables.png": "Four ways of saving, three of restoring. Two of the three notice that the statistics are "
-        "missing from a file of trainable variables; the third, after the initializers, predicts wrongly and says nothing."
-    },
-)
-
-
-def main(argv: list[str] | None = None) -> int:
-    return harness.main(EXPERIMENT, argv)
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    harness.run(__name__)

@@ -14,7 +14,6 @@ Changed from the document: the inputs are random numbers and not ones, since wit
 0 and half of what leaks can't be seen.
 """
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -23,17 +22,23 @@ import bn_graph
 from bn_graph.tf1 import legacy_layers, tf
 from experiments.machinery import harness
 from experiments.machinery.figures import BLUE, ORANGE, figure
-from experiments.machinery.harness import Experiment, Mode, Settings, Verdict, does_not_hold, holds, holds_if
+from experiments.machinery.harness import Mode, Settings
+from experiments.machinery.verdicts import Verdict, does_not_hold, holds, holds_if
 
-DECAY = 0.99  # the article's
-EPSILON = 1e-3  # the article's
-CHANNELS = 3  # the article's
+# The article's.
+DECAY = 0.99
+EPSILON = 1e-3
+# The article's.
+CHANNELS = 3
 BATCH = 16
 TRAINING_STEPS = 50
 INFERENCE_RUNS = 200
-SHIFT = 5.0  # how far the data of the inference runs lie from those of training, in standard deviations
+# How far the data of the inference runs lie from those of training, in standard deviations.
+SHIFT = 5.0
 
 KINDS = {f"{variables}, cond {cond}": (variables, cond) for variables in ("ref", "resource") for cond in ("v1", "v2")}
+
+FULL = QUICK = Mode()
 
 
 def article_wrapper(inputs, is_training, name: str):
@@ -158,6 +163,12 @@ def judge_article_12(result: dict) -> Verdict:
     return holds(measured, "Both do the same, for both kinds of variable and of cond.")
 
 
+FIGURES = {
+    "conditional_updates.png": "The article's wrapper learns from the data that it is asked to predict: its moving mean "
+    "walks toward them. The other two stay where training left them."
+}
+
+
 def draw(result: dict, folder: Path) -> None:
     """How far the moving mean drifts while the layers are only asked for predictions."""
     with figure(folder / "conditional_updates.png", figsize=(8, 4.2)) as (_, axis):
@@ -172,38 +183,16 @@ def draw(result: dict, folder: Path) -> None:
         axis.legend()
 
 
-def summarize(result: dict, folder: Path) -> str:
-    lines = ["", f"{'':<22}" + "".join(f"{kind:<20}" for kind in KINDS)]
+def summarize(result: dict) -> str:
+    lines = [f"{'':<22}" + "".join(f"{kind:<20}" for kind in KINDS)]
     for form, runs in result["forms"].items():
         cells = [
             run.get("error", "").split(":")[0] or ("LEAKS" if run["moved_at_inference"] else "still")
             for run in runs.values()
         ]
         lines.append(f"{form:<22}" + "".join(f"{cell:<20}" for cell in cells))
-    for claim, verdict in result["claims"].items():
-        lines += ["", f"{claim} {verdict['verdict']}: {verdict['measured']}. {verdict['note']}"]
-    return "\n".join([*lines, f"Files: {folder}"])
-
-
-EXPERIMENT = Experiment(
-    name="conditional_updates",
-    title=__doc__.splitlines()[0],
-    full=Mode(data=None, steps=1, seeds=[0]),
-    quick=Mode(data=None, steps=1, seeds=[0]),
-    run=run,
-    claims={"article-05": judge_article_05, "article-12": judge_article_12},
-    draw=draw,
-    summarize=summarize,
-    figures={
-        "conditional_updates.png": "The article's wrapper learns from the data that it is asked to predict: its moving mean "
-        "walks toward them. The other two stay where training left them."
-    },
-)
-
-
-def main(argv: list[str] | None = None) -> int:
-    return harness.main(EXPERIMENT, argv)
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    harness.run(__name__)

@@ -14,18 +14,19 @@ Changed from the document: it runs one session. Its first sum is never run toget
 since that is what people take the first one to show.
 """
 
-import sys
 from collections import Counter
 from pathlib import Path
 
 from bn_graph.tf1 import tf
 from experiments.machinery import harness
 from experiments.machinery.figures import BLUE, GREY, ORANGE, figure
-from experiments.machinery.harness import Experiment, Mode, Settings, Verdict, does_not_hold, holds, holds_if
+from experiments.machinery.harness import Mode, Settings
+from experiments.machinery.verdicts import Verdict, does_not_hold, holds, holds_if
 
-FIRST, SECOND, ASSIGNED = 1, 2, 10  # the document's
-SESSIONS = {"full": 500, "quick": 100}  # a race that shows once in a hundred is missed by 500 with probability 0.7%
-THREADS = 2  # with one thread the executor has one order, and a race can't show
+# The document's.
+FIRST, SECOND, ASSIGNED = 1, 2, 10
+# With one thread the executor has one order, and a race can't show.
+THREADS = 2
 
 KINDS = {"ref": False, "resource": True}
 WAYS = {
@@ -35,22 +36,32 @@ WAYS = {
     "read before": "under it, value read before",
 }
 
+# A race that shows once in a hundred is missed by 500 with probability 0.7%.
+FULL = Mode(own={"sessions": 500})
+QUICK = Mode(own={"sessions": 100})
+
 
 def run(settings: Settings) -> dict:
-    outcomes = {kind: _count(use_resource, SESSIONS[settings.mode]) for kind, use_resource in KINDS.items()}
-    return {"outcomes": outcomes, "sessions": SESSIONS[settings.mode]}
+    sessions = settings.own["sessions"]
+    outcomes = {kind: count_sums(use_resource, sessions) for kind, use_resource in KINDS.items()}
+    return {"outcomes": outcomes, "sessions": sessions}
 
 
-def _count(use_resource: bool, sessions: int) -> dict[str, dict[str, int]]:
+# --- article-09: the sums ---------------------------------------------------------------------------------------------
+
+
+def count_sums(use_resource: bool, sessions: int) -> dict[str, dict[str, int]]:
     """How often each sum came out, for each way of taking it."""
     with tf.Graph().as_default():
         first = tf.Variable(FIRST, use_resource=use_resource)
         second = tf.Variable(SECOND, use_resource=use_resource)
         read_before = first.read_value()
+        # As in the document: a sum, an assign, and the sum again under a dependency on it.
         beside = tf.add(first, second)
         assign = tf.assign(first, ASSIGNED)
         with tf.control_dependencies([assign]):
             after = tf.add(first, second)
+            # The add waits for the assign; the read that feeds it was made before the block, and does not.
             late_sum = tf.add(read_before, second)
         fetches = {"alone": [beside], "beside": [beside, assign], "after": [after], "read before": [late_sum]}
         initialize = tf.global_variables_initializer()
@@ -58,6 +69,7 @@ def _count(use_resource: bool, sessions: int) -> dict[str, dict[str, int]]:
         counted = {way: Counter() for way in fetches}
         for way, fetch in fetches.items():
             for _ in harness.progress_bar(f"{'resource' if use_resource else 'ref'}, {WAYS[way]}")(range(sessions)):
+                # A fresh session each time: one that has run its step before tends to repeat its order.
                 with tf.Session(config=config) as session:
                     session.run(initialize)
                     counted[way][str(session.run(fetch)[0])] += 1
@@ -68,13 +80,13 @@ def judge_article_09(result: dict) -> Verdict:
     certain = {"alone": str(FIRST + SECOND), "after": str(ASSIGNED + SECOND)}
     outcomes = result["outcomes"]
     wrong = [
-        f"{kind}, {WAYS[way]}: {_said(outcomes[kind][way])}"
+        f"{kind}, {WAYS[way]}: {_counts(outcomes[kind][way])}"
         for kind in outcomes
         for way, expected in certain.items()
         if set(outcomes[kind][way]) != {expected}
     ]
     measured = "; ".join(
-        f"{WAYS[way]}: {', '.join(f'{kind} {_said(outcomes[kind][way])}' for kind in outcomes)}" for way in WAYS
+        f"{WAYS[way]}: {', '.join(f'{kind} {_counts(outcomes[kind][way])}' for kind in outcomes)}" for way in WAYS
     )
     if wrong:
         return does_not_hold(
@@ -91,8 +103,16 @@ def judge_article_09(result: dict) -> Verdict:
     return holds(measured, f"In {result['sessions']} sessions each, even from a value read before the block.")
 
 
-def _said(counter: dict[str, int]) -> str:
+def _counts(counter: dict[str, int]) -> str:
     return " or ".join(f"{value} ({times}×)" for value, times in sorted(counter.items(), key=lambda pair: int(pair[0])))
+
+
+# --- The figure -------------------------------------------------------------------------------------------------------
+
+FIGURES = {
+    "control_dependencies.png": "Without the assign the sum is always 3, under the control dependency always 12. Beside a "
+    "running assign, or from a value that was read before the block, nothing is promised."
+}
 
 
 def draw(result: dict, folder: Path) -> None:
@@ -115,34 +135,13 @@ def draw(result: dict, folder: Path) -> None:
         axis.set_title("What 1 + 2 gives, while an op assigns 10 to the first")
 
 
-def summarize(result: dict, folder: Path) -> str:
-    lines = ["", f"Sums over {result['sessions']} fresh sessions each:"]
+def summarize(result: dict) -> str:
+    lines = [f"Sums over {result['sessions']} fresh sessions each:"]
     for way, title in WAYS.items():
-        each = "   ".join(f"{kind}: {_said(counts[way])}" for kind, counts in result["outcomes"].items())
+        each = "   ".join(f"{kind}: {_counts(counts[way])}" for kind, counts in result["outcomes"].items())
         lines.append(f"  {title:<30} {each}")
-    verdict = result["claims"]["article-09"]
-    return "\n".join([*lines, "", f"article-09 {verdict['verdict']}. {verdict['note']}", f"Files: {folder}"])
-
-
-EXPERIMENT = Experiment(
-    name="control_dependencies",
-    title=__doc__.splitlines()[0],
-    full=Mode(data=None, steps=1, seeds=[0]),
-    quick=Mode(data=None, steps=1, seeds=[0]),
-    run=run,
-    claims={"article-09": judge_article_09},
-    draw=draw,
-    summarize=summarize,
-    figures={
-        "control_dependencies.png": "Without the assign the sum is always 3, under the control dependency always 12. Beside a "
-        "running assign, or from a value that was read before the block, nothing is promised."
-    },
-)
-
-
-def main(argv: list[str] | None = None) -> int:
-    return harness.main(EXPERIMENT, argv)
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    harness.run(__name__)

@@ -15,7 +15,6 @@ Changed from the document: it gives no network and no data; the recipe's op, whi
 is made of the train op of one step of gradient descent; scopes have names.
 """
 
-import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -26,19 +25,32 @@ import bn_graph
 from bn_graph.tf1 import tf
 from experiments.machinery import harness
 from experiments.machinery.figures import BLUE, GREY, ORANGE, figure
-from experiments.machinery.harness import Experiment, Mode, Settings, Verdict, does_not_hold, holds, holds_if, spread
+from experiments.machinery.harness import Mode, Settings
+from experiments.machinery.results import spread
+from experiments.machinery.verdicts import Verdict, does_not_hold, holds, holds_if
 
-EPSILON = 0.001  # the document's
-DECAY = 0.99  # the document's
-SESSIONS = {"full": 300, "quick": 20}  # fresh ones for each order and kind; a 1% outcome escapes 300 with 5%
-THREADS = 2  # with one thread the executor has one order, and a race can't show
-RACE_DECAY = 0.5  # half of the new and half of the old: any mixture of the two is plain to see
-CHANNELS = (8, 16)  # of the two convolutions; small, so that a few hundred steps take seconds
+# The document's.
+EPSILON = 0.001
+DECAY = 0.99
+# Fresh ones for each order and kind; a 1% outcome escapes 300 with 5%.
+SESSIONS = {"full": 300, "quick": 20}
+# With one thread the executor has one order, and a race can't show.
+THREADS = 2
+# Half of the new and half of the old: any mixture of the two is plain to see.
+RACE_DECAY = 0.5
+# Of the two convolutions; small, so that a few hundred steps take seconds.
+CHANNELS = (8, 16)
 BATCH_SIZE = 50
-TOLERANCE = 1e-5  # of sums in float32 of values around 1
+# Of sums in float32 of values around 1.
+TOLERANCE = 1e-5
 KINDS = {"ref": False, "resource": True}
 SUGGESTED, INSIDE, LIBRARY = "as suggested", "averaging op made under the dependency", "bn_graph's"
 FRESH, STALE, MIXED, OTHER = "this step's", "the step before's", "one of each", "neither"
+
+
+# About half an epoch: enough for 0.95 and more.
+FULL = Mode(data="mnist", steps=500, seeds=[0, 1, 2])
+QUICK = Mode(data="digits", steps=100, seeds=[0])
 
 
 class DocumentsNormalizer:
@@ -508,6 +520,12 @@ def judge_qa_07(result: dict) -> Verdict:
 # ---- showing
 
 
+FIGURES = {
+    "conv_normalizer.png": "In the order that the helper's docstring suggests, what the average takes in is left to the "
+    "threads. Made under the dependency, or given the moments themselves, it is the present step's."
+}
+
+
 def draw(result: dict, folder: Path) -> None:
     """Each order of updates as a bar of what its averages took in."""
     bars = [(order, kind) for order in result["race"] for kind in KINDS]
@@ -536,43 +554,15 @@ def draw(result: dict, folder: Path) -> None:
         )
 
 
-def summarize(result: dict, folder: Path) -> str:
-    lines = ["", f"What the averages took in after one step, over {result['sessions']} fresh sessions each"]
+def summarize(result: dict) -> str:
+    lines = [f"What the averages took in after one step, over {result['sessions']} fresh sessions each"]
     for order, kinds in result["race"].items():
         lines += [f"  {order:<42}{kind:<10}{_counted(each['outcomes'])}" for kind, each in kinds.items()]
     lines += ["", f"Test accuracy after {result['steps']} steps, by the averages"]
     for order in (SUGGESTED, LIBRARY):
         lines.append(f"  {order:<42}{spread([each[order]['accuracy'] for each in result['trained']])}")
-    lines += [""] + [f"{claim}: {each['verdict']}. {each['note']}" for claim, each in result["claims"].items()]
-    return "\n".join([*lines, f"Files: {folder}"])
-
-
-EXPERIMENT = Experiment(
-    name="conv_normalizer",
-    title=__doc__.splitlines()[0],
-    full=Mode(data="mnist", steps=500, seeds=[0, 1, 2]),  # about half an epoch: enough for 0.95 and more
-    quick=Mode(data="digits", steps=100, seeds=[0]),
-    run=run,
-    claims={
-        "qa-02": judge_qa_02,
-        "qa-03": judge_qa_03,
-        "qa-04": judge_qa_04,
-        "qa-05": judge_qa_05,
-        "qa-06": judge_qa_06,
-        "qa-07": judge_qa_07,
-    },
-    draw=draw,
-    summarize=summarize,
-    figures={
-        "conv_normalizer.png": "In the order that the helper's docstring suggests, what the average takes in is left to the "
-        "threads. Made under the dependency, or given the moments themselves, it is the present step's."
-    },
-)
-
-
-def main(argv: list[str] | None = None) -> int:
-    return harness.main(EXPERIMENT, argv)
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    harness.run(__name__)

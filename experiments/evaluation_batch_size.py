@@ -13,7 +13,6 @@ Changed from the document: it names no network, batch size or number of epochs, 
 one comparison of the phases becomes one for each size of the test batch.
 """
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -21,11 +20,17 @@ import numpy as np
 import bn_graph
 from experiments.machinery import harness
 from experiments.machinery.figures import BLUE, GREY, ORANGE, figure
-from experiments.machinery.harness import Experiment, Mode, Verdict, does_not_hold, holds, holds_if, spread
+from experiments.machinery.harness import Mode
+from experiments.machinery.results import spread
+from experiments.machinery.verdicts import Verdict, does_not_hold, holds, holds_if
 from experiments.model_solver import DIGITS_EPOCH_STEPS, EPOCH_STEPS, EPOCHS, trained_pair
 
 ORDERS = ("mixed", "sorted")
-ORDER_SEED = 0  # of the mixed order; the test files have their own order, in which the first half is easier
+# Of the mixed order; the test files have their own order, in which the first half is easier.
+ORDER_SEED = 0
+
+FULL = Mode(data="mnist", steps=EPOCHS * EPOCH_STEPS, seeds=[0, 1, 2])
+QUICK = Mode(data="digits", steps=EPOCHS * DIGITS_EPOCH_STEPS, seeds=[0])
 
 
 def run(settings: harness.Settings) -> dict:
@@ -114,6 +119,13 @@ def _runs_with_lower_loss(result: dict, order: str, place: int) -> int:
     return sum(run["phase_true"][order]["loss"][place] < run["phase_false"][0] for run in result["runs"])
 
 
+FIGURES = {
+    "evaluation_batch_size.png": "A trained network tested with phase True (orange), in batches of one image to the whole "
+    "test set, and with phase False (blue), which no batch size changes. See that alone every image gets the same "
+    "answer, that large mixed batches come level and hardly below, and what batches of few classes do."
+}
+
+
 def draw(result: dict, folder: Path) -> None:
     """Loss and accuracy against the size of the test batch, for both phases and both orders."""
     with figure(folder / "evaluation_batch_size.png", ncols=2, figsize=(11, 4.6)) as (drawing, axes):
@@ -150,9 +162,9 @@ def _draw_quantity(axis, result: dict, quantity: str, place: int) -> None:
     axis.set_xlabel("images in a test batch")
 
 
-def summarize(result: dict, folder: Path) -> str:
+def summarize(result: dict) -> str:
     runs = result["runs"]
-    lines = ["", "Phase False       " + _both([run["phase_false"] for run in runs])]
+    lines = ["Phase False       " + _both([run["phase_false"] for run in runs])]
     lines += ["Without batch norm  " + _both([run["without"] for run in runs]), ""]
     lines.append("phase True: loss (accuracy), median    mixed                sorted by class")
     for place, size in enumerate(result["sizes"]):
@@ -162,8 +174,6 @@ def summarize(result: dict, folder: Path) -> str:
             accuracy = np.median([run["phase_true"][order]["accuracy"][place] for run in runs])
             cells.append(f"{loss:.4f} ({accuracy:.2%})")
         lines.append(f"  batches of {size:>6,}                   {cells[0]:<20} {cells[1]}")
-    lines += ["", *(f"{claim}  {each['verdict']}: {each['note']}" for claim, each in result["claims"].items())]
-    lines += ["", f"Files   {folder / 'result.json'}   {folder / 'evaluation_batch_size.png'}"]
     return "\n".join(lines)
 
 
@@ -171,26 +181,5 @@ def _both(values: list[list[float]]) -> str:
     return f"loss {spread([value[0] for value in values])}, accuracy {spread([value[1] for value in values])}"
 
 
-EXPERIMENT = Experiment(
-    name="evaluation_batch_size",
-    title=__doc__.splitlines()[0],
-    full=Mode(data="mnist", steps=EPOCHS * EPOCH_STEPS, seeds=[0, 1, 2]),
-    quick=Mode(data="digits", steps=EPOCHS * DIGITS_EPOCH_STEPS, seeds=[0]),
-    run=run,
-    claims={"qa-15": judge_qa_15, "qa-16": judge_qa_16},
-    draw=draw,
-    summarize=summarize,
-    figures={
-        "evaluation_batch_size.png": "A trained network tested with phase True (orange), in batches of one image to the whole "
-        "test set, and with phase False (blue), which no batch size changes. See that alone every image gets the same "
-        "answer, that large mixed batches come level and hardly below, and what batches of few classes do."
-    },
-)
-
-
-def main(argv: list[str] | None = None) -> int:
-    return harness.main(EXPERIMENT, argv)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    harness.run(__name__)

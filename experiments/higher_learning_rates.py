@@ -14,9 +14,8 @@ network that was trained without it gets it put in and is otherwise frozen; and 
 """
 
 import itertools
-import json
-import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,27 +24,41 @@ import numpy as np
 import bn_graph
 from bn_graph.checkpoints.values import assign_values
 from bn_graph.tf1 import legacy_layers, tf
-from experiments.machinery import harness
+from experiments.machinery import harness, kept_work
 from experiments.machinery.figures import BLUE, ORANGE, figure
-from experiments.machinery.harness import Experiment, Mode, Verdict, does_not_hold, holds, holds_if, spread
+from experiments.machinery.harness import Mode
+from experiments.machinery.results import spread
+from experiments.machinery.verdicts import Verdict, does_not_hold, holds, holds_if
 
-HIDDEN_UNITS = (32, 32)  # the solver document's
-BATCH_SIZE = 32  # the solver document's
-EPSILON = 1e-3  # tf.layers' default, which the document has
-STEPS = 1000  # 0.6 of an epoch at batch 32: enough for 0.9 and more where a rate is usable
+# The solver document's.
+HIDDEN_UNITS = (32, 32)
+BATCH_SIZE = 32
+# tf.layers' default, which the document has.
+EPSILON = 1e-3
+# 0.6 of an epoch at batch 32: enough for 0.9 and more where a rate is usable.
+STEPS = 1000
 QUICK_STEPS = 300
 RATES = {
     "gradient descent": (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0),
     "Adam": (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0),  # 0.01 is the solver document's
 }
-BATCH_SIZES = (1, 2, 4, 8, 32, 128)  # the claim list's, and one above the document's
-BATCH_RATES = (0.001, 0.01)  # of Adam; each form is taken at the better of the two, so that neither is favoured
-UNDO_RATE = 0.01  # of Adam, in the experiments on gamma and beta
+# The claim list's, and one above the document's.
+BATCH_SIZES = (1, 2, 4, 8, 32, 128)
+# Of Adam; each form is taken at the better of the two, so that neither is favoured.
+BATCH_RATES = (0.001, 0.01)
+# Of Adam, in the experiments on gamma and beta.
+UNDO_RATE = 0.01
 FORMS = ("with", "without")
 
-USABLE = 0.05  # a rate is usable if accuracy is at most this much below the form's own best
-NOT_SEEN = 0.002  # one standard error of 10,000 images at accuracy 0.95
-UNDONE = 0.1  # gamma and beta have undone the layer if a tenth of their distance, or less, is left
+# A rate is usable if accuracy is at most this much below the form's own best.
+USABLE = 0.05
+# One standard error of 10,000 images at accuracy 0.95.
+NOT_SEEN = 0.002
+# Gamma and beta have undone the layer if a tenth of their distance, or less, is left.
+UNDONE = 0.1
+
+FULL = Mode(data="mnist", steps=STEPS, seeds=[0, 1, 2])
+QUICK = Mode(data="digits", steps=QUICK_STEPS, seeds=[0])
 
 
 class _Network(NamedTuple):
@@ -147,19 +160,18 @@ def run(settings: harness.Settings) -> dict:
 
 def _run_seed_once(settings: harness.Settings, seed: int) -> dict:
     """A seed's measurements; each part is kept when it is done, so that a run that was stopped goes on after it."""
-    folder = harness.work_directory(
-        settings,
-        f"{settings.dataset.name}-seed{seed}-steps{settings.steps}",
-        rates={name: list(rates) for name, rates in RATES.items()},
-        batches=[list(BATCH_SIZES), list(BATCH_RATES), BATCH_SIZE],
-        undo=UNDO_RATE,
-    )
+    identity = {
+        "rates": {name: list(rates) for name, rates in RATES.items()},
+        "batches": [list(BATCH_SIZES), list(BATCH_RATES), BATCH_SIZE],
+        "undo": UNDO_RATE,
+    }
     parts = {"rates": _sweep_rates, "batches": _sweep_batches, "undo": _undo}
-    for name in harness.progress_bar(f"seed {seed}: rates, batches, undoing")(range(len(parts))):
-        part, measure = list(parts.items())[name]
-        if not (folder / f"{part}.json").exists():
-            harness.write_json(folder / f"{part}.json", measure(settings, seed))
-    return {"seed": seed} | {part: json.loads((folder / f"{part}.json").read_text()) for part in parts}
+    names = list(parts)
+    measured = {"seed": seed}
+    for number in harness.progress_bar(f"seed {seed}: rates, batches, undoing")(range(len(names))):
+        measure = partial(parts[names[number]], settings, seed)
+        measured[names[number]] = kept_work.measured_once(settings, seed, names[number], measure, **identity)
+    return measured
 
 
 def _sizes(dataset: bn_graph.Dataset) -> tuple[int, ...]:
@@ -359,6 +371,13 @@ def judge_solver_16(result: dict) -> Verdict:
 # --- What a reader sees -----------------------------------------------------------------------------------------------
 
 
+FIGURES = {
+    "higher_learning_rates.png": "Test accuracy after a short training, with batch norm and without. Left and middle: "
+    "how far to the right each curve stays up is how high a learning rate it bears. Right: small training batches, "
+    "where batch norm fails."
+}
+
+
 def draw(result: dict, folder: Path) -> None:
     """Accuracy against rate, for each optimizer, and against the training batch."""
     colours = {"with": BLUE, "without": ORANGE}
@@ -394,8 +413,8 @@ def _curve(
     axis.fill_between(places, np.min(values, axis=0), np.max(values, axis=0), color=colour, alpha=0.2, linewidth=0)
 
 
-def summarize(result: dict, folder: Path) -> str:
-    lines = [""]
+def summarize(result: dict) -> str:
+    lines = []
     for optimizer, rates in RATES.items():
         lines.append(f"{optimizer + ', rate':30}" + "".join(f"{rate:>8g}" for rate in rates))
         for form in ("with", "by own statistics", "without"):
@@ -404,31 +423,8 @@ def summarize(result: dict, folder: Path) -> str:
     for form in FORMS:
         values = np.median([each["batches"][form] for each in result["runs"]], axis=0)
         lines.append(f"  {form:28}" + "".join(f"{value:>8.3f}" for value in values))
-    lines += ["", *(f"{claim}  {given['verdict']}: {given['measured']}" for claim, given in result["claims"].items())]
-    lines += ["", f"Files  {folder / 'result.json'}   {folder / 'higher_learning_rates.png'}"]
     return "\n".join(lines)
 
 
-EXPERIMENT = Experiment(
-    name="higher_learning_rates",
-    title=__doc__.splitlines()[0],
-    full=Mode(data="mnist", steps=STEPS, seeds=[0, 1, 2]),
-    quick=Mode(data="digits", steps=QUICK_STEPS, seeds=[0]),
-    run=run,
-    claims={"flags-12": judge_flags_12, "flags-13": judge_flags_13, "solver-16": judge_solver_16},
-    draw=draw,
-    summarize=summarize,
-    figures={
-        "higher_learning_rates.png": "Test accuracy after a short training, with batch norm and without. Left and middle: "
-        "how far to the right each curve stays up is how high a learning rate it bears. Right: small training batches, "
-        "where batch norm fails."
-    },
-)
-
-
-def main(argv: list[str] | None = None) -> int:
-    return harness.main(EXPERIMENT, argv)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    harness.run(__name__)

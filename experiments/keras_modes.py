@@ -14,7 +14,6 @@ batch of one row, without gamma and beta, and with the trainable=False of its ti
 modes are the same.
 """
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -23,20 +22,28 @@ import bn_graph
 from bn_graph.tf1 import legacy_layers, tf
 from experiments.machinery import harness, keras_child
 from experiments.machinery.figures import BLUE, GREY, ORANGE, figure
-from experiments.machinery.harness import Experiment, Mode, Verdict, dated, does_not_hold, holds, holds_if
+from experiments.machinery.harness import Mode
 from experiments.machinery.tables import draw_table
+from experiments.machinery.verdicts import Verdict, dated, does_not_hold, holds, holds_if
 
-EXAMPLES = 8  # rows of the small models, two batches of 4; the outcomes are yes or no
-SCRIPT_SEED = 1  # the document's
-VERY = 5.0  # the third prediction is "very different" if its difference is so many times that of the fourth
-PRINTED_TWO = ["-0.99800634", "0.99800587"]  # the document's digits
-MOVE_IN_TRAINING = {"fit", "train_on_batch", "model(x, training=True)"}  # the document: these move, all others don't
+# Rows of the small models, two batches of 4; the outcomes are yes or no.
+EXAMPLES = 8
+# The document's.
+SCRIPT_SEED = 1
+# The third prediction is "very different" if its difference is so many times that of the fourth.
+VERY = 5.0
+# The document's digits.
+PRINTED_TWO = ["-0.99800634", "0.99800587"]
+# The document: these move, all others don't.
+MOVE_IN_TRAINING = {"fit", "train_on_batch", "model(x, training=True)"}
 
 LEGACY, KERAS_3 = keras_child.LIBRARIES
 
+FULL = QUICK = Mode()
+
 
 def run(settings: harness.Settings) -> dict:
-    libraries = keras_child.ask_both("modes", examples=EXAMPLES, script_seed=SCRIPT_SEED)
+    libraries = keras_child.ask_both(keras_child.modes, examples=EXAMPLES, script_seed=SCRIPT_SEED)
     sides = np.array([3.0, 4.0])
     exact = (sides - sides.mean()) / np.sqrt(sides.var() + 1e-3)
     return {
@@ -60,6 +67,12 @@ def _tf_layers_trainable_false() -> dict:
         "from_moving": float(np.abs(got - x / np.sqrt(1.001)).max()),
         "updates": updates,
     }
+
+
+FIGURES = {
+    "keras_modes.png": "Left, where legacy Keras and Keras 3 agree and, in orange, where they do not. Right, how far the "
+    "script's predictions lie from its first: with the trainable=False of its title, nothing would be seen."
+}
 
 
 def draw(result: dict, folder: Path) -> None:
@@ -128,11 +141,11 @@ def _follows(distances: dict) -> str:
     return near[0] if len(near) == 1 else "neither"
 
 
-def summarize(result: dict, folder: Path) -> str:
+def summarize(result: dict) -> str:
     answers = _answers(result)
     width = max(map(len, answers))
     versions = {library: each["version"] for library, each in result["libraries"].items()}
-    lines = ["", f"{'':<{width}}  " + "  ".join(f"{name} {version}" for name, version in versions.items())]
+    lines = [f"{'':<{width}}  " + "  ".join(f"{name} {version}" for name, version in versions.items())]
     for question, answer in answers.items():
         lines.append(
             f"{question:<{width}}  " + "  ".join(f"{'yes' if answer[name] else 'no':<19}" for name in versions)
@@ -149,8 +162,7 @@ def summarize(result: dict, folder: Path) -> str:
                 f"  {library:<12}  {case:<20}  2nd {second:.4f}   3rd {third:.4f}   4th {fourth:.4f}"
                 f"   share {'none, not moved' if share is None else f'{share:.2f}'}"
             )
-    lines += ["", *(f"{claim}  {each['verdict']}: {each['measured']}" for claim, each in result["claims"].items())]
-    return "\n".join([*lines, "", f"Files  {folder / 'result.json'}   {folder / 'keras_modes.png'}"])
+    return "\n".join(lines)
 
 
 def _by_library(result: dict, holds_in, measured: str, note: str) -> Verdict:
@@ -450,39 +462,5 @@ def judge_flags_11(result: dict) -> Verdict:
     return holds_if(", or ".join(conditions), measured, note) if conditions else does_not_hold(measured, note)
 
 
-EXPERIMENT = Experiment(
-    name="keras_modes",
-    title=__doc__.splitlines()[0],
-    full=Mode(data=None, steps=1, seeds=[0]),
-    quick=Mode(data=None, steps=1, seeds=[0]),
-    run=run,
-    claims={
-        "qa-08": judge_qa_08,
-        "qa-09": judge_qa_09,
-        "qa-10": judge_qa_10,
-        "qa-11": judge_qa_11,
-        "qa-12": judge_qa_12,
-        "qa-13": judge_qa_13,
-        "qa-14": judge_qa_14,
-        "qa-17": judge_qa_17,
-        "qa-18": judge_qa_18,
-        "qa-19": judge_qa_19,
-        "flags-09": judge_flags_09,
-        "flags-10": judge_flags_10,
-        "flags-11": judge_flags_11,
-    },
-    draw=draw,
-    summarize=summarize,
-    figures={
-        "keras_modes.png": "Left, where legacy Keras and Keras 3 agree and, in orange, where they do not. Right, how far the "
-        "script's predictions lie from its first: with the trainable=False of its title, nothing would be seen."
-    },
-)
-
-
-def main(argv: list[str] | None = None) -> int:
-    return harness.main(EXPERIMENT, argv)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    harness.run(__name__)

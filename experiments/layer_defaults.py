@@ -25,8 +25,9 @@ from bn_graph.layers import slim
 from bn_graph.tf1 import legacy_layers, tf
 from experiments.machinery import harness
 from experiments.machinery.figures import figure
-from experiments.machinery.harness import Experiment, Mode, Verdict, dated, does_not_hold, holds, holds_if
+from experiments.machinery.harness import Mode
 from experiments.machinery.tables import draw_table
+from experiments.machinery.verdicts import Verdict, dated, does_not_hold, holds, holds_if
 
 # The article's lists. Initializers by their class; "required" has no default.
 NN_LISTED = {
@@ -90,12 +91,18 @@ CONTRIB_LISTED = {
     "adjustment": "None",
 }
 SAME_MEANING = {"momentum": "decay", "training": "is_training", "name": "scope", "renorm_momentum": "renorm_decay"}
-CLAIMED_DIFFERENCES = {"scale", "center"}  # article-08
+# article-08.
+CLAIMED_DIFFERENCES = {"scale", "center"}
 
-STEP_TEST = "i % 50 is 0"  # the document's
-STEPS = 10_000  # its second training's
-MODULES = ["tensorflow.contrib", "tf_slim", "tflearn", "tensorflow.examples"]  # looked for, never installed
+# The document's.
+STEP_TEST = "i % 50 is 0"
+# Its second training's.
+STEPS = 10_000
+# Looked for, never installed.
+MODULES = ["tensorflow.contrib", "tf_slim", "tflearn", "tensorflow.examples"]
 BATCH = np.random.default_rng(0).normal(2.0, 3.0, (4, 2, 2, 3)).astype(np.float32)
+
+FULL = QUICK = Mode()
 
 
 def run(settings: harness.Settings) -> dict:
@@ -308,6 +315,12 @@ def _fed_784_error() -> str:
     return _error(feed)
 
 
+FIGURES = {
+    "layer_defaults.png": "The parameters of tf.layers' and of contrib's batch norm, those of one meaning side by side. "
+    "Orange: the defaults that differ."
+}
+
+
 def draw(result: dict, folder: Path) -> None:
     """tf.layers' and slim's parameters side by side, those of one meaning in one row."""
     layers, contrib = (result["signatures"][name] for name in ("tf.layers.batch_normalization", "slim form"))
@@ -326,8 +339,8 @@ def draw(result: dict, folder: Path) -> None:
         axis.set_title("Parameters of the same meaning in one row (orange: the defaults differ)", fontsize=11)
 
 
-def summarize(result: dict, folder: Path) -> str:
-    lines = [""]
+def summarize(result: dict) -> str:
+    lines = []
     for name, made in result["made_by"].items():
         lines.append(f"{name:<30} makes {len(made['variables'])} variables, {made['update_ops']} update ops")
     for name, found in result["options"].items():
@@ -336,8 +349,7 @@ def summarize(result: dict, folder: Path) -> str:
         lines.append(
             f"{name:<30} {found['error'] or 'runs; the same as ' + (' and '.join(found['same_as']) or 'none of them')}"
         )
-    lines += ["", *(f"{claim}  {each['verdict']}: {each['measured']}" for claim, each in result["claims"].items())]
-    return "\n".join([*lines, "", f"Files  {folder / 'result.json'}   {folder / 'layer_defaults.png'}"])
+    return "\n".join(lines)
 
 
 def _differences(listed: dict[str, str], live: dict[str, str]) -> list[str]:
@@ -476,34 +488,5 @@ def judge_solver_13(result: dict) -> Verdict:
     )
 
 
-EXPERIMENT = Experiment(
-    name="layer_defaults",
-    title=__doc__.splitlines()[0],
-    full=Mode(data=None, steps=1, seeds=[0]),
-    quick=Mode(data=None, steps=1, seeds=[0]),
-    run=run,
-    claims={
-        "article-04": judge_article_04,
-        "article-06": judge_article_06,
-        "article-08": judge_article_08,
-        "qa-01": judge_qa_01,
-        "r2rt-10": judge_r2rt_10,
-        "r2rt-24": judge_r2rt_24,
-        "solver-11": judge_solver_11,
-        "solver-13": judge_solver_13,
-    },
-    draw=draw,
-    summarize=summarize,
-    figures={
-        "layer_defaults.png": "The parameters of tf.layers' and of contrib's batch norm, those of one meaning side by side. "
-        "Orange: the defaults that differ."
-    },
-)
-
-
-def main(argv: list[str] | None = None) -> int:
-    return harness.main(EXPERIMENT, argv)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    harness.run(__name__)

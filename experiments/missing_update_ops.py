@@ -15,8 +15,6 @@ Changed from the documents: the article names no network, so the solver document
 """
 
 import itertools
-import json
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,14 +25,19 @@ import bn_graph
 from bn_graph.graphs import reachability
 from bn_graph.tf1 import legacy_layers, tf
 from bn_graph.training import train_op
-from experiments.machinery import harness
+from experiments.machinery import harness, kept_work
 from experiments.machinery.figures import BLUE, ORANGE, figure
-from experiments.machinery.harness import Experiment, Mode, Verdict, dated, does_not_hold, holds, holds_if, spread
+from experiments.machinery.harness import Mode
+from experiments.machinery.results import spread
+from experiments.machinery.verdicts import Verdict, dated, does_not_hold, holds, holds_if
 from experiments.model_solver import BATCH_SIZE, EPOCH_STEPS, HIDDEN_UNITS, LEARNING_RATE, normalized_by_tf_layers
 
-QUICK_STEPS = 400  # ten epochs of the digits: after one the statistics would still hold 0.99⁴⁰ = 2/3 of their start
-TRACED_RUNS = 50  # runs whose ops are timed, for the order of updates and training
-BADLY = 0.1  # "badly" without further words: ten points of accuracy below the same network's with is_training True
+# Ten epochs of the digits: after one the statistics would still hold 0.99⁴⁰ = 2/3 of their start.
+QUICK_STEPS = 400
+# Runs whose ops are timed, for the order of updates and training.
+TRACED_RUNS = 50
+# "badly" without further words: ten points of accuracy below the same network's with is_training True.
+BADLY = 0.1
 
 KEY = tf.GraphKeys.UPDATE_OPS
 FORMS = {"with": "with the dependency", "without": "without"}
@@ -53,6 +56,9 @@ session.run(tf.global_variables_initializer())
 session.run(train_op, {feed})
 """
 
+FULL = Mode(data="mnist", steps=EPOCH_STEPS, seeds=[0, 1, 2, 3, 4])
+QUICK = Mode(data="digits", steps=QUICK_STEPS, seeds=[0])
+
 
 def run(settings: harness.Settings) -> dict:
     return {
@@ -70,12 +76,14 @@ def run(settings: harness.Settings) -> dict:
 
 def _train_both(settings: harness.Settings, seed: int) -> dict:
     """Both trainings of one seed; a seed that is done is not trained again."""
-    dataset = settings.dataset
-    part = f"{dataset.name}-seed{seed}-steps{settings.steps}"
-    done = harness.work_directory(settings, part, batch=BATCH_SIZE, rate=LEARNING_RATE) / "measured.json"
-    if not done.exists():
-        harness.write_json(done, {"seed": seed} | {form: _train(settings, seed, form) for form in FORMS})
-    return json.loads(done.read_text())
+    return kept_work.measured_once(
+        settings,
+        seed,
+        "",
+        lambda: {"seed": seed} | {form: _train(settings, seed, form) for form in FORMS},
+        batch=BATCH_SIZE,
+        rate=LEARNING_RATE,
+    )
 
 
 def _train(settings: harness.Settings, seed: int, form: str) -> dict:
@@ -464,6 +472,13 @@ def judge_solver_10(result: dict) -> Verdict:
     return does_not_hold(measured, note)
 
 
+FIGURES = {
+    "missing_update_ops.png": "One training with and one without the dependency on UPDATE_OPS. Left: with is_training "
+    "True both look well, and False gives the missing dependency away. Right: without it the statistics of every unit "
+    "stand where they began, at mean 0 and variance 1."
+}
+
+
 def draw(result: dict, folder: Path) -> None:
     """Left the accuracies of both trainings in both phases, right what their statistics hold."""
     with figure(folder / "missing_update_ops.png", ncols=2, figsize=(11, 4.6)) as (drawing, axes):
@@ -508,45 +523,15 @@ def _draw_statistics(axis, run: dict) -> None:
     axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2)
 
 
-def summarize(result: dict, folder: Path) -> str:
-    lines = ["", "Test accuracy          is_training True            is_training False"]
+def summarize(result: dict) -> str:
+    lines = ["Test accuracy          is_training True            is_training False"]
     for form, label in FORMS.items():
         cells = [spread(_accuracies(result, form, phase)) for phase in ("training_true", "training_false")]
         lines.append(f"{label:<22} {cells[0]:<27} {cells[1]}")
     lines += ["", "The article's snippet", *(f"  {each['attempt']}: {each['outcome']}" for each in result["snippet"])]
     lines += ["UPDATE_OPS prints", *(f"  {kind}: {', '.join(entries)}" for kind, entries in result["printed"].items())]
-    lines += ["", *(f"{claim}  {each['verdict']}: {each['measured']}" for claim, each in result["claims"].items())]
-    lines += ["", f"Files   {folder / 'result.json'}   {folder / 'missing_update_ops.png'}"]
     return "\n".join(lines)
 
 
-EXPERIMENT = Experiment(
-    name="missing_update_ops",
-    title=__doc__.splitlines()[0],
-    full=Mode(data="mnist", steps=EPOCH_STEPS, seeds=[0, 1, 2, 3, 4]),
-    quick=Mode(data="digits", steps=QUICK_STEPS, seeds=[0]),
-    run=run,
-    claims={
-        "article-01": judge_article_01,
-        "article-07": judge_article_07,
-        "article-10": judge_article_10,
-        "article-13": judge_article_13,
-        "solver-09": judge_solver_09,
-        "solver-10": judge_solver_10,
-    },
-    draw=draw,
-    summarize=summarize,
-    figures={
-        "missing_update_ops.png": "One training with and one without the dependency on UPDATE_OPS. Left: with is_training "
-        "True both look well, and False gives the missing dependency away. Right: without it the statistics of every unit "
-        "stand where they began, at mean 0 and variance 1."
-    },
-)
-
-
-def main(argv: list[str] | None = None) -> int:
-    return harness.main(EXPERIMENT, argv)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    harness.run(__name__)

@@ -16,8 +16,6 @@ time, as is measured here for solver-14; the ragged tail of an epoch is dropped,
 """
 
 import itertools
-import json
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,20 +24,31 @@ import numpy as np
 
 import bn_graph
 from bn_graph.tf1 import legacy_layers, tf
-from experiments.machinery import harness
+from experiments.machinery import harness, kept_work
 from experiments.machinery.figures import BLUE, ORANGE, figure
-from experiments.machinery.harness import Experiment, Mode, Verdict, does_not_hold, holds, holds_if, spread
+from experiments.machinery.harness import Mode
+from experiments.machinery.results import spread
+from experiments.machinery.verdicts import Verdict, does_not_hold, holds, holds_if
 
-HIDDEN_UNITS = [32, 32]  # the document's
-BATCH_SIZE = 32  # the document's
-LEARNING_RATE = 0.01  # the document's, of Adam
-EPOCHS = 10  # the document's
-EPOCH_STEPS = 1718  # 55,000 // 32
-DIGITS_EPOCH_STEPS = 40  # 1,300 // 32: ten epochs of the bundled digits for the quick mode
-EVALUATION_BATCH = 5000  # eleven runs for the training set where the document's 32 takes 1,719
-SHIFT_IMAGES = 1000  # validation images on which the inputs of the second hidden layer are watched
-CLOSE_ACCURACY = 0.01  # "as the document has it": within one point of accuracy ...
-CLOSE_LOSS = 0.25  # ... and a quarter of the loss; the document gives one run of a noisy training
+# The document's.
+HIDDEN_UNITS = [32, 32]
+BATCH_SIZE = 32
+# The document's, of Adam.
+LEARNING_RATE = 0.01
+# The document's.
+EPOCHS = 10
+# 55,000 // 32.
+EPOCH_STEPS = 1718
+# 1,300 // 32: ten epochs of the bundled digits for the quick mode.
+DIGITS_EPOCH_STEPS = 40
+# Eleven runs for the training set where the document's 32 takes 1,719.
+EVALUATION_BATCH = 5000
+# Validation images on which the inputs of the second hidden layer are watched.
+SHIFT_IMAGES = 1000
+# "as the document has it": within one point of accuracy ...
+CLOSE_ACCURACY = 0.01
+# ... and a quarter of the loss; the document gives one run of a noisy training.
+CLOSE_LOSS = 0.25
 
 NETWORKS = {"with": "batchnorm", "without": "no_norm"}
 CURVES = ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy")
@@ -63,15 +72,21 @@ DOCUMENT = {
         "without": [0.9100, 0.9496, 0.9434, 0.9516, 0.9486, 0.9510, 0.9450, 0.9346, 0.9544, 0.9574],
     },
 }
-DOCUMENT_TEST = {"with": (0.089340471, 0.97370011), "without": (0.20733583, 0.95130014)}  # its last two outputs
+# Its last two outputs.
+DOCUMENT_TEST = {"with": (0.089340471, 0.97370011), "without": (0.20733583, 0.95130014)}
 
 # Ioffe & Szegedy, 2015 (arXiv:1502.03167).
 PAPER_PLACE = ("§3.2", "immediately before the nonlinearity")
-PAPER_LAYERS = ("§1 and §2", "internal covariate shift")  # of the inputs of the inner layers
-PAPER_WHOLE = ("§1", "covariate shift")  # of the inputs of the learning system as a whole (Shimodaira, 2000)
+# Of the inputs of the inner layers.
+PAPER_LAYERS = ("§1 and §2", "internal covariate shift")
+# Of the inputs of the learning system as a whole (Shimodaira, 2000).
+PAPER_WHOLE = ("§1", "covariate shift")
 # Santurkar et al., 2018 (arXiv:1805.11604), §2.1: with noise that makes the shift worse put in *after* batch norm, the
 # network still trains about as well as with plain batch norm, so the shift is not what batch norm's gain comes from.
 LATER_WORK = ("Santurkar et al. 2018, §2.1", "the shift is not the cause of batch norm's gain")
+
+FULL = Mode(data="mnist", steps=EPOCHS * EPOCH_STEPS, seeds=[0, 1, 2])
+QUICK = Mode(data="digits", steps=EPOCHS * DIGITS_EPOCH_STEPS, seeds=[0])
 
 
 def normalized_by_tf_layers(inputs, units, is_training, kernel_initializer):
@@ -109,57 +124,49 @@ def build_pair(session: tf.Session, split: bn_graph.datasets.Split, seed: int) -
 
 @contextmanager
 def trained_pair(settings: harness.Settings, seed: int) -> Iterator[tuple[dict[str, bn_graph.Solver], dict]]:
-    """Both networks after their training, begun or taken up where it was stopped, and what was measured at each epoch."""
+    """Both networks after their training, begun or resumed, and by curve and form what was measured at each epoch."""
     dataset = settings.dataset
-    folder = harness.work_directory(
-        settings, f"{dataset.name}-seed{seed}-steps{settings.steps}", batch=BATCH_SIZE, rate=LEARNING_RATE
-    )
+    epoch = dataset.train.size // BATCH_SIZE
     with tf.Graph().as_default(), tf.Session(config=harness.session_config(settings)) as session:
         solvers = build_pair(session, dataset.train, seed)
         inputs_of_layer1 = {form: _tensor(f"{name}/layer0/Relu") for form, name in NETWORKS.items()}
-        bn_graph.resume(session, folder)
-        curves = _curves_so_far(folder)
-        saver = bn_graph.make_saver(max_to_keep=2)
-        networks = [bn_graph.step_of(solver.model) for solver in solvers.values()]
-        advance = harness.LOOPS[settings.loop](session, networks, dataset.train, batch_size=BATCH_SIZE, seed=seed)
-        for steps in _epochs_left(dataset.train.size, settings.steps, len(curves["train_loss"]["with"])):
-            for _ in harness.advance_with_progress(advance, steps, f"seed {seed}"):
-                pass  # nothing is looked at within an epoch
-            _measure(curves, solvers, dataset, inputs_of_layer1)
-            epoch = len(curves["train_loss"]["with"])
-            # The curves first: a kill in between leaves the earlier checkpoint the latest, and its curves beside it.
-            harness.write_json(folder / f"curves-{epoch}.json", curves)
-            bn_graph.save(saver, session, folder / "epoch", global_step=epoch, write_meta_graph=False)
-        yield solvers, curves
+
+        def measure(finished: int) -> dict[str, np.ndarray]:
+            if finished % epoch and finished != settings.steps:
+                return {}
+            return {
+                f"{name} {form}": value
+                for form, solver in solvers.items()
+                for name, value in _after_an_epoch(solver, dataset, inputs_of_layer1[form]).items()
+            }
+
+        curves = kept_work.train_and_measure(
+            settings,
+            session,
+            [bn_graph.step_of(solver.model) for solver in solvers.values()],
+            dataset.train,
+            measure,
+            batch_size=BATCH_SIZE,
+            seed=seed,
+            folder=kept_work.folder(settings, seed, batch=BATCH_SIZE, rate=LEARNING_RATE),
+            label=f"seed {seed}",
+            pause_after=lambda finished: finished % epoch == 0,
+            checkpoint_every=epoch,
+        )
+        names = (*CURVES, "layer1_mean", "layer1_deviation")
+        yield solvers, {name: {form: curves[f"{name} {form}"].tolist() for form in NETWORKS} for name in names}
 
 
-def _epochs_left(examples: int, steps: int, done: int) -> list[range]:
-    """The steps of each epoch that is left; the last may be cut short by the number of steps."""
-    length = examples // BATCH_SIZE
-    epochs = [range(start, min(start + length, steps)) for start in range(0, steps, length)]
-    return epochs[done:]
-
-
-def _curves_so_far(folder: Path) -> dict:
-    latest = tf.train.latest_checkpoint(str(folder))
-    if latest is None:
-        return {name: {form: [] for form in NETWORKS} for name in (*CURVES, "layer1_mean", "layer1_deviation")}
-    epoch = latest.rpartition("-")[2]
-    return json.loads((folder / f"curves-{epoch}.json").read_text())
-
-
-def _measure(curves: dict, solvers: dict, dataset: bn_graph.Dataset, inputs_of_layer1: dict) -> None:
-    """Adds one epoch to the curves: loss and accuracy, and where the second hidden layer's inputs are now."""
-    for form, solver in solvers.items():
-        for part, split in (("train", dataset.train), ("validation", dataset.validation)):
-            loss, accuracy = solver.evaluate(split.images, split.labels, EVALUATION_BATCH)
-            curves[f"{part}_loss"][form].append(round(loss, 5))
-            curves[f"{part}_accuracy"][form].append(round(accuracy, 5))
-        # As in training, that is by the batch's own statistics: those are the inputs that the layer has to learn from.
-        feed = {solver.model.x: dataset.validation.images[:SHIFT_IMAGES], solver.model.is_training: True}
-        inputs = solver.session.run(inputs_of_layer1[form], feed)
-        curves["layer1_mean"][form].append(inputs.mean(0).round(5).tolist())
-        curves["layer1_deviation"][form].append(inputs.std(0).round(5).tolist())
+def _after_an_epoch(solver: bn_graph.Solver, dataset: bn_graph.Dataset, inputs_of_layer1: tf.Tensor) -> dict:
+    """Loss and accuracy, and where the second hidden layer's inputs are now."""
+    measured = {}
+    for part, split in (("train", dataset.train), ("validation", dataset.validation)):
+        loss, accuracy = solver.evaluate(split.images, split.labels, EVALUATION_BATCH)
+        measured |= {f"{part}_loss": round(loss, 5), f"{part}_accuracy": round(accuracy, 5)}
+    # As in training, that is by the batch's own statistics: those are the inputs that the layer has to learn from.
+    feed = {solver.model.x: dataset.validation.images[:SHIFT_IMAGES], solver.model.is_training: True}
+    inputs = solver.session.run(inputs_of_layer1, feed)
+    return measured | {"layer1_mean": inputs.mean(0).round(5), "layer1_deviation": inputs.std(0).round(5)}
 
 
 def _tensor(op_name: str) -> tf.Tensor:
@@ -456,6 +463,13 @@ def judge_solver_15(result: dict) -> Verdict:
     return holds_if(f"the last of the {found['values']} values is meant", measured, note)
 
 
+FIGURES = {
+    "model_solver.png": "The document's four figures. Solid: this run, the median over the seeds, shaded from lowest "
+    "to highest; dotted: the document's own numbers. See whether blue stays below orange in loss at every epoch. The "
+    "axes are cut to where the curves are; the document's accuracy figures run from 0 to 1 and show two flat lines."
+}
+
+
 def draw(result: dict, folder: Path) -> None:
     """The document's four figures as panels: loss and accuracy after each epoch, training and validation."""
     with figure(folder / "model_solver.png", nrows=2, ncols=2, figsize=(11, 7.5), sharex=True) as (drawing, axes):
@@ -487,10 +501,9 @@ def _draw_panel(axis, result: dict, name: str) -> None:
     axis.set_xticks(list(epochs))
 
 
-def summarize(result: dict, folder: Path) -> str:
+def summarize(result: dict) -> str:
     runs = result["runs"]
     lines = [
-        "",
         "After each epoch: loss (accuracy), the median over the seeds, and the document's on MNIST in brackets",
         "",
     ]
@@ -507,8 +520,6 @@ def summarize(result: dict, folder: Path) -> str:
             f"Test, {form + ':':<9} loss {spread(values[:, 0])}, accuracy {spread(values[:, 1])}; "
             f"the document's {loss:.4f}, {accuracy:.4f}"
         )
-    lines += ["", *(f"{claim}  {each['verdict']}: {each['measured']}" for claim, each in result["claims"].items())]
-    lines += ["", f"Files   {folder / 'result.json'}   {folder / 'model_solver.png'}"]
     return "\n".join(lines)
 
 
@@ -524,35 +535,5 @@ def _cell(result: dict, part: str, form: str, epoch: int) -> str:
     return text
 
 
-EXPERIMENT = Experiment(
-    name="model_solver",
-    title=__doc__.splitlines()[0],
-    full=Mode(data="mnist", steps=EPOCHS * EPOCH_STEPS, seeds=[0, 1, 2]),
-    quick=Mode(data="digits", steps=EPOCHS * DIGITS_EPOCH_STEPS, seeds=[0]),
-    run=run,
-    claims={
-        "solver-01": judge_solver_01,
-        "solver-02": judge_solver_02,
-        "solver-05": judge_solver_05,
-        "solver-06": judge_solver_06,
-        "solver-07": judge_solver_07,
-        "solver-08": judge_solver_08,
-        "solver-14": judge_solver_14,
-        "solver-15": judge_solver_15,
-    },
-    draw=draw,
-    summarize=summarize,
-    figures={
-        "model_solver.png": "The document's four figures. Solid: this run, the median over the seeds, shaded from lowest "
-        "to highest; dotted: the document's own numbers. See whether blue stays below orange in loss at every epoch. The "
-        "axes are cut to where the curves are; the document's accuracy figures run from 0 to 1 and show two flat lines."
-    },
-)
-
-
-def main(argv: list[str] | None = None) -> int:
-    return harness.main(EXPERIMENT, argv)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    harness.run(__name__)

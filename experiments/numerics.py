@@ -6,10 +6,9 @@ Documents: r2rt (*The batch normalizing transform*, *Building the graph*), solve
     make numerics
 
 Nothing here is trained on data. Inputs are drawn once from a seed, in float64 where an algebraic identity is asked for
-and in float32 where rounding is. Each part below returns the few numbers that its claims are judged by.
+and in float32 where rounding is. Each section measures the few numbers that its claim is judged by, and judges them.
 """
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,63 +17,66 @@ import bn_graph
 from bn_graph.layers import moments
 from bn_graph.tf1 import legacy_layers, tf
 from experiments.machinery import harness
+from experiments.machinery.classifiers import losses
 from experiments.machinery.figures import BLUE, ORANGE, figure
-from experiments.machinery.harness import Experiment, Mode, Settings, Verdict, does_not_hold, holds, holds_if
+from experiments.machinery.harness import Mode, Settings
+from experiments.machinery.verdicts import Verdict, does_not_hold, holds, holds_if
 
-EPSILON = 1e-3  # the documents'
-BATCH, UNITS = 60, 100  # r2rt's
-DEVIATIONS = [1e-3, 1e-2, 0.1, 1.0, 10.0]  # of the inputs: where ε counts, and where it does not
-GAPS = [
-    10.0,
-    50.0,
-    80.0,
-    87.0,
-    88.0,
-    89.0,
-    95.0,
-    100.0,
-    103.0,
-    104.0,
-    110.0,
-    150.0,
-]  # logit gaps; exp(−103.97) is float32's end
-ADAM_STEPS, ADAM_RATE = 500, 0.01  # the solver's optimizer and rate
+# The documents'.
+EPSILON = 1e-3
+# r2rt's.
+BATCH, UNITS = 60, 100
+# Of the inputs: from where ε counts to where it does not.
+DEVIATIONS = [1e-3, 1e-2, 0.1, 1.0, 10.0]
+# Between two logits. exp(−103.97) is float32's end, exp(−87.34) that of its normal numbers.
+GAPS = [10.0, 50.0, 80.0, 87.0, 88.0, 89.0, 95.0, 100.0, 103.0, 104.0, 110.0, 150.0]
+# The solver's optimizer and rate.
+ADAM_STEPS, ADAM_RATE = 500, 0.01
+
+FULL = QUICK = Mode()
 
 
 def run(settings: Settings) -> dict:
+    # One generator for all, so the order of these calls is part of the numbers.
     generator = np.random.default_rng(settings.seeds[0])
     return {
-        "normalized": _normalized_moments(generator),
-        "shape": _shape_of_the_distribution(generator),
-        "bias": _bias_before_the_layer(generator),
-        "formulas": _two_formulas(generator),
-        "log_softmax": _document_loss(),
-        "dead_relu": _dead_relu(generator),
-        "identity": _undone_by_gamma_and_beta(generator),
-        "adam": _adam_walks_the_bias(generator),
-        "channels": _pseudo_code(generator),
-        "recursion": _moving_recursion(generator),
+        "normalized": normalized_moments(generator),
+        "shape": shape_of_the_distribution(generator),
+        "bias": bias_before_the_layer(generator),
+        "formulas": two_formulas(generator),
+        "log_softmax": document_loss(),
+        "dead_relu": dead_relu(generator),
+        "identity": undone_by_gamma_and_beta(generator),
+        "adam": adam_moves_the_bias(generator),
+        "channels": pseudo_code(generator),
+        "recursion": moving_recursion(generator),
     }
 
 
-def _evaluate(*tensors, feed=None):
+def evaluate(*tensors, feed=None):
     with tf.Session(config=bn_graph.session_config()) as session:
         session.run(tf.global_variables_initializer())
         return session.run(tensors, feed)
 
 
+def normalize(inputs: tf.Tensor, axes: list[int], epsilon: float = EPSILON) -> tf.Tensor:
+    """The layer's transform by the batch's own statistics, without gamma and beta."""
+    centered, _, variance, _ = moments.batch_statistics(inputs, axes)
+    return moments.normalize(centered, variance, None, None, epsilon)
+
+
 # --- r2rt-03: mean 0 and variance 1? ----------------------------------------------------------------------------------
 
 
-def _normalized_moments(generator) -> list[dict]:
-    found = []
+def normalized_moments(generator) -> list[dict]:
+    rows = []
     for deviation in DEVIATIONS:
         values = generator.normal(3.0, deviation, (BATCH, UNITS))
         with tf.Graph().as_default():
-            centered, _, variance, _ = moments.batch_statistics(tf.constant(values), [0])
-            (normalized,) = _evaluate(moments.normalize(centered, variance, None, None, EPSILON))
+            (normalized,) = evaluate(normalize(tf.constant(values), [0]))
+        # What the formula says: ε keeps the variance below 1.
         expected = values.var(0) / (values.var(0) + EPSILON)
-        found.append(
+        rows.append(
             {
                 "deviation": deviation,
                 "largest_mean": float(np.abs(normalized.mean(0)).max()),
@@ -82,7 +84,7 @@ def _normalized_moments(generator) -> list[dict]:
                 "distance_from_formula": float(np.abs(normalized.var(0) - expected).max()),
             }
         )
-    return found
+    return rows
 
 
 def judge_r2rt_03(result: dict) -> Verdict:
@@ -91,10 +93,10 @@ def judge_r2rt_03(result: dict) -> Verdict:
     near_one = [row["deviation"] for row in rows if abs(row["variance"] - 1.0) < 0.01]
     variances = ", ".join(f"{row['variance']:.4f} (σ = {row['deviation']:g})" for row in rows)
     measured = f"mean at most {max(row['largest_mean'] for row in rows):.0e}; variance {variances}"
-    if not means_vanish or not near_one:
-        return does_not_hold(
-            measured, "The mean does not vanish." if not means_vanish else "No variance is within 1% of 1."
-        )
+    if not means_vanish:
+        return does_not_hold(measured, "The mean does not vanish.")
+    if not near_one:
+        return does_not_hold(measured, "No variance is within 1% of 1.")
     if len(near_one) == len(rows):
         return holds(measured, "ε is small against every variance tried.")
     off = max(row["distance_from_formula"] for row in rows)
@@ -105,11 +107,11 @@ def judge_r2rt_03(result: dict) -> Verdict:
 # --- r2rt-04: a normal distribution? ----------------------------------------------------------------------------------
 
 
-def _shape_of_the_distribution(generator) -> dict:
+def shape_of_the_distribution(generator) -> dict:
+    # Exponential inputs: far from normal in both the third and the fourth moment.
     values = generator.exponential(size=(20_000, 1))
     with tf.Graph().as_default():
-        centered, _, variance, _ = moments.batch_statistics(tf.constant(values), [0])
-        (normalized,) = _evaluate(moments.normalize(centered, variance, None, None, EPSILON))
+        (normalized,) = evaluate(normalize(tf.constant(values), [0]))
 
     def standardized_moment(data, order):
         return float((((data - data.mean()) / data.std()) ** order).mean())
@@ -126,26 +128,23 @@ def judge_r2rt_04(result: dict) -> Verdict:
     if abs(skew_after) < 0.1 and abs(kurt_after - 3.0) < 0.2:
         return holds(measured, "After normalizing, the third and fourth moments are a normal distribution's.")
     changed = max(abs(skew_after - skew_before), abs(kurt_after - kurt_before))
-    return does_not_hold(
-        measured,
-        f"Normalizing sets two moments; the shape stays what it was (exponential here; changed by {changed:.0e}).",
-    )
+    note = f"Normalizing sets two moments; the shape stays what it was (exponential here; changed by {changed:.0e})."
+    return does_not_hold(measured, note)
 
 
 # --- r2rt-05: a bias before the layer ---------------------------------------------------------------------------------
 
 
-def _bias_before_the_layer(generator) -> dict:
+def bias_before_the_layer(generator) -> dict:
     values, toward = generator.normal(size=(BATCH, UNITS)), generator.normal(size=(BATCH, UNITS))
     with tf.Graph().as_default():
         bias = tf.constant(generator.normal(0.0, 5.0, UNITS))
         plain, shifted = (
-            moments.batch_statistics(tf.constant(values) + shift, [0])
-            for shift in (tf.zeros([UNITS], tf.float64), bias)
+            normalize(tf.constant(values) + shift, [0]) for shift in (tf.zeros([UNITS], tf.float64), bias)
         )
-        outputs = [moments.normalize(each.centered, each.variance, None, None, EPSILON) for each in (plain, shifted)]
-        (gradient,) = tf.gradients(tf.reduce_sum(outputs[1] * toward), bias)
-        without, with_bias, slope = _evaluate(*outputs, gradient)
+        # Any loss will do; this one weighs the outputs at random.
+        (gradient,) = tf.gradients(tf.reduce_sum(shifted * toward), bias)
+        without, with_bias, slope = evaluate(plain, shifted, gradient)
     return {
         "largest_difference": float(np.abs(without - with_bias).max()),
         "largest_gradient": float(np.abs(slope).max()),
@@ -156,40 +155,42 @@ def judge_r2rt_05(result: dict) -> Verdict:
     difference, gradient = result["bias"]["largest_difference"], result["bias"]["largest_gradient"]
     measured = f"outputs differ by at most {difference:.0e}, gradient of the bias at most {gradient:.0e} (float64)"
     if difference < 1e-9 and gradient < 1e-9:
-        return holds(
-            measured, "Both are rounding: the mean takes the bias off again, and nothing is left to learn it by."
-        )
+        note = "Both are rounding: the mean takes the bias off again, and nothing is left to learn it by."
+        return holds(measured, note)
     return does_not_hold(measured, "More than rounding of the bias is left after the layer.")
 
 
 # --- r2rt-06: two formulas --------------------------------------------------------------------------------------------
 
 
-def _two_formulas(generator) -> list[dict]:
-    found = []
+def two_formulas(generator) -> list[dict]:
+    rows = []
     for offset in (0.0, 256.0, 1e6):
         values = generator.normal(offset, 1.0, (BATCH, UNITS)).astype(np.float32)
         with tf.Graph().as_default():
             x = tf.constant(values)
             mean, variance = tf.nn.moments(x, [0])
+            # The document's first layer, and its second.
             written_out = (x - mean) / tf.sqrt(variance + EPSILON)
             built_in = tf.nn.batch_normalization(x, mean, variance, None, None, EPSILON)
-            one, other = _evaluate(written_out, built_in)
+            one, other = evaluate(written_out, built_in)
         exact = values.astype(np.float64)
         exact = (exact - exact.mean(0)) / np.sqrt(exact.var(0) + EPSILON)
-        distances = (one - other, one - exact, other - exact)
-        names = ("difference", "written_out_error", "built_in_error")
-        found.append(
-            {"offset": offset} | {name: float(np.abs(d).max()) for name, d in zip(names, distances, strict=True)}
+        rows.append(
+            {
+                "offset": offset,
+                "difference": float(np.abs(one - other).max()),
+                "written_out_error": float(np.abs(one - exact).max()),
+                "built_in_error": float(np.abs(other - exact).max()),
+            }
         )
-    return found
+    return rows
 
 
 def judge_r2rt_06(result: dict) -> Verdict:
     rows = result["formulas"]
-    measured = "largest difference " + ", ".join(
-        f"{row['difference']:.0e} (inputs around {row['offset']:g})" for row in rows
-    )
+    differences = [f"{row['difference']:.0e} (inputs around {row['offset']:g})" for row in rows]
+    measured = f"largest difference {', '.join(differences)}"
     same = [row for row in rows if row["difference"] < 1e-5]
     if len(same) == len(rows):
         return holds(measured, "They agree to float32 rounding wherever the inputs lie.")
@@ -206,94 +207,82 @@ def judge_r2rt_06(result: dict) -> Verdict:
 # --- r2rt-11: −Σ y·log(softmax) ---------------------------------------------------------------------------------------
 
 
-def _document_loss() -> list[dict]:
-    """The document's loss for one example whose right class is behind by a gap, alone and with its gradient."""
-    found = []
+def document_loss() -> list[dict]:
+    """For each gap, the loss of one example whose right class is behind by it: alone, and run with its gradient.
+
+    Both matter, and the graph optimizer too: it may rewrite log(softmax) where nothing else asks for the softmax.
+    """
+    rows = []
     for optimize in (True, False):
         for gap in GAPS:
             with tf.Graph().as_default():
                 logits = tf.placeholder(tf.float32, [1, 2])
-                labels = tf.constant([[0.0, 1.0]])
-                loss = -tf.reduce_sum(labels * tf.log(tf.nn.softmax(logits)))
-                loss_of_the_first = -tf.reduce_sum(tf.constant([[1.0, 0.0]]) * tf.log(tf.nn.softmax(logits)))
-                stable = tf.reduce_sum(tf.nn.softmax_cross_entropy_with_logits_v2(labels=labels, logits=logits))
+                log_softmax = tf.log(tf.nn.softmax(logits))
+                behind, ahead = tf.constant([[0.0, 1.0]]), tf.constant([[1.0, 0.0]])
+                loss, loss_if_right = -tf.reduce_sum(behind * log_softmax), -tf.reduce_sum(ahead * log_softmax)
                 gradient = tf.gradients(loss, logits)[0]
-                rewrite = tf.ConfigProto()
-                rewrite.graph_options.rewrite_options.disable_meta_optimizer = not optimize
-                with tf.Session(config=rewrite) as session:
+                stable = tf.reduce_sum(losses(logits, behind))
+                config = tf.ConfigProto()
+                config.graph_options.rewrite_options.disable_meta_optimizer = not optimize
+                with tf.Session(config=config) as session:
                     feed = {logits: [[gap, 0.0]]}
-                    alone, right, good = (
-                        session.run(loss, feed),
-                        session.run(loss_of_the_first, feed),
-                        session.run(stable, feed),
-                    )
-                    together, slope = session.run([loss, gradient], feed)
-            values = {
-                "loss": alone,
-                "loss_if_right": right,
-                "loss_with_gradient": together,
-                "gradient": slope[0, 1],
-                "stable": good,
-            }
-            found.append(
-                {"gap": gap, "optimized": optimize} | {name: repr(float(value)) for name, value in values.items()}
-            )
-    return found
+                    # One run each: what is fetched together is computed together.
+                    values = {
+                        "loss": session.run(loss, feed),
+                        "loss_if_right": session.run(loss_if_right, feed),
+                        "stable": session.run(stable, feed),
+                    }
+                    values["loss_with_gradient"], slope = session.run([loss, gradient], feed)
+            values["gradient"] = slope[0, 1]
+            # As text: JSON has no NaN.
+            texts = {name: repr(float(value)) for name, value in values.items()}
+            rows.append({"gap": gap, "optimized": optimize} | texts)
+    return rows
 
 
-def _broken(text: str) -> bool:
+def is_broken(text: str) -> bool:
     return not np.isfinite(float(text))
 
 
 def judge_r2rt_11(result: dict) -> Verdict:
     rows = result["log_softmax"]
+    labels = {True: "optimized", False: "not optimized"}
     names = ("loss", "loss_if_right", "loss_with_gradient", "gradient")
-    first = {
-        (name, optimized): min(
-            (r["gap"] for r in rows if r["optimized"] is optimized and _broken(r[name])), default=None
-        )
-        for name in names
-        for optimized in (True, False)
-    }
-    stable = not any(_broken(row["stable"]) for row in rows)
-    gaps = [gap for gap in first.values() if gap is not None]
-    said = {True: "optimized", False: "not optimized"}
+
+    def first_broken(name: str, optimized: bool) -> float | None:
+        broken = (row["gap"] for row in rows if row["optimized"] is optimized and is_broken(row[name]))
+        return min(broken, default=None)
+
+    first = {(name, optimized): first_broken(name, optimized) for name in names for optimized in labels}
     measured = "first gap that is not finite: " + "; ".join(
-        f"{said[optimized]}: "
-        + ", ".join(f"{name.replace('_', ' ')} {first[name, optimized] or 'none'}" for name in names)
-        for optimized in (True, False)
+        f"{label}: " + ", ".join(f"{name.replace('_', ' ')} {first[name, optimized] or 'none'}" for name in names)
+        for optimized, label in labels.items()
     )
+    gaps = [gap for gap in first.values() if gap is not None]
     if not gaps:
         return holds(measured, "Every loss and gradient tried is finite.")
-    differs = [name for name in names if first[name, True] != first[name, False]]
-    note = (
-        f"A logit gap of {min(gaps):g} makes it NaN or infinite"
-        + (
-            f" (the graph optimizer changes this for: {', '.join(n.replace('_', ' ') for n in differs)})"
-            if differs
-            else ""
-        )
-        + f"; softmax_cross_entropy_with_logits is {'finite throughout' if stable else 'not finite either'}."
-    )
+    differing = ", ".join(name.replace("_", " ") for name in names if first[name, True] != first[name, False])
+    differs = f" (the graph optimizer changes this for: {differing})" if differing else ""
+    stable = "not finite either" if any(is_broken(row["stable"]) for row in rows) else "finite throughout"
+    note = f"A logit gap of {min(gaps):g} makes it NaN or infinite{differs}; softmax_cross_entropy_with_logits is {stable}."
     return holds_if(f"no logit leads by {min(gaps):g} or more", measured, note)
 
 
-# --- solver-03, solver-04 ---------------------------------------------------------------------------------------------
+# --- solver-03: ReLUs that are never active ---------------------------------------------------------------------------
 
 
-def _dead_relu(generator) -> dict:
+def dead_relu(generator) -> dict:
+    # Ten standard deviations below zero: no input of any unit is positive.
     values = generator.normal(-10.0, 1.0, (BATCH, UNITS)).astype(np.float32)
+    found = {}
     with tf.Graph().as_default():
         x = tf.constant(values)
-        bare = tf.nn.relu(x)
-        mended = tf.nn.relu(bn_graph.batch_norm_wrapper(x, True))
-        slopes = [tf.gradients(tf.reduce_sum(tf.square(outputs - 1.0)), x)[0] for outputs in (bare, mended)]
-        results = _evaluate(bare, mended, *slopes)
-    names = ("active_bare", "active_normalized", "gradient_bare", "gradient_normalized")
-    return {
-        name: float((values > 0).mean()) if name.startswith("active") else float(np.abs(values).max())
-        for name, values in zip(names, results, strict=True)
-    }
+        for name, inputs in (("bare", x), ("normalized", bn_graph.batch_norm_wrapper(x, True))):
+            outputs = tf.nn.relu(inputs)
+            gradient = tf.gradients(tf.reduce_sum(tf.square(outputs - 1.0)), x)[0]
+            active, slope = evaluate(outputs, gradient)
+            found |= {f"active_{name}": float((active > 0).mean()), f"gradient_{name}": float(np.abs(slope).max())}
+    return found
 
 
 def judge_solver_03(result: dict) -> Verdict:
@@ -307,7 +296,10 @@ def judge_solver_03(result: dict) -> Verdict:
     return does_not_hold(measured, "Some units are active, or some gradient is left.")
 
 
-def _undone_by_gamma_and_beta(generator) -> dict:
+# --- solver-04: gamma and beta that undo the layer --------------------------------------------------------------------
+
+
+def undone_by_gamma_and_beta(generator) -> dict:
     values, others = generator.normal(3.0, 2.0, (BATCH, UNITS)), generator.normal(3.0, 2.0, (BATCH, UNITS))
     gamma, beta = np.sqrt(values.var(0) + EPSILON), values.mean(0)
     differences = {}
@@ -335,7 +327,7 @@ def judge_solver_04(result: dict) -> Verdict:
 # --- solver-12: Adam and a bias that nothing depends on ---------------------------------------------------------------
 
 
-def _adam_walks_the_bias(generator) -> dict:
+def adam_moves_the_bias(generator) -> dict:
     inputs = generator.normal(size=(32, 20)).astype(np.float32)
     toward = generator.normal(size=(32, 16)).astype(np.float32)
     distances = {}
@@ -377,10 +369,10 @@ def judge_solver_12(result: dict) -> Verdict:
     return holds(measured, "It stands there and does nothing: neither outputs nor optimizer move it.")
 
 
-# --- article-02, article-03 -------------------------------------------------------------------------------------------
+# --- article-02: the pseudo-code over channels -----------------------------------------------------------------------
 
 
-def _pseudo_code(generator) -> dict:
+def pseudo_code(generator) -> dict:
     """The article's loop over channels, without ε as it is printed, against the layer."""
     values = generator.normal(size=(4, 5, 5, 3))
     looped = np.empty_like(values)
@@ -388,8 +380,8 @@ def _pseudo_code(generator) -> dict:
         x = values[..., channel]
         looped[..., channel] = (x - x.mean()) / np.sqrt(x.var())
     with tf.Graph().as_default():
-        centered, _, variance, _ = moments.batch_statistics(tf.constant(values), [0, 1, 2])
-        (layer,) = _evaluate(moments.normalize(centered, variance, None, None, 1e-12))
+        # The printed loop has no ε; the layer needs one.
+        (layer,) = evaluate(normalize(tf.constant(values), [0, 1, 2], epsilon=1e-12))
     constant = np.full((4, 5, 5), 7.0)
     with np.errstate(invalid="ignore"):
         broken = (constant - constant.mean()) / np.sqrt(constant.var())
@@ -412,7 +404,10 @@ def judge_article_02(result: dict) -> Verdict:
     return holds(measured, "Constant channels included.")
 
 
-def _moving_recursion(generator) -> dict:
+# --- article-03: the moving average ----------------------------------------------------------------------------------
+
+
+def moving_recursion(generator) -> dict:
     batches = generator.normal(2.0, 3.0, (5, 8, 4)).astype(np.float32)
     decay = 0.99
     mean = np.zeros(4)
@@ -441,7 +436,10 @@ def judge_article_03(result: dict) -> Verdict:
     return does_not_hold(measured, "At least one library does something else.")
 
 
-# --- what a person sees -----------------------------------------------------------------------------------------------
+# --- The figure -------------------------------------------------------------------------------------------------------
+
+
+FIGURES = {"numerics.png": "A bias before batch norm has a gradient of rounding only, yet Adam walks it away."}
 
 
 def draw(result: dict, folder: Path) -> None:
@@ -454,40 +452,5 @@ def draw(result: dict, folder: Path) -> None:
         axis.legend()
 
 
-def summarize(result: dict, folder: Path) -> str:
-    lines = [""]
-    for claim, verdict in result["claims"].items():
-        lines += [f"{claim:<11} {verdict['verdict']}", f"{'':<11} {verdict['measured']}", f"{'':<11} {verdict['note']}"]
-    return "\n".join([*lines, "", f"Files: {folder}"])
-
-
-EXPERIMENT = Experiment(
-    name="numerics",
-    title=__doc__.splitlines()[0],
-    full=Mode(data=None, steps=1, seeds=[0]),
-    quick=Mode(data=None, steps=1, seeds=[0]),
-    run=run,
-    claims={
-        "r2rt-03": judge_r2rt_03,
-        "r2rt-04": judge_r2rt_04,
-        "r2rt-05": judge_r2rt_05,
-        "r2rt-06": judge_r2rt_06,
-        "r2rt-11": judge_r2rt_11,
-        "solver-03": judge_solver_03,
-        "solver-04": judge_solver_04,
-        "solver-12": judge_solver_12,
-        "article-02": judge_article_02,
-        "article-03": judge_article_03,
-    },
-    draw=draw,
-    summarize=summarize,
-    figures={"numerics.png": "A bias before batch norm has a gradient of rounding only, yet Adam walks it away."},
-)
-
-
-def main(argv: list[str] | None = None) -> int:
-    return harness.main(EXPERIMENT, argv)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    harness.run(__name__)

@@ -13,9 +13,8 @@ statistics that inference ought to have (`bn_graph.recalibrate`).
 Added to the document, which has the average with decay 0.999 only: the other decays, the cumulative average, the pass.
 """
 
-import json
-import sys
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,28 +22,43 @@ import numpy as np
 import bn_graph
 from bn_graph.checkpoints.values import assign_values
 from bn_graph.tf1 import tf
-from experiments.machinery import harness
+from experiments.machinery import harness, kept_work
 from experiments.machinery.figures import BLUE, GREY, ORANGE, figure
-from experiments.machinery.harness import Experiment, Mode, Verdict, does_not_hold, holds, holds_if, spread
+from experiments.machinery.harness import Mode
+from experiments.machinery.results import spread
+from experiments.machinery.verdicts import Verdict, does_not_hold, holds, holds_if
 
-HIDDEN_UNITS = (100, 100)  # the document's
-BATCH_SIZE = 60  # the document's
-LEARNING_RATE = 0.01  # the document's; on the summed loss
-EPSILON = 1e-3  # the document's
-DECAY = 0.999  # the document's
-DECAYS = (0.9, 0.99, DECAY, 0.9999)  # an order of magnitude to each side; memories of 10 to 10,000 batches
-STEPS = 10_000  # the document's
-QUICK_STEPS = 2_000  # twice the memory of the document's average
-MARKS = (20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000)  # steps after which all estimators are scored
-EARLY = 1000  # one memory of the document's average: 0.999^1000 = 37 % of the start is left
-PASS_IMAGES = 12_000  # of the frozen pass: means to 1/sqrt(12,000) = 0.009 standard deviations
-FROZEN_BATCHES = 2000  # batches of frozen weights that the averages of claim r2rt-16 are compared on
+# The document's.
+HIDDEN_UNITS = (100, 100)
+BATCH_SIZE = 60
+# The document's; on the summed loss.
+LEARNING_RATE = 0.01
+# The document's.
+EPSILON = 1e-3
+DECAY = 0.999
+# An order of magnitude to each side; memories of 10 to 10,000 batches.
+DECAYS = (0.9, 0.99, DECAY, 0.9999)
+# The document's.
+STEPS = 10_000
+# Twice the memory of the document's average.
+QUICK_STEPS = 2_000
+# Steps after which all estimators are scored.
+MARKS = (20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000)
+# One memory of the document's average: 0.999^1000 = 37 % of the start is left.
+EARLY = 1000
+# Of the frozen pass: means to 1/sqrt(12,000) = 0.009 standard deviations.
+PASS_IMAGES = 12_000
+# Batches of frozen weights that the averages of claim r2rt-16 are compared on.
+FROZEN_BATCHES = 2000
 
 # Accuracy: one standard error of 10,000 images at 0.95 is 0.002. Less is not seen; more than five of them is a fault.
 NOT_SEEN, FAULT = 0.002, 0.01
 
 PASS = "frozen weights"
 CUMULATIVE = "cumulative"
+
+FULL = Mode(data="mnist", steps=STEPS, seeds=[0, 1, 2])
+QUICK = Mode(data="digits", steps=QUICK_STEPS, seeds=[0])
 
 
 def exponential(decay: float) -> str:
@@ -83,9 +97,11 @@ def run(settings: harness.Settings) -> dict:
 
 def _run_seed_once(settings: harness.Settings, seed: int) -> dict:
     """A seed's measurements, from an earlier run that was stopped after it if there was one."""
-    folder = harness.work_directory(
+    return kept_work.measured_once(
         settings,
-        f"{settings.dataset.name}-seed{seed}-steps{settings.steps}",
+        seed,
+        "",
+        partial(_run_seed, settings, seed),
         batch=BATCH_SIZE,
         rate=LEARNING_RATE,
         decays=list(DECAYS),
@@ -93,10 +109,6 @@ def _run_seed_once(settings: harness.Settings, seed: int) -> dict:
         images=PASS_IMAGES,
         frozen=FROZEN_BATCHES,
     )
-    record = folder / "measured.json"
-    if not record.exists():
-        harness.write_json(record, _run_seed(settings, seed))
-    return json.loads(record.read_text())
 
 
 def _run_seed(settings: harness.Settings, seed: int) -> dict:
@@ -382,6 +394,13 @@ _LINES = {
 }
 
 
+FIGURES = {
+    "population_estimators.png": "Left, test accuracy of one training with the statistics of each estimator; right, "
+    "how far their means are from those of the frozen weights. A long average holds its start (0, 1) for thousands of "
+    "steps, and predicts badly until it has forgotten it; the pass over frozen weights has no such time."
+}
+
+
 def draw(result: dict, folder: Path) -> None:
     """Accuracy and distance from the population against the step, for every estimator."""
     steps = _steps(result)
@@ -410,38 +429,15 @@ def _label(name: str) -> str:
     return {PASS: "pass over frozen weights", CUMULATIVE: "average of all batches so far"}.get(name, name)
 
 
-def summarize(result: dict, folder: Path) -> str:
+def summarize(result: dict) -> str:
     steps = _steps(result)
     shown = [step for step in steps if step in (100, 1000)] + [steps[-1]]
-    lines = ["", f"{'test accuracy after':28}" + "".join(f"{step:>10,}" for step in shown) + "  steps"]
+    lines = [f"{'test accuracy after':28}" + "".join(f"{step:>10,}" for step in shown) + "  steps"]
     for name in (*_LINES, "frozen, paper's"):
         accuracies = [np.median(_values(result, name, "accuracy", step)) for step in shown]
         lines.append(f"{_label(name):28}" + "".join(f"{accuracy:>10.4f}" for accuracy in accuracies))
-    lines += ["", *(f"{claim}  {given['verdict']}: {given['measured']}" for claim, given in result["claims"].items())]
-    lines += ["", f"Files  {folder / 'result.json'}   {folder / 'population_estimators.png'}"]
     return "\n".join(lines)
 
 
-EXPERIMENT = Experiment(
-    name="population_estimators",
-    title=__doc__.splitlines()[0],
-    full=Mode(data="mnist", steps=STEPS, seeds=[0, 1, 2]),
-    quick=Mode(data="digits", steps=QUICK_STEPS, seeds=[0]),
-    run=run,
-    claims={"r2rt-15": judge_r2rt_15, "r2rt-16": judge_r2rt_16, "r2rt-17": judge_r2rt_17},
-    draw=draw,
-    summarize=summarize,
-    figures={
-        "population_estimators.png": "Left, test accuracy of one training with the statistics of each estimator; right, "
-        "how far their means are from those of the frozen weights. A long average holds its start (0, 1) for thousands of "
-        "steps, and predicts badly until it has forgotten it; the pass over frozen weights has no such time."
-    },
-)
-
-
-def main(argv: list[str] | None = None) -> int:
-    return harness.main(EXPERIMENT, argv)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    harness.run(__name__)

@@ -17,8 +17,7 @@ from converged and can't be held against the paper's; what is compared is varian
 """
 
 import itertools
-import json
-import sys
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,34 +27,51 @@ import bn_graph
 from bn_graph.checkpoints.values import assign_values
 from bn_graph.layers.recurrent import BatchNormLSTMCell
 from bn_graph.tf1 import hide_deprecation_notices, legacy_layers, tf
-from experiments.machinery import harness
+from experiments.machinery import harness, kept_work
 from experiments.machinery.figures import BLUE, GREY, ORANGE, figure
-from experiments.machinery.harness import Experiment, Mode, Verdict, does_not_hold, holds, holds_if, spread
+from experiments.machinery.harness import Mode
+from experiments.machinery.results import spread
+from experiments.machinery.verdicts import Verdict, does_not_hold, holds, holds_if
 
-UNITS = 100  # the paper's
-BATCH_SIZE = 100  # the paper's code's
-LEARNING_RATE, MOMENTUM, CLIP = 1e-3, 0.9, 1.0  # the paper's: RMSProp, clipped at 1
-RMS_DECAY = 0.9  # the paper's code's
-GAMMA, LARGE_GAMMA = 0.1, 1.0  # the paper's, and what feed-forward layers start with
-NOISE = 0.1  # standard deviation in the first state; of the paper's published commands
-EPSILON = 1e-3  # the library's, wherever a network is trained
-PAPER_EPSILON = 1e-5  # the paper's code's; the first steps are shown with both
-DECAY = 0.9  # the memory is ten batches, or 1000 sequences
-SETTLE = (
-    20  # batches that the statistics see before each score, weights frozen: 0.9^20 = 12 % is left of older weights'
-)
-STEPS = 1000  # of rows; about two epochs, for the time
-PIXEL_SHARE = 0.25  # of these steps for pixels, each of which takes seven times as long
-QUICK_STEPS = 150  # of pixels, of which the digits have 16
-MARKS = 8  # points of a curve
-CURVE_IMAGES = 500  # of the validation set, at each mark
-SCORED_IMAGES = 1000  # of the test set, for the many scores of other statistics
+# The paper's.
+UNITS = 100
+# The paper's code's.
+BATCH_SIZE = 100
+# The paper's: RMSProp, clipped at 1.
+LEARNING_RATE, MOMENTUM, CLIP = 1e-3, 0.9, 1.0
+# The paper's code's.
+RMS_DECAY = 0.9
+# The paper's, and what feed-forward layers start with.
+GAMMA, LARGE_GAMMA = 0.1, 1.0
+# Standard deviation in the first state; of the paper's published commands.
+NOISE = 0.1
+# The library's, wherever a network is trained.
+EPSILON = 1e-3
+# The paper's code's; the first steps are shown with both.
+PAPER_EPSILON = 1e-5
+# The memory is ten batches, or 1000 sequences.
+DECAY = 0.9
+# Batches that the statistics see before each score, weights frozen: 0.9^20 = 12 % is left of older weights'.
+SETTLE = 20
+# Of rows; about two epochs, for the time.
+STEPS = 1000
+# Of these steps for pixels, each of which takes seven times as long.
+PIXEL_SHARE = 0.25
+# Of pixels, of which the digits have 16.
+QUICK_STEPS = 150
+# Points of a curve.
+MARKS = 8
+# Of the validation set, at each mark.
+CURVE_IMAGES = 500
+# Of the test set, for the many scores of other statistics.
+SCORED_IMAGES = 1000
 EVALUATION_BATCH = 1000
 PERMUTATION_SEED = 1
 
 # One standard error of 1000 images at 0.9 is 0.009 (of the 360 digits 0.016). Less than this is not taken for a difference.
 FAULT = 0.02
-LEARNED = 0.5  # accuracy; a guess is right one time in ten
+# Accuracy; a guess is right one time in ten.
+LEARNED = 0.5
 
 # Cooijmans et al. 2016, Table 1: 784 pixels, in order and permuted.
 PAPER = {"pixels": {"LSTM": 98.9, "BN-LSTM": 99.0}, "permuted pixels": {"LSTM": 90.2, "BN-LSTM": 95.4}}
@@ -64,6 +80,9 @@ PLAIN = "LSTM"
 SMALL = f"BN-LSTM, gamma {GAMMA:g}"
 LARGE = f"BN-LSTM, gamma {LARGE_GAMMA:g}"
 ZERO = "BN-LSTM, zero start"
+
+FULL = Mode(data="mnist", steps=STEPS, seeds=[0])
+QUICK = Mode(data="digits", steps=QUICK_STEPS, seeds=[0])
 
 
 class Cell(NamedTuple):
@@ -127,19 +146,18 @@ def run(settings: harness.Settings) -> dict:
 
 def _trained_once(settings: harness.Settings, task: str, steps: int, variant: str, seed: int) -> dict:
     """The measurements of one training, from an earlier run that was stopped after it if there was one."""
-    folder = harness.work_directory(
+    return kept_work.measured_once(
         settings,
-        f"{settings.dataset.name}-{task}-{variant}-seed{seed}-steps{steps}".replace(" ", "-").replace(",", ""),
+        seed,
+        f"{task}-{variant}".replace(" ", "-").replace(",", ""),
+        partial(_trained, settings, task, steps, variant, seed),
         units=UNITS,
         batch=BATCH_SIZE,
         optimizer=[LEARNING_RATE, MOMENTUM, CLIP, RMS_DECAY],
         cell=[*VARIANTS[variant], EPSILON, DECAY],
         images=[MARKS, SETTLE, CURVE_IMAGES, SCORED_IMAGES],
+        steps=steps,
     )
-    record = folder / "measured.json"
-    if not record.exists():
-        harness.write_json(record, _trained(settings, task, steps, variant, seed))
-    return json.loads(record.read_text())
 
 
 # --- The networks -----------------------------------------------------------------------------------------------------
@@ -432,6 +450,15 @@ _LINES = {
 }
 
 
+FIGURES = {
+    "recurrent.png": "Above, validation accuracy of an LSTM and of the BN-LSTM with two first values of gamma. Below, "
+    "the trained BN-LSTMs with statistics of their own for the first steps only, the last reused for all that "
+    "follow; dotted, with one average for all steps.",
+    "recurrent_first_steps.png": "Left, from a zero state the hidden term has no variance over the batch until the "
+    "images differ. Right, each such step multiplies the gradients by gamma/√epsilon; noise in the first state ends it.",
+}
+
+
 def draw(result: dict, folder: Path) -> None:
     """The curves and what other statistics give; and the first steps."""
     _draw_accuracies(result, folder)
@@ -487,7 +514,8 @@ def _draw_by_rows(axis, runs: list[dict], style: dict) -> None:
     axis.axhline(np.median([run["statistics"][AVERAGED] for run in runs]), color=style["color"], linestyle=":")
 
 
-_OVERFLOW = 3e38  # float32's largest, for a bar
+# float32's largest, for a bar.
+_OVERFLOW = 3e38
 
 
 def _draw_first_steps(result: dict, folder: Path) -> None:
@@ -514,8 +542,8 @@ def _start(row: dict) -> str:
     return "noisy start" if row["noise"] else "zero start"
 
 
-def summarize(result: dict, folder: Path) -> str:
-    lines = [""]
+def summarize(result: dict) -> str:
+    lines = []
     for task, steps in result["tasks"].items():
         lines.append(f"{task}, {steps:,} steps: test accuracy")
         for variant in variants_of(task):
@@ -527,33 +555,8 @@ def summarize(result: dict, folder: Path) -> str:
             lines.append(f"  the paper, 784 pixels, converged: {', '.join(f'{k} {v}' for k, v in paper.items())}")
     for row in result["first_steps"]:
         lines.append(f"  gradient, {_start(row)}, epsilon {row['epsilon']:g}: {row['gradient_norm']}")
-    lines += ["", *(f"{claim}  {given['verdict']}: {given['measured']}" for claim, given in result["claims"].items())]
-    lines += ["", f"Files  {folder / 'result.json'}   {folder / 'recurrent.png'}"]
     return "\n".join(lines)
 
 
-EXPERIMENT = Experiment(
-    name="recurrent",
-    title=__doc__.splitlines()[0],
-    full=Mode(data="mnist", steps=STEPS, seeds=[0]),
-    quick=Mode(data="digits", steps=QUICK_STEPS, seeds=[0]),
-    run=run,
-    claims={"r2rt-25": judge_r2rt_25},
-    draw=draw,
-    summarize=summarize,
-    figures={
-        "recurrent.png": "Above, validation accuracy of an LSTM and of the BN-LSTM with two first values of gamma. Below, "
-        "the trained BN-LSTMs with statistics of their own for the first steps only, the last reused for all that "
-        "follow; dotted, with one average for all steps.",
-        "recurrent_first_steps.png": "Left, from a zero state the hidden term has no variance over the batch until the "
-        "images differ. Right, each such step multiplies the gradients by gamma/√epsilon; noise in the first state ends it.",
-    },
-)
-
-
-def main(argv: list[str] | None = None) -> int:
-    return harness.main(EXPERIMENT, argv)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    harness.run(__name__)

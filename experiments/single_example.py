@@ -16,10 +16,7 @@ Changed from the document: the loss is the stable form of the same cross-entropy
 but for the third training the test set is never run through the training graph.
 """
 
-import json
 import os
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -27,21 +24,31 @@ import numpy as np
 
 import bn_graph
 from bn_graph.tf1 import tf
-from experiments.machinery import harness
+from experiments.machinery import children, harness, kept_work, results
 from experiments.machinery.figures import BLUE, ORANGE, figure
-from experiments.machinery.harness import Experiment, Mode, Verdict, does_not_hold, holds, holds_if, spread
-from experiments.machinery.predict_from_checkpoint import HIDDEN_UNITS
+from experiments.machinery.harness import Mode
+from experiments.machinery.results import spread
+from experiments.machinery.verdicts import Verdict, does_not_hold, holds, holds_if
 
-BATCH_SIZE = 60  # the document's
-LEARNING_RATE = 0.01  # the document's; on the summed loss, so 0.6 on the mean over the batch
-EPSILON = 1e-3  # the document's
-DECAY = 0.999  # the document's
-STEPS = 10_000  # the document's, of its second training; its first ran 40,000 for another purpose
-SHOWN = 100  # the document predicts the first 100 test images
-SCORED_EVERY = 50  # the document's loop scores the test set after the steps 0, 50, 100, ...; the last is 9,950
+# The document's.
+HIDDEN_UNITS = (100, 100)
+BATCH_SIZE = 60
+# The document's; on the summed loss, so 0.6 on the mean over the batch.
+LEARNING_RATE = 0.01
+# The document's.
+EPSILON = 1e-3
+DECAY = 0.999
+# The document's, of its second training; its first ran 40,000 for another purpose.
+STEPS = 10_000
+# The document predicts the first 100 test images.
+SHOWN = 100
+# The document's loop scores the test set after the steps 0, 50, 100, ...; the last is 9,950.
+SCORED_EVERY = 50
 
-FINAL_ACCURACY = 0.9532  # what the document prints at the end of its second training
-FINAL_SHARE = 0.99  # what it prints for the first 100 test images, one by one, after restoring
+# What the document prints at the end of its second training.
+FINAL_ACCURACY = 0.9532
+# What it prints for the first 100 test images, one by one, after restoring.
+FINAL_SHARE = 0.99
 
 # The list that the document prints with it, and the labels of MNIST's first 100 test images (a run on MNIST checks them).
 DOCUMENT_PREDICTIONS = (
@@ -51,10 +58,13 @@ MNIST_LABELS = "7210414959069015973496654074013134727121174235124463556041957893
 
 # Sampling error of a share p of n images: sqrt(p(1-p)/n). Figures further than two of them from the document's disagree.
 STANDARD_ERRORS = 2
-WORKS_WITHIN = 0.01  # r2rt-14: as good as with population statistics, to one point of accuracy
-ESTIMATES_WITHIN = (
-    0.1  # r2rt-14: means of the test set less than a tenth of a standard deviation from the training set's
-)
+# r2rt-14: as good as with population statistics, to one point of accuracy.
+WORKS_WITHIN = 0.01
+# r2rt-14: means of the test set less than a tenth of a standard deviation from the training set's.
+ESTIMATES_WITHIN = 0.1
+
+FULL = Mode(data="mnist", steps=STEPS, seeds=[0, 1, 2, 3, 4])
+QUICK = Mode(data="auto", steps=STEPS, seeds=[0])
 
 
 def batch_statistics_always(inputs, is_training, name):
@@ -102,7 +112,7 @@ def wrapper(inputs, is_training, name):
 def run(settings: harness.Settings) -> dict:
     runs = [_run_seed(settings, seed) for seed in settings.seeds]
     images = {
-        "images": harness.pack_images(settings.dataset.test.images[:SHOWN]),
+        "images": results.pack_images(settings.dataset.test.images[:SHOWN]),
         "image_shape": list(settings.dataset.image_shape),
     }
     exact = {
@@ -125,7 +135,9 @@ def _run_seed(settings: harness.Settings, seed: int) -> dict:
 
     before = _batch_statistics_network(settings, seed, weights)
     checkpoint = _train_wrapper_network(settings, seed, weights)
-    after = _predict_in_new_process(settings, checkpoint)
+    after = children.ask(
+        predict, checkpoint=checkpoint, data=settings.dataset.name, data_directory=settings.data_directory
+    )
     clean, predicted_clean = _population(settings, weights, checkpoint)
     leak = _leaking_training(settings, seed, weights)
     leaking, predicted_leaking = _population(settings, weights, leak["checkpoint"])
@@ -252,39 +264,36 @@ def _distance_of_means(session: tf.Session, network: bn_graph.Network, dataset: 
 def _leaking_training(settings: harness.Settings, seed: int, weights: list[np.ndarray]) -> dict:
     """The document's own loop: every 50 steps the training graph is run on the test set, to score it."""
     test = settings.dataset.test
-    scored = range(0, settings.steps, SCORED_EVERY)
     with tf.Graph().as_default(), tf.Session(config=bn_graph.session_config()) as session:
         # The library's wrapper in training moves its statistics at each run, as the document's does: see _one_update.
         network = bn_graph.build_graph(True, weights, normalizer=wrapper, learning_rate=LEARNING_RATE)
-        # The scores are a variable, so that a checkpoint has the training and its scores or neither.
-        kept = tf.get_variable("scores", [len(scored)], initializer=tf.zeros_initializer(), trainable=False)
-        given = tf.placeholder(tf.float32, [len(scored)])
-        keep = tf.assign(kept, given)
+
+        def is_scored(finished: int) -> bool:
+            return (finished - 1) % SCORED_EVERY == 0
+
+        def measure(finished: int) -> dict[str, np.ndarray]:
+            if not is_scored(finished):
+                return {}
+            # This run moves the population statistics too: the leak.
+            return {"score": session.run(network.accuracy, {network.x: test.images, network.y_: test.labels})}
+
         folder = _folder(settings, seed, "leak")
-        bn_graph.resume(session, folder)
-        done, scores = session.run([network.global_step, kept])
-        saver = bn_graph.make_saver(max_to_keep=2)
-        advance = harness.LOOPS[settings.loop](
-            session, bn_graph.step_of(network), settings.dataset.train, batch_size=BATCH_SIZE, seed=seed
+        curves = kept_work.train_and_measure(
+            settings,
+            session,
+            bn_graph.step_of(network),
+            settings.dataset.train,
+            measure,
+            batch_size=BATCH_SIZE,
+            seed=seed,
+            folder=folder,
+            label=f"seed {seed}, document's loop",
+            pause_after=is_scored,
+            counts_steps=True,
         )
-
-        def saved_after(finished: int) -> bool:
-            return finished % 1000 == 0 or finished == settings.steps
-
-        def pause(finished: int) -> bool:
-            return saved_after(finished) or (finished - 1) % SCORED_EVERY == 0
-
-        left = range(int(done), settings.steps)
-        for finished, _ in harness.advance_with_progress(advance, left, f"seed {seed}, document's loop", pause):
-            step = finished - 1
-            if step % SCORED_EVERY == 0:  # this run moves the population statistics too: the leak
-                score = session.run(network.accuracy, {network.x: test.images, network.y_: test.labels})
-                scores[step // SCORED_EVERY] = score
-            if saved_after(finished):
-                session.run(keep, {given: scores})
-                bn_graph.save(saver, session, folder / "step", global_step=finished, write_meta_graph=False)
         checkpoint = tf.train.latest_checkpoint(str(folder))
-    return {"checkpoint": checkpoint, "scores": [float(score) for score in scores], "last_scored_step": scored[-1]}
+    scores = curves["score"].tolist()
+    return {"checkpoint": checkpoint, "scores": scores, "last_scored_step": int(curves["score_step"][-1]) - 1}
 
 
 def _population(
@@ -414,26 +423,40 @@ def _train(settings: harness.Settings, session: tf.Session, network: bn_graph.Ne
 
 
 def _folder(settings: harness.Settings, seed: int, form: str) -> Path:
-    part = f"{settings.dataset.name}-seed{seed}-steps{settings.steps}/{form}"
-    return harness.work_directory(settings, part, batch=BATCH_SIZE, rate=LEARNING_RATE)
+    return kept_work.folder(settings, seed, form, batch=BATCH_SIZE, rate=LEARNING_RATE)
 
 
-def _predict_in_new_process(settings: harness.Settings, checkpoint: str) -> dict:
-    output = Path(checkpoint).with_name("predictions.json")
-    command = [sys.executable, "-m", "experiments.machinery.predict_from_checkpoint", "--checkpoint", checkpoint]
-    command += ["--data", settings.dataset.name, "--output", str(output)]
-    if settings.data_directory is not None:
-        command += ["--data-directory", settings.data_directory]
-    finished = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    if finished.returncode:
-        raise harness.UsageError(f"the predicting process failed: {finished.stderr.strip().splitlines()[-1]}")
-    return json.loads(output.read_text())
+def predict(checkpoint: str, data: str, data_directory: str | None) -> dict:
+    """Rebuilds the network for inference, restores it, and predicts the test images all at once and one at a time.
+
+    It runs in a process of its own, which has nothing but the checkpoint, as a program that serves predictions does.
+    """
+    test = bn_graph.load(data, data_directory).test
+    sizes = (test.images.shape[1], *HIDDEN_UNITS, test.labels.shape[1])
+    with tf.Graph().as_default(), tf.Session(config=bn_graph.session_config()) as session:
+        # The values of these weights don't matter: restore replaces them all, and refuses if it can't.
+        network = bn_graph.build_graph(False, bn_graph.normal_weights(sizes, seed=0))
+        bn_graph.restore(session, checkpoint)
+        at_once = session.run(network.logits, {network.x: test.images})
+        alone = session.make_callable(network.logits, [network.x])
+        one_at_a_time = np.concatenate([alone(image[np.newaxis]) for image in test.images])
+    return {
+        "at_once": at_once.argmax(1).tolist(),
+        "one_at_a_time": one_at_a_time.argmax(1).tolist(),
+        "largest_difference_of_logits": float(np.abs(at_once - one_at_a_time).max()),
+    }
+
+
+FIGURES = {
+    "single_example.png": "The first 100 test images, each predicted alone. Left, with the batch's own statistics, every "
+    "image gets the same class; right, with population statistics restored from a checkpoint, nearly all are right."
+}
 
 
 def draw(result: dict, folder: Path) -> None:
     """The first 100 test images with both predictions: what a batch of one does, and what population statistics do."""
     shape = (SHOWN, *result["image_shape"])
-    images = 255 - harness.unpack_images(result["images"], shape)
+    images = 255 - results.unpack_images(result["images"], shape)
     panels = (("before", "batch statistics, always"), ("after", "batch_norm_wrapper, population statistics"))
     with figure(folder / "single_example.png", ncols=2, figsize=(13, 4.9)) as (drawing, axes):
         for axis, (when, title) in zip(axes, panels, strict=True):
@@ -463,13 +486,12 @@ def _draw_grid(axis, images: np.ndarray, predictions: list[int], labels: list[in
     axis.axis("off")
 
 
-def summarize(result: dict, folder: Path) -> str:
+def summarize(result: dict) -> str:
     classes = Counter(result["predictions_before"])
     (only, times), *others = classes.most_common()
     wrong = f"the class {only} all {times} times" if not others else f"{len(classes)} different classes"
     agrees = "is" if only == result["predicted_class_from_parameters"] else "IS NOT"
     lines = [
-        "",
         f"What went wrong  The network that normalizes with its batch's statistics scores "
         f"{result['test_accuracy_before_at_once']:.4f} on the whole test set at once.",
         f"                 Given the first {SHOWN} test images one at a time, it predicts {wrong}: "
@@ -499,7 +521,6 @@ def summarize(result: dict, folder: Path) -> str:
         f"test batches have {result['share_of_test_batches']:.1%} of their weight, and {loop['predictions_changed']} "
         f"of the test predictions change (accuracy {loop['population_accuracy']:.4f}).",
     ]
-    lines += ["", f"Files            {folder / 'result.json'}   {folder / 'single_example.png'}"]
     return "\n".join(lines)
 
 
@@ -670,33 +691,5 @@ def judge_r2rt_22(result: dict) -> Verdict:
     return does_not_hold(measured, note)
 
 
-EXPERIMENT = Experiment(
-    name="single_example",
-    title=__doc__.splitlines()[0],
-    full=Mode(data="mnist", steps=STEPS, seeds=[0, 1, 2, 3, 4]),
-    quick=Mode(data="auto", steps=STEPS, seeds=[0]),
-    run=run,
-    claims={
-        "r2rt-12": judge_r2rt_12,
-        "r2rt-13": judge_r2rt_13,
-        "r2rt-14": judge_r2rt_14,
-        "r2rt-18": judge_r2rt_18,
-        "r2rt-19": judge_r2rt_19,
-        "r2rt-20": judge_r2rt_20,
-        "r2rt-22": judge_r2rt_22,
-    },
-    draw=draw,
-    summarize=summarize,
-    figures={
-        "single_example.png": "The first 100 test images, each predicted alone. Left, with the batch's own statistics, every "
-        "image gets the same class; right, with population statistics restored from a checkpoint, nearly all are right."
-    },
-)
-
-
-def main(argv: list[str] | None = None) -> int:
-    return harness.main(EXPERIMENT, argv)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    harness.run(__name__)

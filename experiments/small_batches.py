@@ -29,7 +29,6 @@ import contextlib
 import itertools
 import json
 import math
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -40,37 +39,52 @@ from matplotlib.ticker import NullLocator
 import bn_graph
 from bn_graph.checkpoints.values import assign_values
 from bn_graph.tf1 import legacy_layers, tf
-from experiments.machinery import harness
+from experiments.machinery import harness, kept_work, results
 from experiments.machinery.figures import BLUE, GREY, ORANGE, figure
-from experiments.machinery.harness import Experiment, Mode, Verdict, does_not_hold, holds, holds_if, spread
+from experiments.machinery.harness import Mode
+from experiments.machinery.results import spread
+from experiments.machinery.verdicts import Verdict, does_not_hold, holds, holds_if
 
-HIDDEN_UNITS = (100, 100)  # r2rt's
-EPSILON = 1e-3  # r2rt's
-LARGEST = 64  # r2rt has 60; a power of two can be cut into ghosts of any size
+# r2rt's.
+HIDDEN_UNITS = (100, 100)
+EPSILON = 1e-3
+# r2rt has 60; a power of two can be cut into ghosts of any size.
+LARGEST = 64
 SIZES = {"full": (1, 2, 4, 8, 16, 32, LARGEST), "quick": (1, 4, 16, LARGEST)}
-RATES = {
-    "full": (0.003, 0.01, 0.03, 0.1, 0.3),
-    "quick": (0.01, 0.03),
-}  # at the start; r2rt's is 0.01; a factor of three apart
-STEPS = 192  # of batches of 64: 12,288 examples, which is as many steps in batches of one
+# At the start; r2rt's is 0.01; a factor of three apart.
+RATES = {"full": (0.003, 0.01, 0.03, 0.1, 0.3), "quick": (0.01, 0.03)}
+# Of batches of 64: 12,288 examples, which is as many steps in batches of one.
+STEPS = 192
 QUICK_STEPS = 40
-TUNING_SEED = 1000  # no seed that is measured chooses its own rate
-MEMORY = 1 / 8  # of the training's examples, in the averages: e⁻⁸ = 0.03 % of the start (0, 1) is left at the end
-PASS_IMAGES = 6000  # of the recalibration: means to 1/√6,000 = 0.013 standard deviations
+# No seed that is measured chooses its own rate.
+TUNING_SEED = 1000
+# Of the training's examples, in the averages: e⁻⁸ = 0.03 % of the start (0, 1) is left at the end.
+MEMORY = 1 / 8
+# Of the recalibration: means to 1/√6,000 = 0.013 standard deviations.
+PASS_IMAGES = 6000
 
 # Ioffe's schedule, as shares of his 130,000 steps: batch norm up to 5,000, then r to 3 by 40,000 and d to 5 by 25,000.
 RENORM_START, RENORM_R, RENORM_D = 5 / 130, (40 / 130, 3.0), (25 / 130, 5.0)
 
 MIXED, TWO_CLASSES = SAMPLINGS = ("mixed", "two classes")
-FORMS = ("batch norm", "renorm", "ghost batches", "none")  # what is trained
+# What is trained.
+FORMS = ("batch norm", "renorm", "ghost batches", "none")
 BATCH_NORM, RENORM, GHOSTS, NONE = FORMS
 RECALIBRATED = "recalibrated"
-REMEDIES = (BATCH_NORM, RECALIBRATED, RENORM, GHOSTS, NONE)  # what is compared
-OTHER_WAYS = (RECALIBRATED, RENORM, NONE)  # those that need no larger batch than batch norm's
+# What is compared.
+REMEDIES = (BATCH_NORM, RECALIBRATED, RENORM, GHOSTS, NONE)
+# Those that need no larger batch than batch norm's.
+OTHER_WAYS = (RECALIBRATED, RENORM, NONE)
 
-USUAL = 0.95  # accuracy, of whose standard error over the test images less than one is not seen (`not_seen`)
-FAULT = 5  # standard errors; 0.01 on MNIST
-SMALL = 8  # "small" of the claims: Ioffe's microbatches have 4 examples, Wu & Johnson's 2 to 16
+# Accuracy, of whose standard error over the test images less than one is not seen (`not_seen`).
+USUAL = 0.95
+# Standard errors; 0.01 on MNIST.
+FAULT = 5
+# "small" of the claims: Ioffe's microbatches have 4 examples, Wu & Johnson's 2 to 16.
+SMALL = 8
+
+FULL = Mode(data="mnist", steps=STEPS, seeds=[0, 1, 2])
+QUICK = Mode(data="digits", steps=QUICK_STEPS, seeds=[0])
 
 
 class Training(NamedTuple):
@@ -285,9 +299,10 @@ def _load(session: tf.Session, variables: Mapping[str, tf.Variable], values: Map
 
 def run(settings: harness.Settings) -> dict:
     sizes, rates = SIZES[settings.mode], RATES[settings.mode]
-    folder = harness.work_directory(
+    folder = kept_work.folder(
         settings,
-        f"{settings.dataset.name}-{settings.mode}-steps{settings.steps}",
+        None,
+        settings.mode,
         network=[list(HIDDEN_UNITS), EPSILON],
         memory=MEMORY,
         schedule="linear",
@@ -358,7 +373,7 @@ def _recorded_trainings(settings: harness.Settings, folder: Path, training: Trai
                 steps = settings.steps * LARGEST // training.batch
                 made.append(_Trainer(settings.dataset, training, steps))
             known[key] = scorer.score(made[0].train(sampling, rate, seed), training, sampling)
-            harness.write_json(record, known)
+            results.write_json(record, known)
         return known[key]
 
     try:
@@ -652,6 +667,15 @@ _LABELS = {
 }
 
 
+FIGURES = {
+    "small_batches.png": "Above, the test error of each remedy against the number of examples that are normalized "
+    "together, for batches of all classes and of two; below, what each gains on plain batch norm of the same batch, in "
+    "bold the best and what is level with it. Dotted: batch norm "
+    "scored by the statistics of test batches of its training's size and kind, which is no way to predict, and shows "
+    "how much of the error is the change of statistics."
+}
+
+
 def draw(result: dict, folder: Path) -> None:
     """Above: test error against the batch for each remedy; below: accuracy that each gains on batch norm, in points."""
     options = {"nrows": 2, "ncols": 2, "figsize": (12, 7.4), "height_ratios": (1.7, 1)}
@@ -718,7 +742,7 @@ def _draw_gains(axis, result: dict, sampling: str) -> None:
     axis.set_title(f"points of accuracy gained on batch norm (ghosts: of {LARGEST} whole)", fontsize=9)
 
 
-def summarize(result: dict, folder: Path) -> str:
+def summarize(result: dict) -> str:
     lines = []
     for sampling in SAMPLINGS:
         lines += ["", f"{sampling + ': test accuracy':34}" + "".join(f"{size:>9}" for size in result["sizes"])]
@@ -729,39 +753,8 @@ def summarize(result: dict, folder: Path) -> str:
             cells = [median(result, sampling, remedy, size, what) for size in result["sizes"]]
             lines.append(f"  {label:32}" + "".join(f"{cell:>9.4f}" for cell in cells))
     lines += ["", result["advice"], ""]
-    lines += [f"{claim}  {given['verdict']}: {given['measured']}" for claim, given in result["claims"].items()]
-    lines += ["", f"Files  {folder / 'result.json'}   {folder / 'small_batches.png'}"]
     return "\n".join(lines)
 
 
-EXPERIMENT = Experiment(
-    name="small_batches",
-    title=__doc__.splitlines()[0],
-    full=Mode(data="mnist", steps=STEPS, seeds=[0, 1, 2]),
-    quick=Mode(data="digits", steps=QUICK_STEPS, seeds=[0]),
-    run=run,
-    claims={
-        "renorm-01": judge_renorm_01,
-        "renorm-02": judge_renorm_02,
-        "ghost-01": judge_ghost_01,
-        "precise-01": judge_precise_01,
-        "precise-02": judge_precise_02,
-    },
-    draw=draw,
-    summarize=summarize,
-    figures={
-        "small_batches.png": "Above, the test error of each remedy against the number of examples that are normalized "
-        "together, for batches of all classes and of two; below, what each gains on plain batch norm of the same batch, in "
-        "bold the best and what is level with it. Dotted: batch norm "
-        "scored by the statistics of test batches of its training's size and kind, which is no way to predict, and shows "
-        "how much of the error is the change of statistics."
-    },
-)
-
-
-def main(argv: list[str] | None = None) -> int:
-    return harness.main(EXPERIMENT, argv)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    harness.run(__name__)

@@ -14,7 +14,6 @@ statistics are fetched through the variables, since ``moving_mean:0`` is today t
 training, so both modes are the same.
 """
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,15 +24,21 @@ from bn_graph.layers import slim
 from bn_graph.tf1 import legacy_layers, tf
 from experiments.machinery import harness, keras_child
 from experiments.machinery.figures import figure
-from experiments.machinery.harness import Experiment, Mode, Verdict, does_not_hold, holds, holds_if
+from experiments.machinery.harness import Mode
 from experiments.machinery.tables import draw_table
+from experiments.machinery.verdicts import Verdict, does_not_hold, holds, holds_if
 
-IMAGE = [[[4, 5, 9, 0], [7, 8, 9, 6]], [[2, 1, 6, 5], [0, 0, 2, 0]]]  # (2, 2, 4); a batch of this one image is fed
-GAMMA, BETA = 2.0, 1.0  # the document's
-MOVING_MEAN, MOVING_VARIANCE = 0.0, 1.0  # the document's
-MOMENTUM, EPSILON = 0.99, 1e-3  # the defaults, which the document leaves alone
-RUNS = 2  # its loop
-OTHER_MEAN, OTHER_VARIANCE = 3.0, 4.0  # moving statistics that are not (0, 1): do they show in the output?
+# (2, 2, 4); a batch of this one image is fed.
+IMAGE = [[[4, 5, 9, 0], [7, 8, 9, 6]], [[2, 1, 6, 5], [0, 0, 2, 0]]]
+# The document's.
+GAMMA, BETA = 2.0, 1.0
+MOVING_MEAN, MOVING_VARIANCE = 0.0, 1.0
+# The defaults, which the document leaves alone.
+MOMENTUM, EPSILON = 0.99, 1e-3
+# Its loop.
+RUNS = 2
+# Moving statistics that are not (0, 1): do they show in the output?
+OTHER_MEAN, OTHER_VARIANCE = 3.0, 4.0
 
 # What the document prints.
 INFERENCE_PIXEL = [9.0, 11.0, 19.0, 1.0]
@@ -41,14 +46,12 @@ TRAINING_PIXEL = [2.0, 2.0, 3.0, -1.0]
 PRINTED_MEAN = "[0.03249997 0.03499997 0.06499994 0.02749997]"
 PRINTED_VARIANCE = "[1.0791667 1.1266665 1.0999999 1.0925]"
 
-SHAPES = {
-    2: (6, 3),
-    3: (6, 2, 3),
-    4: (6, 2, 2, 3),
-    5: (6, 2, 2, 2, 3),
-}  # for the variance by rank; 6 to 48 values a channel
+# For the variance by rank; 6 to 48 values a channel.
+SHAPES = {2: (6, 3), 3: (6, 2, 3), 4: (6, 2, 2, 3), 5: (6, 2, 2, 2, 3)}
 
 Build = Callable[..., tf.Tensor]
+
+FULL = QUICK = Mode()
 
 
 def tf_layers(**options) -> Build:
@@ -110,7 +113,7 @@ START = {"gamma": GAMMA, "beta": BETA, "moving_mean": MOVING_MEAN, "moving_varia
 def run(settings: harness.Settings) -> dict:
     batches = {rank: _batch(rank) for rank in SHAPES}
     keras = keras_child.ask_both(
-        "four_cells",
+        keras_child.four_cells,
         image=[IMAGE],
         gamma=GAMMA,
         beta=BETA,
@@ -290,6 +293,12 @@ def _what_moves() -> dict[str, bool]:
     }
 
 
+FIGURES = {
+    "training_vs_trainable.png": "What each library does with the two flags on the document's image, and which variance "
+    "it averages by rank. Look at the column training=True, trainable=False: that is where the libraries part."
+}
+
+
 def draw(result: dict, folder: Path) -> None:
     """One table: libraries by (training, trainable), and which variance they average, by rank."""
     pairs = [(False, False), (False, True), (True, False), (True, True)]
@@ -320,9 +329,9 @@ def draw(result: dict, folder: Path) -> None:
         )
 
 
-def summarize(result: dict, folder: Path) -> str:
+def summarize(result: dict) -> str:
     width = max(len(library) for library in result["cells"])
-    lines = ["", f"{'':<{width}}  training  trainable  first pixel [4, 5, 9, 0]    normalized by  moving statistics"]
+    lines = [f"{'':<{width}}  training  trainable  first pixel [4, 5, 9, 0]    normalized by  moving statistics"]
     for library, cells in result["cells"].items():
         for cell in cells:
             pixel = " ".join(f"{value:6.3f}" for value in cell["first_pixel"])
@@ -336,8 +345,7 @@ def summarize(result: dict, folder: Path) -> str:
         for run_, (mean, variance) in enumerate(zip(cell["printed_mean"], cell["printed_variance"], strict=True), 1):
             lines.append(f"  {library:<22}  run {run_}  {mean}  {variance}")
     lines += [f"  {'the document':<22}         {PRINTED_MEAN}  {PRINTED_VARIANCE}", ""]
-    lines += [f"{claim}  {each['verdict']}: {each['measured']}" for claim, each in result["claims"].items()]
-    return "\n".join([*lines, "", f"Files  {folder / 'result.json'}   {folder / 'training_vs_trainable.png'}"])
+    return "\n".join(lines)
 
 
 def _find(result: dict, library: str, training: bool, trainable: bool) -> dict:
@@ -483,34 +491,5 @@ def judge_flags_08(result: dict) -> Verdict:
     return holds(measured, note + elsewhere)
 
 
-EXPERIMENT = Experiment(
-    name="training_vs_trainable",
-    title=__doc__.splitlines()[0],
-    full=Mode(data=None, steps=1, seeds=[0]),
-    quick=Mode(data=None, steps=1, seeds=[0]),
-    run=run,
-    claims={
-        "flags-01": judge_flags_01,
-        "flags-02": judge_flags_02,
-        "flags-03": judge_flags_03,
-        "flags-04": judge_flags_04,
-        "flags-05": judge_flags_05,
-        "flags-06": judge_flags_06,
-        "flags-07": judge_flags_07,
-        "flags-08": judge_flags_08,
-    },
-    draw=draw,
-    summarize=summarize,
-    figures={
-        "training_vs_trainable.png": "What each library does with the two flags on the document's image, and which variance "
-        "it averages by rank. Look at the column training=True, trainable=False: that is where the libraries part."
-    },
-)
-
-
-def main(argv: list[str] | None = None) -> int:
-    return harness.main(EXPERIMENT, argv)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    harness.run(__name__)

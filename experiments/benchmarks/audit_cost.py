@@ -24,14 +24,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import bn_graph  # noqa: F401
-from bn_graph.commands.quiet import start_tensorflow_quietly
-
-start_tensorflow_quietly()
-
-from bn_graph.tf1 import legacy_layers, tf  # noqa: E402
-from experiments.machinery import harness  # noqa: E402
-from experiments.machinery.harness import OneLineParser, UsageError  # noqa: E402
+from bn_graph.tf1 import legacy_layers, tf
+from experiments.machinery import programs, results
 
 NAME = "audit_cost"
 SIZES = (10_000, 100_000)
@@ -104,16 +98,16 @@ class Block(NamedTuple):
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = OneLineParser(prog=f"python -m experiments.{NAME}", description=__doc__.splitlines()[0])
+    parser = programs.parser(__name__, __doc__)
     parser.add_argument("--full", action="store_true", help="a graph of a million nodes too")
     parser.add_argument("--output", type=Path, default=Path("results"), help="folder of results (default: %(default)s)")
-    return harness.run_program(parser, argv, _measure_and_write)
+    return programs.run(parser, argv, _measure_and_write)
 
 
 def _measure_and_write(given: argparse.Namespace) -> None:
     (given.output / NAME).mkdir(parents=True, exist_ok=True)
     result = run(given.full)
-    harness.write_json(given.output / NAME / "result.json", result)
+    results.write_json(given.output / NAME / "result.json", result)
     print(summarize(result))
     print(f"\nWritten: {given.output / NAME / 'result.json'}")
 
@@ -128,7 +122,7 @@ def run(full: bool) -> dict:
         The result, ready for JSON. The check of the bounds is None where no graph is of the size that they are for.
 
     Raises:
-        UsageError: a measuring process failed, for lack of memory for instance.
+        programs.UsageError: a measuring process failed, for lack of memory for instance.
     """
     measured = []
     with tempfile.TemporaryDirectory() as folder:
@@ -141,11 +135,11 @@ def run(full: bool) -> dict:
                 record["import"] = _median("import", path, nodes)
             measured.append(record)
     return {
-        "format": harness.FORMAT,
+        "format": results.FORMAT,
         "experiment": NAME,
         "title": __doc__.splitlines()[0],
         "rounds": ROUNDS,
-        "versions": harness.versions(),
+        "versions": results.versions(),
         "date": time.strftime("%Y-%m-%d"),
         "measured": measured,
         "checks": _checks(measured),
@@ -166,7 +160,7 @@ def _measure(what: str, path: Path) -> dict:
     ended = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True)
     if ended.returncode:
         said = ended.stderr.strip().splitlines() or [f"killed by signal {-ended.returncode}; perhaps memory ran out"]
-        raise UsageError(f"the {what} of {path.name} failed: {said[-1]}")
+        raise programs.UsageError(f"the {what} of {path.name} failed: {said[-1]}")
     return json.loads(ended.stdout.splitlines()[-1])
 
 

@@ -28,16 +28,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import bn_graph  # noqa: F401
-from bn_graph.commands.quiet import start_tensorflow_quietly
-
-start_tensorflow_quietly()
-
-from experiments.benchmarks import measuring, tasks  # noqa: E402
-from experiments.benchmarks.measuring import COMPILED, DOCUMENT, FLOORS, IN_GRAPH, Extent  # noqa: E402
-from experiments.machinery import harness  # noqa: E402
-from experiments.machinery.figures import BLUE, GREY, ORANGE, figure  # noqa: E402
-from experiments.machinery.harness import OneLineParser  # noqa: E402
+from experiments.benchmarks import measuring, tasks
+from experiments.benchmarks.measuring import COMPILED, DOCUMENT, FLOORS, IN_GRAPH, Extent
+from experiments.machinery import programs, results
+from experiments.machinery.figures import BLUE, GREY, ORANGE, figure
 
 NAME = "benchmark"
 
@@ -101,23 +95,23 @@ class Check(NamedTuple):
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = OneLineParser(prog=f"python -m experiments.{NAME}", description=__doc__.splitlines()[0])
+    parser = programs.parser(__name__, __doc__)
     parser.add_argument("--quick", action="store_true", help="a share of the steps and shapes; under three minutes")
     parser.add_argument(
         "--threads",
-        type=harness.whole_number("threads", 1),
+        type=programs.whole_number("threads", 1),
         default=os.cpu_count(),
         help="of each contender (default: %(default)s)",
     )
     parser.add_argument("--output", type=Path, default=Path("results"), help="folder of results (default: %(default)s)")
-    return harness.run_program(parser, argv, _measure)
+    return programs.run(parser, argv, _measure)
 
 
 def _measure(given: argparse.Namespace) -> None:
     folder = given.output / NAME
     folder.mkdir(parents=True, exist_ok=True)
     result = run(QUICK if given.quick else FULL, given.threads) | {"mode": "quick" if given.quick else "full"}
-    harness.write_json(folder / "result.json", result)
+    results.write_json(folder / "result.json", result)
     draw(result, folder)
     print(summarize(result))
     print(f"\nWritten: {folder / 'result.json'}")
@@ -134,16 +128,16 @@ def run(extent: Extent, threads: int) -> dict:
         The result, ready for JSON.
 
     Raises:
-        UsageError: a contender failed.
+        programs.UsageError: a contender failed.
     """
     started = time.monotonic()
     result = {
-        "format": harness.FORMAT,
+        "format": results.FORMAT,
         "experiment": NAME,
         "title": __doc__.splitlines()[0],
         "threads": threads,
         "rounds": extent.rounds,
-        "versions": harness.versions(),
+        "versions": results.versions(),
         "date": time.strftime("%Y-%m-%d"),
     }
     result["steps"] = {

@@ -34,15 +34,10 @@ from typing import NamedTuple
 import numpy as np
 
 import bn_graph
-from bn_graph.commands.quiet import start_tensorflow_quietly
-
-start_tensorflow_quietly()
-
-from bn_graph.checkpoints.values import assign_values  # noqa: E402
-from bn_graph.tf1 import tf  # noqa: E402
-from bn_graph.training import distributed, train_op  # noqa: E402
-from experiments.machinery import harness  # noqa: E402
-from experiments.machinery.harness import OneLineParser, UsageError, whole_number  # noqa: E402
+from bn_graph.checkpoints.values import assign_values
+from bn_graph.tf1 import tf
+from bn_graph.training import distributed, train_op
+from experiments.machinery import programs, results
 
 NAME = "distributed"
 HIDDEN_UNITS = [100, 100]  # the document's
@@ -72,42 +67,41 @@ class Run(NamedTuple):
 
 def main(argv: list[str] | None = None) -> int:
     """Runs a worker if ``TF_CONFIG`` is set, else starts some and compares; returns the exit status."""
+    stopped = "stopped. The same command goes on from the last checkpoint."
+    return programs.run(_parser(), argv, _work, stopped=stopped)
+
+
+def _work(given: argparse.Namespace) -> int:
     try:
-        given = _parser().parse_args(argv)
         if "TF_CONFIG" in os.environ:
             return run_worker(given)
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the workers are stopped on the way out
         return compare(given)
-    except (UsageError, distributed.ClusterError, bn_graph.DataError, bn_graph.CheckpointError) as error:
-        return _said(error, 2)
+    except distributed.ClusterError as error:
+        raise programs.UsageError(str(error)) from error
     except distributed.WorkerLostError as error:
-        return _said(error, 1)
-    except OSError as error:
-        return _said(f"{error.filename or given.output}: {error.strerror or error}", 2)
-    except KeyboardInterrupt:
-        return _said("stopped. The same command goes on from the last checkpoint.", 130)
-
-
-def _said(error: Exception | str, status: int) -> int:
-    print(f"{NAME}: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
-    return status
+        print(f"{NAME}: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        return 1
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = OneLineParser(prog=f"python -m experiments.{NAME}", description=__doc__.splitlines()[0])
+    parser = programs.parser(__name__, __doc__)
     parser.add_argument(
-        "--workers", type=whole_number("workers", 1), default=2, help="local processes (default: %(default)s)"
+        "--workers", type=programs.whole_number("workers", 1), default=2, help="local processes (default: %(default)s)"
     )
     parser.add_argument("--data", choices=("auto", "mnist", "digits"), default="auto", help="default: %(default)s")
     parser.add_argument(
-        "--steps", type=whole_number("steps", 1), default=STEPS, help="training steps (default: %(default)s)"
+        "--steps", type=programs.whole_number("steps", 1), default=STEPS, help="training steps (default: %(default)s)"
     )
     parser.add_argument(
-        "--seed", type=whole_number("a seed", 0), default=0, help="of weights and batches (default: %(default)s)"
+        "--seed",
+        type=programs.whole_number("a seed", 0),
+        default=0,
+        help="of weights and batches (default: %(default)s)",
     )
     parser.add_argument(
         "--batch-size",
-        type=whole_number("a batch", 2),
+        type=programs.whole_number("a batch", 2),
         default=BATCH_SIZE,
         help="of all workers (default: %(default)s)",
     )
@@ -115,13 +109,22 @@ def _parser() -> argparse.ArgumentParser:
         "--statistics", choices=STATISTICS, default="together", help="of a worker (default: %(default)s)"
     )
     parser.add_argument(
-        "--checkpoint-every", type=whole_number("an interval", 1), default=CHECKPOINT_EVERY, help="steps (%(default)s)"
+        "--checkpoint-every",
+        type=programs.whole_number("an interval", 1),
+        default=CHECKPOINT_EVERY,
+        help="steps (%(default)s)",
     )
     parser.add_argument(
-        "--wait", type=whole_number("a wait", 1), default=60, help="seconds for a worker to come (default: %(default)s)"
+        "--wait",
+        type=programs.whole_number("a wait", 1),
+        default=60,
+        help="seconds for a worker to come (default: %(default)s)",
     )
     parser.add_argument(
-        "--timeout", type=whole_number("a timeout", 1), default=20, help="seconds for a step (default: %(default)s)"
+        "--timeout",
+        type=programs.whole_number("a timeout", 1),
+        default=20,
+        help="seconds for a step (default: %(default)s)",
     )
     parser.add_argument("--output", type=Path, default=Path("results"), help="folder of results (default: %(default)s)")
     parser.add_argument("--fresh", action="store_true", help="forget earlier checkpoints of these workers")
@@ -159,7 +162,7 @@ def _end_with(launcher: int) -> None:
 
 def _check_batch_size(batch_size: int, workers: int, dataset: bn_graph.Dataset) -> None:
     if not 2 * workers <= batch_size <= dataset.train.size:
-        raise UsageError(
+        raise programs.UsageError(
             f"--batch-size is of all {workers} workers together: expected {2 * workers} to {dataset.train.size}, two "
             f"examples a worker and at most the training set, got {batch_size}."
         )
@@ -202,16 +205,18 @@ def _train_part(
             session.run(equal)  # nobody goes before all are there
     if cluster.is_chief:
         speed = given.batch_size * len(losses) / seconds if losses else 0.0
-        harness.write_json(folder / "run.json", {"first": first, "losses": losses, "speed": speed})
+        results.write_json(folder / "run.json", {"first": first, "losses": losses, "speed": speed})
 
 
 def _refuse_other_settings(folder: Path, identity: dict) -> None:
     """Checkpoints of another training must not be taken for earlier ones of this."""
     record = folder / "settings.json"
     if not record.exists():
-        harness.write_json(record, identity)
+        results.write_json(record, identity)
     elif json.loads(record.read_text()) != identity:
-        raise UsageError(f"{folder} has checkpoints of another training (see {record.name} there): add --fresh.")
+        raise programs.UsageError(
+            f"{folder} has checkpoints of another training (see {record.name} there): add --fresh."
+        )
 
 
 def _parts(
@@ -270,10 +275,10 @@ def compare(given: argparse.Namespace) -> int:
             "seed": given.seed,
             "decay": DECAY,
         },
-        "versions": harness.versions(),
+        "versions": results.versions(),
         "runs": rows,
     }
-    harness.write_json(given.output / NAME / "result.json", result)
+    results.write_json(given.output / NAME / "result.json", result)
     print(summarize(result))
     print(f"checkpoint: {tf.train.latest_checkpoint(_folder(given.output, given.statistics))}")
     return 0
@@ -283,7 +288,7 @@ def run_processes(given: argparse.Namespace, dataset: bn_graph.Dataset, statisti
     """Starts the workers, waits for them, and restores what the chief saved in this one process.
 
     Raises:
-        UsageError: a worker ended with status 2; it has said why.
+        programs.UsageError: a worker ended with status 2; it has said why.
         WorkerLostError: a worker ended otherwise. The others have been stopped.
     """
     folder = _folder(given.output, statistics)
@@ -329,7 +334,7 @@ def _run_all(command: list[str], configs: list[str]) -> None:
     if failed is None:
         return
     if ends[failed] == 2:
-        raise UsageError(f"worker {failed} could not go on, for the reason above; all were stopped.")
+        raise programs.UsageError(f"worker {failed} could not go on, for the reason above; all were stopped.")
     how = f"was killed by signal {-ends[failed]}" if ends[failed] < 0 else f"ended with status {ends[failed]}"
     raise distributed.WorkerLostError(
         f"worker {failed} {how}; the others were stopped. The same command goes on from the last checkpoint."

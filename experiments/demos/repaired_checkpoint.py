@@ -21,15 +21,10 @@ from pathlib import Path
 import numpy as np
 
 import bn_graph
-from bn_graph.commands.quiet import start_tensorflow_quietly
-
-start_tensorflow_quietly()
-
-from bn_graph.tf1 import tf  # noqa: E402
-from experiments.machinery import harness  # noqa: E402
-from experiments.machinery.figures import BLUE, GREY, ORANGE, figure  # noqa: E402
-from experiments.machinery.harness import OneLineParser, UsageError  # noqa: E402
-from experiments.machinery.predict_from_checkpoint import HIDDEN_UNITS  # noqa: E402
+from bn_graph.tf1 import tf
+from experiments.machinery import harness, programs, results
+from experiments.machinery.figures import BLUE, GREY, ORANGE, figure
+from experiments.single_example import HIDDEN_UNITS
 
 NAME = "mended_checkpoint"
 BATCH_SIZE = 60  # the document's
@@ -54,7 +49,7 @@ def attached(inputs, is_training, name):
 
 
 def main(argv: list[str] | None = None) -> int:
-    return harness.run_program(_parser(), argv, _demonstrate)
+    return programs.run(_parser(), argv, _demonstrate)
 
 
 def _demonstrate(given: argparse.Namespace) -> None:
@@ -62,21 +57,21 @@ def _demonstrate(given: argparse.Namespace) -> None:
     dataset = bn_graph.load(given.data)
     print(bn_graph.datasets.describe(dataset), flush=True)
     result = run(dataset, given.steps, given.seed, folder)
-    harness.write_json(folder / "result.json", result)
+    results.write_json(folder / "result.json", result)
     result = json.loads((folder / "result.json").read_text())
     draw(result, folder)
     print(summarize(result, folder))
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = OneLineParser(prog=f"python -m experiments.{NAME}", description=__doc__.splitlines()[0])
+    parser = programs.parser(__name__, __doc__)
     parser.add_argument("--data", choices=("auto", "mnist", "digits"), default="auto", help="default: %(default)s")
     parser.add_argument(
-        "--steps", type=harness.whole_number("steps", 1), default=STEPS, help="training steps (default: %(default)s)"
+        "--steps", type=programs.whole_number("steps", 1), default=STEPS, help="training steps (default: %(default)s)"
     )
     parser.add_argument(
         "--seed",
-        type=harness.whole_number("a seed", 0),
+        type=programs.whole_number("a seed", 0),
         default=0,
         help="of weights and batches (default: %(default)s)",
     )
@@ -107,7 +102,7 @@ def run(dataset: bn_graph.Dataset, steps: int, seed: int, folder: Path) -> dict:
         The result, ready for JSON.
 
     Raises:
-        UsageError: one of the commands failed.
+        programs.UsageError: one of the commands failed.
         CheckpointError: a checkpoint can't be written or read.
     """
     started = time.monotonic()
@@ -130,7 +125,7 @@ def run(dataset: bn_graph.Dataset, steps: int, seed: int, folder: Path) -> dict:
     # What it might have been: the same weights on the same batches, with updates.
     _train(dataset, steps, seed, attached, trained)
     return {
-        "format": harness.FORMAT,
+        "format": results.FORMAT,
         "experiment": NAME,
         "title": __doc__.splitlines()[0],
         "data": dataset.name,
@@ -144,7 +139,7 @@ def run(dataset: bn_graph.Dataset, steps: int, seed: int, folder: Path) -> dict:
             "decay": DECAY,
             "recalibrated_on": len(dataset.train.images[:RECALIBRATED_ON]),
         },
-        "versions": harness.versions(),
+        "versions": results.versions(),
         "date": time.strftime("%Y-%m-%d"),
         "accuracy_before": before["accuracy"],
         "accuracy_after": after["accuracy"],
@@ -216,7 +211,7 @@ def _command(arguments: list[str], expected: tuple[int, ...]) -> dict:
     ended = subprocess.run([sys.executable, "-m", "bn_graph", *arguments], capture_output=True, text=True)
     if ended.returncode not in expected:
         said = ended.stderr.strip().splitlines() or [ended.stdout.strip()]
-        raise UsageError(f"`{_shown(arguments)}` ended with status {ended.returncode}: {said[-1]}")
+        raise programs.UsageError(f"`{_shown(arguments)}` ended with status {ended.returncode}: {said[-1]}")
     return {"command": _shown(arguments), "status": ended.returncode, "printed": ended.stdout}
 
 

@@ -18,13 +18,9 @@ from pathlib import Path
 import numpy as np
 
 import bn_graph
-from bn_graph.commands.quiet import start_tensorflow_quietly
-
-start_tensorflow_quietly()
-
-from bn_graph.tf1 import tf  # noqa: E402
-from experiments.machinery.harness import OneLineParser, UsageError  # noqa: E402
-from experiments.machinery.predict_from_checkpoint import HIDDEN_UNITS  # noqa: E402
+from bn_graph.tf1 import tf
+from experiments.machinery import programs
+from experiments.single_example import HIDDEN_UNITS
 
 FIRST = 10  # images that are shown if none are named
 REMEDY = "run make single-example first"
@@ -32,17 +28,12 @@ RIGHT = "right"
 
 
 def main(argv: list[str] | None = None) -> int:
-    try:
-        given = _parser().parse_args(argv)
-        print(demo(given.output, given.images, given.checkpoint))
-        return 0
-    except (UsageError, bn_graph.DataError, bn_graph.CheckpointError) as error:
-        print(f"restore_demo: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+    """Prints the table; returns the exit status."""
+    return programs.run(_parser(), argv, lambda given: print(demo(given.output, given.images, given.checkpoint)))
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = OneLineParser(prog="python -m experiments.demos.restore_demo", description=__doc__.splitlines()[0])
+    parser = programs.parser(__name__, __doc__)
     parser.add_argument(
         "--images", type=_place, nargs="+", help="places in the test set, from 0 (default: the first ten)"
     )
@@ -64,7 +55,7 @@ def demo(output: Path, images: list[int] | None, checkpoint: str | None) -> str:
     places = list(range(FIRST)) if images is None else images
     outside = [place for place in places if place >= dataset.test.size]
     if outside:
-        raise UsageError(
+        raise programs.UsageError(
             f"there is no image {outside[0]}: the test set of {dataset.name} has the images 0 to {dataset.test.size - 1}"
         )
     split = bn_graph.Split(dataset.test.images[places], dataset.test.labels[places])
@@ -76,7 +67,7 @@ def _newest(output: Path) -> str:
     newest = max(found, key=lambda path: path.stat().st_mtime, default=None)
     if newest is None:
         folder = output / "single_example" / "checkpoints"
-        raise UsageError(f"there is no checkpoint in {folder}: {REMEDY}, or name one with CHECKPOINT=prefix")
+        raise programs.UsageError(f"there is no checkpoint in {folder}: {REMEDY}, or name one with CHECKPOINT=prefix")
     return str(newest.with_suffix(""))
 
 
@@ -86,10 +77,10 @@ def _data_of(prefix: str) -> str:
         shapes = tf.train.load_checkpoint(prefix).get_variable_to_shape_map()
     except (tf.errors.OpError, ValueError, OSError) as error:
         said = str(getattr(error, "message", error)).splitlines()[0]
-        raise UsageError(f"the checkpoint {prefix} can't be read ({said}): {REMEDY}") from error
+        raise programs.UsageError(f"the checkpoint {prefix} can't be read ({said}): {REMEDY}") from error
     data = {784: "mnist", 64: "digits"}.get((shapes.get("w1") or [None])[0])
     if data is None:
-        raise UsageError(f"the checkpoint {prefix} is not one of single-example's: {REMEDY}")
+        raise programs.UsageError(f"the checkpoint {prefix} is not one of single-example's: {REMEDY}")
     return data
 
 

@@ -1,29 +1,20 @@
-"""In a process of its own: restore checkpoints in one way, and say what was raised or how well it predicts.
+"""The networks of `checkpoint_variables`, and what its child processes do: restore in one way, report how it went.
 
-``python -m experiments.machinery.checkpoint_child job.json``, as `checkpoint_variables` writes the job. Every restore has a
-graph and a session of its own; nothing but the files comes from the process that trained.
+Every restore has a graph and a session of its own; nothing but the files comes from the process that trained.
 """
 
-import json
 import os
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 
 import bn_graph
-from bn_graph.commands.quiet import start_tensorflow_quietly
+from bn_graph.tf1 import legacy_layers, tf
 
-start_tensorflow_quietly()
-
-from bn_graph.tf1 import legacy_layers, tf  # noqa: E402
-from experiments.machinery.harness import write_json  # noqa: E402
-
-HIDDEN_UNITS = (100, 100)  # r2rt's
-LEARNING_RATE = (
-    0.01  # of Adam, which has slots: variables that a Saver of everything holds and prediction has no use for
-)
+# r2rt's.
+HIDDEN_UNITS = (100, 100)
+# Of Adam, which has slots: variables that a Saver of everything holds and prediction has no use for.
+LEARNING_RATE = 0.01
 
 
 def layers_network(is_training: bool, weights: list[np.ndarray]) -> tuple[tf.Tensor, tf.Tensor]:
@@ -158,21 +149,37 @@ def _weights_like(dataset: bn_graph.Dataset) -> list[np.ndarray]:
     return bn_graph.normal_weights((dataset.test.images.shape[1], *HIDDEN_UNITS, dataset.test.labels.shape[1]), 99)
 
 
-def run_job(job: dict) -> dict:
-    """What the job's one way of restoring makes of each checkpoint, and what else this process was asked for."""
-    dataset = bn_graph.load(job["data"], job["data_directory"])
+def run_job(
+    way: str,
+    data: str,
+    data_directory: str | None,
+    images: int,
+    checkpoints: dict[str, str],
+    unnamed: str,
+    returned: dict[str, str],
+) -> dict:
+    """What one way of restoring makes of each checkpoint; the way that restores all also does the rest.
+
+    Args:
+        way: of `RESTORES`.
+        data, data_directory: of the images that are predicted, the first `images` of the test set.
+        checkpoints: prefixes by any key.
+        unnamed: the prefix of r2rt's network by its automatic names.
+        returned: what `saver.save` returned, and the folder that it was called in.
+    """
+    dataset = bn_graph.load(data, data_directory)
     weights, test = _weights_like(dataset), dataset.test
-    split = bn_graph.Split(test.images[: job["images"]], test.labels[: job["images"]])
+    split = bn_graph.Split(test.images[:images], test.labels[:images])
     found = {
         "restored": {
-            key: outcome(lambda: layers_network(False, weights), RESTORES[job["way"]], prefix, split)
-            for key, prefix in job["checkpoints"].items()
+            key: outcome(lambda: layers_network(False, weights), RESTORES[way], prefix, split)
+            for key, prefix in checkpoints.items()
         }
     }
-    if job["way"] == "all variables":
-        found["resumed"] = {key: resumes(prefix, weights) for key, prefix in job["checkpoints"].items()}
-        found["names"] = names_outcomes(job["unnamed"], weights, split)
-        found["returned"] = returned_path(job["returned"], weights, split)
+    if way == "all variables":
+        found["resumed"] = {key: resumes(prefix, weights) for key, prefix in checkpoints.items()}
+        found["names"] = names_outcomes(unnamed, weights, split)
+        found["returned"] = returned_path(returned, weights, split)
     return found
 
 
@@ -208,14 +215,3 @@ def returned_path(saved: dict, weights: list[np.ndarray], split: bn_graph.Split)
         finally:
             os.chdir(home)
     return found
-
-
-def main(argv: list[str] | None = None) -> int:
-    path = Path((argv or sys.argv[1:])[0])
-    job = json.loads(path.read_text())
-    write_json(Path(job["output"]), run_job(job))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

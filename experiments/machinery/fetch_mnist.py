@@ -9,27 +9,28 @@ good order, nothing is downloaded. What arrives is checked against the known SHA
 each file appears whole or not at all.
 """
 
-import argparse
 import contextlib
 import os
 import socket
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from bn_graph.training import datasets
+from experiments.machinery import programs
+from experiments.machinery.programs import UsageError
 
 DOWNLOAD_TIMEOUT = 60
 """Seconds without a byte after which the download is given up; Keras alone would wait for ever."""
 
 
-class FetchError(Exception):
+class FetchError(UsageError):
     """MNIST can't be had or can't be stored. The message is one line and says what to do instead."""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Runs the command.
 
     Args:
@@ -38,17 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0 if the directory holds a valid MNIST now, 2 if not, with one line on stderr.
     """
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.machinery.fetch_mnist", description=__doc__.splitlines()[0]
-    )
+    parser = programs.parser(__name__, __doc__)
     parser.add_argument("--directory", type=Path, default=Path(datasets.DEFAULT_DIRECTORY), help="default: %(default)s")
-    directory = parser.parse_args(arguments).directory
-    try:
-        print(fetch(directory))
-    except (FetchError, datasets.DataError) as error:
-        print(f"fetch_mnist: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return programs.run(parser, arguments, lambda given: print(fetch(given.directory)))
 
 
 def fetch(directory: Path) -> str:

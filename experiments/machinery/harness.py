@@ -1,120 +1,82 @@
-"""What every experiment shares: its command line, seeds, paths, progress, resuming, verdicts, and results written whole.
+"""Runs a page: its command line, its settings, its result, its verdicts, its figures.
 
-An experiment is a module that ends in an `Experiment` and calls `main` with it. `main` reads the command line, loads the
-data, runs, lets the experiment's own functions judge its claims, keeps errors to one line, and writes
-``<output>/<name>/result.json``. Figures are drawn from that file and from nothing else.
+A page is a module of `experiments` with fixed names (`Page` has the list; ``experiments/README.md`` says how to write
+one) and ends in ``harness.run(__name__)``. The page measures (`run`); everything else is done here: ``result.json``,
+which has all that was measured, is written whole, and then judged, drawn and summarized from that file alone.
 """
 
 import argparse
-import base64
+import importlib
+import inspect
 import json
 import os
-import platform
 import shutil
 import sys
 import tempfile
 import time
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 
-import numpy as np
 from tqdm import tqdm
 
 import bn_graph
 from bn_graph.tf1 import tf
-from experiments.machinery import register
+from experiments.machinery import programs, register
+from experiments.machinery.programs import UsageError, whole_number
+from experiments.machinery.results import FORMAT, versions, write_json
+from experiments.machinery.verdicts import Verdict
 
 __all__ = [
     "LOOPS",
-    "Experiment",
     "Mode",
-    "OneLineParser",
+    "Page",
     "Settings",
-    "UsageError",
-    "Verdict",
     "advance_with_progress",
-    "dated",
-    "does_not_hold",
-    "holds",
-    "holds_if",
+    "judge",
     "main",
-    "pack_images",
+    "page_of",
     "progress_bar",
-    "run_program",
+    "run",
     "session_config",
-    "spread",
-    "unpack_images",
-    "versions",
-    "whole_number",
-    "work_directory",
-    "write_json",
 ]
 
-FORMAT = 1
-"""Of result files. A reader refuses another, so that an old file is never read as if it were new."""
-
-
 LOOPS = {"graph": bn_graph.graph_loop, "feed": bn_graph.feed_loop}
-"""How an experiment trains: ``--loop``. Both give the same numbers, bit for bit (tests/test_training_in_graph.py)."""
+"""How an experiment trains: ``--loop``. Both give the same numbers, bit for bit (tests/training/test_graph_loop.py)."""
 
-
-class UsageError(ValueError):
-    """Something the user can mend: said in one line, with exit status 2."""
-
-
-class Verdict(NamedTuple):
-    """What a measurement says of a claim: the verdict, the measured figure in short, and a note of two sentences at most."""
-
-    verdict: str
-    measured: str
-    note: str
-
-
-def holds(measured: str, note: str) -> Verdict:
-    """The claim holds as it stands."""
-    return Verdict("holds", measured, note)
-
-
-def holds_if(condition: str, measured: str, note: str) -> Verdict:
-    """The claim holds under a condition, which is named."""
-    return Verdict(f"holds if {condition}", measured, note)
-
-
-def does_not_hold(measured: str, note: str) -> Verdict:
-    """The measurement contradicts the claim."""
-    return Verdict("does not hold", measured, note)
-
-
-def dated(measured: str, note: str) -> Verdict:
-    """The API is gone; the note says what replaces it."""
-    return Verdict("dated", measured, note)
+_JUDGE = "judge_"
 
 
 class Mode(NamedTuple):
-    """One way to run an experiment: ``full`` has the document's own settings, ``quick`` is for a laptop and CI.
-
-    `data` is "mnist", "digits", "auto", or None for an experiment that makes its own inputs.
-    """
-
-    data: str | None
-    steps: int
-    seeds: Sequence[int]
-
-
-class Experiment(NamedTuple):
-    """An experiment, as its module declares it.
+    """What a page runs with: ``FULL`` has the document's own settings, ``QUICK`` is for a laptop and CI.
 
     Attributes:
-        name: of the module and of the results folder.
-        title: one line.
-        full, quick: its two `Mode`.
+        data: "mnist", "digits" or "auto"; None for a page that makes its own inputs.
+        steps: of training; None for a page that trains nothing.
+        seeds: one run for each.
+        own: what else differs between the modes, by the page's own names; it reads them in ``settings.own``.
+    """
+
+    data: str | None = None
+    steps: int | None = None
+    seeds: Sequence[int] = (0,)
+    own: Mapping[str, object] = {}
+
+
+class Page(NamedTuple):
+    """An experiment, as it is read off its module.
+
+    Attributes:
+        name: of the module, and of the folder of results.
+        title: the first line of the docstring.
+        full, quick: the module's ``FULL`` and ``QUICK``.
         run: from `Settings` to measurements, a dictionary that JSON can hold.
-        claims: for each claim id a function from the result (measurements and settings) to a `Verdict`.
+        judges: for each claim id a function from the result (measurements and settings) to a `Verdict`: ``judge_r2rt_03``
+            for r2rt-03. They are the claims that ``claims.toml`` gives to this experiment, no more and no fewer.
+        figures: the module's ``FIGURES``: file name and caption of each; the caption says what to see.
         draw: draws the figures into a folder, from the result alone.
-        summarize: from the result and its folder to the text that a person reads at the end.
-        figures: file name and caption of each figure; the caption says what to see.
+        summarize: from the result to the text that a person reads first; None if the verdicts are all there is to say.
     """
 
     name: str
@@ -122,14 +84,14 @@ class Experiment(NamedTuple):
     full: Mode
     quick: Mode
     run: Callable[["Settings"], dict]
-    claims: Mapping[str, Callable[[dict], Verdict]]
+    judges: Mapping[str, Callable[[dict], Verdict]]
+    figures: Mapping[str, str]
     draw: Callable[[dict, Path], None]
-    summarize: Callable[[dict, Path], str]
-    figures: Mapping[str, str] = {}
+    summarize: Callable[[dict], str] | None
 
 
 class Settings(NamedTuple):
-    """What one run was asked for. `dataset` is None for an experiment that makes its own inputs.
+    """What one run was asked for. `dataset` and `steps` are None for a page that has none.
 
     `loop` ("graph" or "feed") and `threads` say how it is trained. No number depends on either, so no checkpoint asks.
     """
@@ -139,129 +101,123 @@ class Settings(NamedTuple):
     dataset: bn_graph.Dataset | None
     data_directory: str | None
     seeds: list[int]
-    steps: int
+    steps: int | None
     output: Path
     loop: str = "graph"
     threads: int = 1
+    own: Mapping[str, object] = {}
 
 
-class OneLineParser(argparse.ArgumentParser):
-    """argparse, with errors of one line: no usage block between the reader and what was wrong."""
+def page_of(module: ModuleType) -> Page:
+    """The page that a module is.
 
-    def error(self, message: str):
-        raise UsageError(f"{message} (see --help)")
-
-
-def whole_number(what: str, least: int) -> Callable[[str], int]:
-    """A ``type`` for argparse: a whole number from `least` up; `what` begins the message about anything else."""
-
-    def parse(text: str) -> int:
-        if not (text.isascii() and text.isdecimal()) or int(text) < least:
-            raise argparse.ArgumentTypeError(f"{what} is a whole number from {least} up, got {text!r}")
-        return int(text)
-
-    return parse
-
-
-def run_program(parser: argparse.ArgumentParser, argv: list[str] | None, work: Callable[..., object]) -> int:
-    """Does the work of a program that judges no claim, and says in one line on stderr what kept it from its end.
-
-    Args:
-        parser: of its command line, with an ``--output``; its ``prog`` ends with the module's name.
-        argv: the command line; the process's own if None.
-        work: is called with what was parsed.
-
-    Returns:
-        0; 2 for anything the user can mend; 130 after Ctrl-C.
+    Raises:
+        TypeError: a name is missing, or a claim of the register has no judge here, or a judge no claim.
     """
-    name = parser.prog.rpartition(".")[2]
-    try:
-        given = parser.parse_args(argv)
-        work(given)
-        return 0
-    except (UsageError, bn_graph.DataError, bn_graph.CheckpointError) as error:
-        print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"{name}: {error.filename or given.output}: {error.strerror or error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"\n{name}: stopped; no result was written.", file=sys.stderr)
-        return 130
+    name = programs.module_name(module.__name__).rpartition(".")[2]
+    missing = [each for each in ("__doc__", "FULL", "QUICK", "FIGURES", "run", "draw") if not hasattr(module, each)]
+    if missing:
+        raise TypeError(f"The page {name} lacks {', '.join(missing)} (experiments/README.md has the list).")
+    judges = {
+        each.removeprefix(_JUDGE).replace("_", "-"): function
+        for each, function in inspect.getmembers(module, inspect.isfunction)
+        if each.startswith(_JUDGE)
+    }
+    claims = register.claims_of(name)
+    if set(judges) != set(claims):
+        without, unknown = sorted(set(claims) - set(judges)), sorted(set(judges) - set(claims))
+        raise TypeError(
+            f"The page {name} does not judge what claims.toml gives it: no function judges {', '.join(without) or 'none'}"
+            f", and no claim is registered for {', '.join(unknown) or 'none'}."
+        )
+    return Page(
+        name,
+        module.__doc__.splitlines()[0],
+        module.FULL,
+        module.QUICK,
+        module.run,
+        {claim: judges[claim] for claim in claims},
+        module.FIGURES,
+        module.draw,
+        getattr(module, "summarize", None),
+    )
 
 
-def main(experiment: Experiment, argv: list[str] | None = None) -> int:
-    """Runs one experiment from the command line and returns the exit status.
+def run(name: str) -> None:
+    """Runs the page whose ``__name__`` this is, from the process's command line, and ends the process."""
+    # By its own name and not as "__main__", so that it is imported once, whoever else imports it.
+    sys.exit(main(importlib.import_module(programs.module_name(name))))
+
+
+def main(module: ModuleType, argv: list[str] | None = None) -> int:
+    """Runs a page.
 
     Args:
-        experiment: to run.
+        module: the page.
         argv: the command line; the process's own if None.
 
     Returns:
-        0; 2 with one line on stderr for anything the user can mend; 130 after Ctrl-C.
+        The exit status: 0; 2 with one line on stderr for a user's mistake; 130 after Ctrl-C.
     """
-    name = experiment.name
-    try:
-        settings, fresh = _settings(experiment, argv)
-        folder = settings.output / name
-        if fresh:
-            shutil.rmtree(folder, ignore_errors=True)
-        _make_writable(folder)
-        if settings.dataset is not None:
-            print(bn_graph.datasets.describe(settings.dataset), flush=True)
-        result = _result(experiment, settings)
-        write_json(folder / "result.json", result)
-        result = json.loads((folder / "result.json").read_text())
-        experiment.draw(result, folder)
-        print(experiment.summarize(result, folder))
-        return 0
-    except (UsageError, bn_graph.DataError, bn_graph.CheckpointError) as error:
-        print(f"{name}: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"\n{name}: stopped. The same command goes on from the last checkpoint.", file=sys.stderr)
-        return 130
+    page = page_of(module)
+    stopped = "stopped. The same command goes on from the last checkpoint."
+    return programs.run(_parser(page), argv, lambda given: _run(page, given), stopped=stopped)
 
 
-def _result(experiment: Experiment, settings: Settings) -> dict:
-    """Runs, times and judges."""
+def _run(page: Page, given: argparse.Namespace) -> None:
+    settings = _settings(page, given)
+    folder = settings.output / page.name
+    if given.fresh:
+        shutil.rmtree(folder, ignore_errors=True)
+    _make_writable(folder)
+    if settings.dataset is not None:
+        print(bn_graph.datasets.describe(settings.dataset), flush=True)
     started = time.monotonic()
-    result = _common(experiment, settings) | experiment.run(settings)
+    result = _common(page, settings) | page.run(settings)
     result["seconds"] = round(time.monotonic() - started, 1)
-    result["claims"] = judge(experiment, result)
-    return result
+    result = json.loads(json.dumps(result))  # judged as everybody else reads it
+    result["claims"] = judge(page, result)
+    write_json(folder / "result.json", result)
+    page.draw(result, folder)
+    print(_summary(page, result, folder))
 
 
-def judge(experiment: Experiment, result: dict) -> dict[str, dict]:
-    """Each claim's verdict, computed from `result` by the experiment's own function, beside the document's figure."""
+def judge(page: Page, result: dict) -> dict[str, dict]:
+    """Each claim's verdict, computed from `result` by the page's own function, beside the document's figure."""
     known = register.claims()
     return {
         claim: {"document": known[claim]["figure"], **verdict_of(result)._asdict()}
-        for claim, verdict_of in experiment.claims.items()
+        for claim, verdict_of in page.judges.items()
     }
 
 
-def _settings(experiment: Experiment, argv: list[str] | None) -> tuple[Settings, bool]:
-    given = _parser(experiment).parse_args(argv)
-    mode = {"full": experiment.full, "quick": experiment.quick}[given.mode]
-    data = given.data or mode.data
-    dataset = None if mode.data is None else bn_graph.load(data, given.data_directory)
-    settings = Settings(
-        name=experiment.name,
+def _summary(page: Page, result: dict, folder: Path) -> str:
+    """The page's own summary, every verdict, and the files."""
+    lines = [] if page.summarize is None else ["", page.summarize(result)]
+    for claim, verdict in result["claims"].items():
+        lines += ["", f"{claim}  {verdict['verdict']}", f"  {verdict['measured']}", f"  {verdict['note']}"]
+    files = "   ".join(str(folder / file) for file in ("result.json", *page.figures))
+    return "\n".join([*lines, "", f"Files  {files}"])
+
+
+def _settings(page: Page, given: argparse.Namespace) -> Settings:
+    mode = {"full": page.full, "quick": page.quick}[given.mode]
+    return Settings(
+        name=page.name,
         mode=given.mode,
-        dataset=dataset,
+        dataset=None if mode.data is None else bn_graph.load(given.data or mode.data, given.data_directory),
         data_directory=given.data_directory,
         seeds=list(given.seed or mode.seeds),
-        steps=given.steps or mode.steps,
+        steps=mode.steps and (given.steps or mode.steps),
         output=given.output,
         loop=given.loop,
         threads=given.threads,
+        own=mode.own,
     )
-    return settings, given.fresh
 
 
-def _parser(experiment: Experiment) -> argparse.ArgumentParser:
-    parser = OneLineParser(prog=f"python -m experiments.{experiment.name}", description=experiment.title)
+def _parser(page: Page) -> argparse.ArgumentParser:
+    parser = programs.Parser(prog=f"python -m experiments.{page.name}", description=page.title)
     parser.add_argument(
         "--mode", default="quick", choices=("quick", "full"), help="full: the document's own settings, MNIST"
     )
@@ -301,13 +257,13 @@ def _make_writable(folder: Path) -> None:
         ) from error
 
 
-def _common(experiment: Experiment, settings: Settings) -> dict:
+def _common(page: Page, settings: Settings) -> dict:
     """The part of a result that says how it came about."""
     dataset = settings.dataset
     return {
         "format": FORMAT,
-        "experiment": settings.name,
-        "title": experiment.title,
+        "experiment": page.name,
+        "title": page.title,
         "mode": settings.mode,
         "data": "none" if dataset is None else dataset.name,
         "data_sha256": {} if dataset is None else dataset.sha256,
@@ -316,65 +272,8 @@ def _common(experiment: Experiment, settings: Settings) -> dict:
         "steps": settings.steps,
         "versions": versions(),
         "date": time.strftime("%Y-%m-%d"),
-        "figures": dict(experiment.figures),
+        "figures": dict(page.figures),
     }
-
-
-def versions() -> dict[str, str]:
-    """What the numbers were computed with."""
-    return {
-        "python": platform.python_version(),
-        "tensorflow": tf.version.VERSION,
-        "numpy": np.__version__,
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
-    }
-
-
-def spread(values: Sequence[float], digits: int = 4) -> str:
-    """How a statistical figure is reported: min ← median → max over the seeds, or the one value there is."""
-    if len(values) == 1:
-        return f"{values[0]:.{digits}f} (1 seed)"
-    low, middle, high = np.min(values), np.median(values), np.max(values)
-    return f"{low:.{digits}f} ← {middle:.{digits}f} → {high:.{digits}f} ({len(values)} seeds)"
-
-
-def write_json(path: Path, content: dict) -> None:
-    """Writes `content` so that `path` holds either all of it or what it held before."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            json.dump(content, file, indent=1)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp makes files that only their owner may read
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-
-
-def work_directory(settings: Settings, part: str, **identity) -> Path:
-    """The folder of checkpoints for one training of one experiment; emptied if an earlier run left other settings there.
-
-    Args:
-        settings: of the run; the data set, the number of steps and the versions are part of the identity.
-        part: name of the folder below ``<output>/<name>/checkpoints``.
-        **identity: whatever else the numbers depend on.
-    """
-    folder = settings.output / settings.name / "checkpoints" / part
-    sha256 = {} if settings.dataset is None else settings.dataset.sha256
-    identity |= {"data_sha256": sha256, "versions": versions()}
-    record = folder / "settings.json"
-    try:
-        same = json.loads(record.read_text()) == identity
-    except (OSError, ValueError):
-        same = False
-    if not same:
-        shutil.rmtree(folder, ignore_errors=True)
-        write_json(record, identity)
-    return folder
 
 
 def session_config(settings: Settings) -> tf.ConfigProto:
@@ -408,13 +307,3 @@ def progress_bar(label: str) -> Callable:
         )
 
     return wrap
-
-
-def pack_images(images: np.ndarray) -> str:
-    """Images with values in [0, 1] as compressed text, so that ``result.json`` has all that its figures need."""
-    return base64.b64encode(zlib.compress(np.round(images * 255).astype(np.uint8).tobytes(), 9)).decode()
-
-
-def unpack_images(text: str, shape: tuple[int, ...]) -> np.ndarray:
-    """The inverse of `pack_images`, with values from 0 to 255."""
-    return np.frombuffer(zlib.decompress(base64.b64decode(text)), np.uint8).reshape(shape)

@@ -1,47 +1,30 @@
 """Legacy Keras and Keras 3, each in a process of its own: a process can have only one of them as its ``tf.keras``.
 
-The parent calls `ask_both`, which starts two children at once and returns what each found. A child is
-``python -m experiments.machinery.keras_child TASK`` with ``TF_USE_LEGACY_KERAS`` set; it reads JSON from stdin and writes
-JSON to stdout. The module imports neither Keras until a child runs a task.
+`ask_both` runs one of the functions below in a child of each library, both at once. The module imports neither Keras
+until a child calls such a function.
 """
 
-import json
 import math
 import os
-import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 
-__all__ = ["LIBRARIES", "TASKS", "ask_both", "main"]
+from experiments.machinery import children
+
+__all__ = ["LIBRARIES", "ask_both", "four_cells", "modes"]
 
 LIBRARIES = {"legacy Keras": "1", "Keras 3": "0"}
 """Each library, and the value of TF_USE_LEGACY_KERAS that makes it ``tf.keras``."""
 
-_ROOT = Path(__file__).parents[2]
 
-
-def ask_both(task: str, **arguments) -> dict[str, dict]:
-    """What each library answers to a task; `arguments` and answers are what JSON can hold."""
-    children = {}
-    for library, legacy in LIBRARIES.items():
-        environment = os.environ | {"TF_USE_LEGACY_KERAS": legacy, "KERAS_BACKEND": "tensorflow"}
-        command = [sys.executable, "-m", "experiments.machinery.keras_child", task]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        children[library] = subprocess.Popen(command, cwd=_ROOT, env=environment, text=True, **pipes)
-        children[library].stdin.write(json.dumps(arguments))
-        children[library].stdin.close()
-        children[library].stdin = None  # communicate would flush it
-    return {library: _answer(library, child) for library, child in children.items()}
-
-
-def _answer(library: str, child: subprocess.Popen) -> dict:
-    out, errors = child.communicate()
-    if child.returncode:
-        raise RuntimeError(f"The process of {library} failed:\n{errors[-2000:]}")
-    return json.loads(out.splitlines()[-1])
+def ask_both(function: Callable, **arguments) -> dict[str, dict]:
+    """What `function` returns in a process of each library; `arguments` and answers are what JSON can hold."""
+    questions = {
+        library: {"environment": {"TF_USE_LEGACY_KERAS": legacy, "KERAS_BACKEND": "tensorflow"}, **arguments}
+        for library, legacy in LIBRARIES.items()
+    }
+    return children.ask_each(function, questions)
 
 
 def _keras():
@@ -399,17 +382,3 @@ def _tf1_graph(keras) -> dict:
         except Exception as error:
             found |= {"runs": False, "error": f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"}
     return found
-
-
-TASKS: dict[str, Callable[..., dict]] = {"four_cells": four_cells, "modes": modes}
-
-
-def main(argv: list[str] | None = None) -> int:
-    (task,) = sys.argv[1:] if argv is None else argv
-    answer = TASKS[task](**json.load(sys.stdin))
-    print(json.dumps(answer))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

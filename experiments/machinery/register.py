@@ -1,5 +1,6 @@
 """The register of claims, ``claims.toml``: what each claim says, where, and which experiment judges it."""
 
+import ast
 import functools
 import sys
 from pathlib import Path
@@ -9,19 +10,24 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["claims", "documents", "experiments"]
+__all__ = ["claims", "claims_of", "documents", "experiments", "target", "title"]
 
-_FILE = Path(__file__).parents[1] / "claims.toml"
+_PAGES = Path(__file__).parents[1]
 
 
 @functools.cache
 def _register() -> dict:
-    return tomllib.loads(_FILE.read_text(encoding="utf-8"))
+    return tomllib.loads((_PAGES / "claims.toml").read_text(encoding="utf-8"))
 
 
 def claims() -> dict[str, dict[str, str]]:
     """For each claim id: section, claim, figure (the document's own, or empty), kind, experiment."""
     return _register()["claims"]
+
+
+def claims_of(experiment: str) -> list[str]:
+    """The ids of the claims that an experiment judges."""
+    return [claim for claim, entry in claims().items() if entry["experiment"] == experiment]
 
 
 def documents() -> dict[str, str]:
@@ -32,3 +38,15 @@ def documents() -> dict[str, str]:
 def experiments() -> list[str]:
     """The experiments that judge a claim, the single-example bug first, then in the register's order."""
     return list(dict.fromkeys(["single_example", *(claim["experiment"] for claim in claims().values())]))
+
+
+def target(experiment: str) -> str:
+    """The make target that runs an experiment."""
+    # pytest takes test_*.py for its own, so the module has another name than the target.
+    return {"evaluation_batch_size": "test-batch-size"}.get(experiment, experiment.replace("_", "-"))
+
+
+def title(experiment: str) -> str:
+    """The first line of the page's docstring, without importing the page."""
+    page = ast.parse((_PAGES / f"{experiment}.py").read_text(encoding="utf-8"))
+    return ast.get_docstring(page).splitlines()[0]

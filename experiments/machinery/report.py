@@ -1,64 +1,44 @@
-"""From results to what people read: ``results/report.html``, ``results/claims.json`` and the tables in README.md.
+"""From results to what people read: ``results/report.html``, ``results/claims.json`` and the tables in the READMEs.
 
     make report            the page and claims.json, from this machine's results, beside the committed reference
-    make reference         takes this machine's full results as the new reference, and brings README's tables up to date
-    python -m experiments.machinery.report --check-readme     exit 1 if README's tables are not those of the reference
+    make reference         takes this machine's full results as the new reference, and brings the READMEs up to date
+    python -m experiments.machinery.report --check-readme     exit 1 if a README's tables are not the reference's
 
 An experiment without a result here is shown by its reference result, and the page says so.
 """
 
+import argparse
 import base64
-import json
-import os
 import shutil
 import sys
-import tempfile
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import jinja2
 
-from experiments.machinery import register
-from experiments.machinery.harness import FORMAT, OneLineParser, UsageError, write_json
+from experiments.machinery import programs, register, results
+from experiments.machinery.programs import UsageError
+from experiments.machinery.results import write_json, write_text
+from experiments.machinery.verdicts import MARKS, counts, kind_of
 
 ROOT = Path(__file__).parents[2]
 REFERENCE = ROOT / "experiments" / "reference"
-README = ROOT / "README.md"
+READMES = (ROOT / "README.md", ROOT / "experiments" / "README.md")
 LARGEST = 300_000
 """Bytes that one committed file of the reference may have."""
-
-_GROUPS = ("does not hold", "holds if", "dated", "holds")
-_MARKS = {"holds": "✓", "holds if": "◐", "does not hold": "✗", "dated": "○"}
-
-
-def load_result(path: Path) -> dict:
-    """One experiment's result; a file that is cut off or of another version is refused in one line."""
-    remedy = f"Run `make {path.parent.name.replace('_', '-')} FRESH=1` again, or delete the file."
-    try:
-        result = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{path} is no complete result: {error}. {remedy}") from error
-    if not isinstance(result, dict) or result.get("format") != FORMAT:
-        found = result.get("format") if isinstance(result, dict) else type(result).__name__
-        raise UsageError(f"{path} is of format {found!r}; this version reads format {FORMAT}. {remedy}")
-    missing = {"experiment", "mode", "data", "seeds", "versions", "claims"} - result.keys()
-    if missing:
-        raise UsageError(f"{path} lacks {', '.join(sorted(missing))}. {remedy}")
-    return result
 
 
 def load_results(folder: Path) -> dict[str, dict]:
     """Every experiment's result that `folder` holds, by the experiment's name."""
     found = {name: folder / name / "result.json" for name in register.experiments()}
-    return {name: load_result(path) for name, path in found.items() if path.exists()}
+    return {name: results.load(path) for name, path in found.items() if path.exists()}
 
 
-def claims_of(results: Mapping[str, dict]) -> dict[str, dict]:
+def claims_of(loaded: Mapping[str, dict]) -> dict[str, dict]:
     """``{id: {verdict, document, measured, note, experiment, mode, data, seeds}}``, in the register's order."""
     table = {}
     for claim, entry in register.claims().items():
-        result = results.get(entry["experiment"])
+        result = loaded.get(entry["experiment"])
         if result is None or claim not in result["claims"]:
             continue
         how = {key: result[key] for key in ("experiment", "mode", "data", "seeds")}
@@ -66,33 +46,27 @@ def claims_of(results: Mapping[str, dict]) -> dict[str, dict]:
     return table
 
 
-def group(verdict: str) -> str:
-    """Which of the four kinds a verdict is; "holds if …" names its condition and is one kind."""
-    return next(kind for kind in _GROUPS if verdict.startswith(kind))
-
-
-def counts(claims: Mapping[str, dict]) -> dict[str, int]:
-    """How many claims hold, hold if, do not hold, are dated."""
-    counted = Counter(group(claim["verdict"]) for claim in claims.values())
-    return {kind: counted[kind] for kind in ("holds", "holds if", "does not hold", "dated")}
+def counts_of(claims: Mapping[str, dict]) -> dict[str, int]:
+    """How many claims have each kind of verdict."""
+    return counts(claim["verdict"] for claim in claims.values())
 
 
 # --- the page ---------------------------------------------------------------------------------------------------------
 
 
-def page(results: Mapping[str, dict], reference: Mapping[str, dict], folders: Mapping[str, Path]) -> str:
+def page(loaded: Mapping[str, dict], reference: Mapping[str, dict], folders: Mapping[str, Path]) -> str:
     """The report as one self-contained HTML page."""
-    claims = claims_of(results)
+    claims = claims_of(loaded)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     return environment.get_template("report.html.jinja").render(
         documents=register.documents(),
-        counts=counts(claims),
+        counts=counts_of(claims),
         missing=[claim for claim in register.claims() if claim not in claims],
         rows=[_row(claim, measured, reference) for claim, measured in claims.items()],
-        sections=[_section(name, result, folders[name]) for name, result in results.items()],
-        marks=_MARKS,
+        sections=[_section(name, result, folders[name]) for name, result in loaded.items()],
+        marks=MARKS,
         total=len(register.claims()),
     )
 
@@ -104,12 +78,11 @@ def _row(claim: str, measured: dict, reference: Mapping[str, dict]) -> dict:
     return measured | {
         "id": claim,
         "key": claim.partition("-")[0],
-        "group": group(measured["verdict"]),
+        "group": kind_of(measured["verdict"]),
         "claim": entry["claim"],
         "section": entry["section"],
         "kind": entry["kind"],
-        "command": f"make {entry['experiment'].replace('_', '-')}"
-        + (" MODE=full" if measured["mode"] == "full" else ""),
+        "command": _command(entry["experiment"], measured["mode"]),
         "reference_verdict": changed,
     }
 
@@ -120,124 +93,174 @@ def _section(name: str, result: dict, folder: Path) -> dict:
         for file, caption in result.get("figures", {}).items()
         if (folder / file).exists()
     ]
-    return {"name": name, "result": result, "figures": figures, "is_reference": REFERENCE in folder.parents}
+    command = _command(name, result["mode"])
+    return {
+        "name": name,
+        "command": command,
+        "result": result,
+        "figures": figures,
+        "is_reference": REFERENCE in folder.parents,
+    }
+
+
+def _command(experiment: str, mode: str) -> str:
+    return f"make {register.target(experiment)}" + (" MODE=full" if mode == "full" else "")
 
 
 def _data_url(path: Path) -> str:
     return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
 
 
-# --- README -----------------------------------------------------------------------------------------------------------
+# --- the READMEs ------------------------------------------------------------------------------------------------------
 
 
-def readme_tables(results: Mapping[str, dict]) -> dict[str, str]:
-    """The generated parts of README.md, by the name between their markers."""
-    claims = claims_of(results)
-    counted = counts(claims)
-    said = {"holds": "hold", "holds if": "hold under a condition", "does not hold": "do not hold", "dated": "are dated"}
-    summary = ", ".join(f"**{number}** {said[kind]}" for kind, number in counted.items())
-    wrong = {claim: entry for claim, entry in claims.items() if group(entry["verdict"]) == "does not hold"}
+def readme_tables(loaded: Mapping[str, dict]) -> dict[str, str]:
+    """What is generated in a README, by the name between its markers."""
+    claims = claims_of(loaded)
+    words = {
+        "holds": "hold",
+        "holds if": "hold under a condition",
+        "does not hold": "do not hold",
+        "dated": "are dated",
+    }
+    summary = ", ".join(f"**{number}** {words[kind]}" for kind, number in counts_of(claims).items())
     return {
         "counts": f"Of the {len(claims)} claims measured, {summary}.",
-        "did not hold": _table(wrong, ("claim", "measured", "note")),
-        "verdicts": _table(claims, ("verdict", "document", "measured", "experiment")),
-        "small batches": results.get("small_batches", {}).get("advice", ""),
+        "did not hold": "\n".join(
+            f"- **{claim}** {register.claims()[claim]['claim']} Measured: {entry['measured']}."
+            for claim, entry in claims.items()
+            if kind_of(entry["verdict"]) == "does not hold"
+        ),
+        "experiments": _experiments_table(loaded),
+        "verdicts": _verdicts(claims),
+        "small batches": loaded.get("small_batches", {}).get("advice", ""),
     }
 
 
-def _table(claims: Mapping[str, dict], columns: Iterable[str]) -> str:
-    lines = [f"| id | {' | '.join(columns)} |", "|---" * (len(list(columns)) + 1) + "|"]
-    for claim, entry in claims.items():
-        full = entry | {"claim": register.claims()[claim]["claim"]}
-        cells = [str(full[column]).replace("|", "\\|").replace("\n", " ") for column in columns]
-        lines.append(f"| {claim} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+def _experiments_table(loaded: Mapping[str, dict]) -> str:
+    rows = [
+        (
+            f"[`{register.target(name)}`]({name}.py)",
+            register.title(name),
+            f"{loaded[name]['seconds']:.0f} s" if name in loaded else "",
+            ", ".join(register.claims_of(name)),
+        )
+        for name in register.experiments()
+    ]
+    return _table(("make", "what it shows", "in full", "claims"), rows)
+
+
+def _verdicts(claims: Mapping[str, dict]) -> str:
+    """A table a document."""
+    parts = []
+    for key, title in register.documents().items():
+        of_document = {claim: entry for claim, entry in claims.items() if claim.partition("-")[0] == key}
+        rows = [
+            (claim, register.claims()[claim]["claim"], *(entry[each] for each in ("verdict", "measured", "experiment")))
+            for claim, entry in of_document.items()
+        ]
+        parts.append(f"#### {title}\n\n" + _table(("id", "claim", "verdict", "measured", "experiment"), rows))
+    return "\n\n".join(parts)
+
+
+def _table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    lines = [header, ["---"] * len(tuple(header)), *rows]
+    cells = [[str(cell).replace("|", "\\|").replace("\n", " ") for cell in line] for line in lines]
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
 
 
 def with_tables(text: str, tables: Mapping[str, str]) -> str:
-    """README's `text` with each generated part replaced; what stands outside the markers is left alone."""
+    """A README's `text` with each generated part that it has markers for replaced; the rest is left alone.
+
+    Raises:
+        UsageError: a marker stands there twice, or has no end.
+    """
     for name, content in tables.items():
         start, end = f"<!-- generated: {name} -->", f"<!-- end: {name} -->"
-        if text.count(start) != 1 or text.count(end) != 1:
-            raise UsageError(f"README.md must have the markers {start} and {end}, once each.")
+        if text.count(start) == text.count(end) == 0:
+            continue
+        if text.count(start) != 1 or text.count(end) != 1 or text.index(start) > text.index(end):
+            raise UsageError(f"A README must have the markers {start} and {end} once each, in this order.")
         before, rest = text.split(start)
         text = f"{before}{start}\n{content}\n{end}{rest.split(end)[1]}"
     return text
 
 
+def outdated_readmes() -> dict[Path, str]:
+    """The READMEs whose tables are not the reference's, each with its text as it ought to be.
+
+    Raises:
+        UsageError: no README has a marker for one of the tables.
+    """
+    tables = readme_tables(load_results(REFERENCE))
+    texts = {path: path.read_text(encoding="utf-8") for path in READMES}
+    missing = [name for name in tables if not any(f"<!-- generated: {name} -->" in text for text in texts.values())]
+    if missing:
+        raise UsageError(f"No README has the marker {', '.join(f'<!-- generated: {name} -->' for name in missing)}.")
+    current = {path: with_tables(text, tables) for path, text in texts.items()}
+    return {path: text for path, text in current.items() if text != texts[path]}
+
+
 # --- the reference ----------------------------------------------------------------------------------------------------
 
 
-def update_reference(results: Path, reference: Path) -> None:
-    """Copies the full results, and the figures that README shows, where git keeps them; refuses other modes and sizes."""
-    loaded = load_results(results)
+def update_reference(source: Path, reference: Path) -> None:
+    """Copies the full results, and the figures that a README shows, where git keeps them; refuses other modes and sizes."""
+    loaded = load_results(source)
     missing = [name for name in register.experiments() if loaded.get(name, {}).get("mode") != "full"]
     if missing:
         raise UsageError(
             f"The reference needs full results of every experiment; missing: {', '.join(missing)} (make reproduce)."
         )
-    shown = README.read_text(encoding="utf-8")
+    shown = "".join(path.read_text(encoding="utf-8") for path in READMES)
     for name, result in loaded.items():
-        files = ["result.json"] + [file for file in result["figures"] if f"reference/{name}/{file}" in shown]
-        for file in files:
-            source = results / name / file
-            if source.stat().st_size > LARGEST:
+        for file in ["result.json"] + [file for file in result["figures"] if f"reference/{name}/{file}" in shown]:
+            size = (source / name / file).stat().st_size
+            if size > LARGEST:
                 raise UsageError(
-                    f"{source} has {source.stat().st_size:,} bytes; a file of the reference has at most {LARGEST:,}."
+                    f"{source / name / file} has {size:,} bytes; a file of the reference has at most {LARGEST:,}."
                 )
             (reference / name).mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, reference / name / file)
+            shutil.copyfile(source / name / file, reference / name / file)
     write_json(reference / "claims.json", claims_of(loaded))
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes `text` so that `path` holds either all of it or what it held before."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(text)
-    os.chmod(temporary, 0o644)
-    os.replace(temporary, path)
-
-
-def _write_report(results: Path) -> None:
-    own, reference = load_results(results), load_results(REFERENCE)
+def _write_report(output: Path) -> None:
+    own, reference = load_results(output), load_results(REFERENCE)
     everything = reference | own
     if not everything:
-        raise UsageError(f"There is no result in {results} yet. Run `make reproduce-quick`, or one experiment.")
+        raise UsageError(f"There is no result in {output} yet. Run `make reproduce-quick`, or one experiment.")
     everything = {name: everything[name] for name in register.experiments() if name in everything}
-    folders = {name: (results if name in own else REFERENCE) / name for name in everything}
-    results.mkdir(parents=True, exist_ok=True)
-    write_text(results / "report.html", page(everything, reference, folders))
-    write_json(results / "claims.json", claims_of(everything))
-    judged = counts(claims_of(everything))
-    print(f"{results / 'report.html'}: " + ", ".join(f"{number} {kind}" for kind, number in judged.items()))
+    folders = {name: (output if name in own else REFERENCE) / name for name in everything}
+    output.mkdir(parents=True, exist_ok=True)
+    write_text(output / "report.html", page(everything, reference, folders))
+    write_json(output / "claims.json", claims_of(everything))
+    judged = counts_of(claims_of(everything))
+    print(f"{output / 'report.html'}: " + ", ".join(f"{number} {kind}" for kind, number in judged.items()))
+
+
+def _work(given: argparse.Namespace) -> int | None:
+    if given.check_readme:
+        outdated = outdated_readmes()
+        for path in outdated:
+            print(f"The tables of {path.relative_to(ROOT)} are not the reference's: make reference.")
+        return 1 if outdated else print("The READMEs' tables are current.")
+    if not given.update_reference:
+        return _write_report(given.output)
+    update_reference(given.output, REFERENCE)
+    for path, text in outdated_readmes().items():
+        write_text(path, text)
+    return None
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = OneLineParser(prog="python -m experiments.machinery.report", description=__doc__.splitlines()[0])
+    parser = programs.parser(__name__, __doc__)
     parser.add_argument("--output", type=Path, default=Path("results"), help="folder of results (default: %(default)s)")
     parser.add_argument("--update-reference", action="store_true", help="take the full results as the reference")
-    parser.add_argument("--check-readme", action="store_true", help="exit 1 if README's tables are not the reference's")
-    try:
-        given = parser.parse_args(argv)
-        if given.update_reference:
-            update_reference(given.output, REFERENCE)
-            write_text(README, with_tables(README.read_text(encoding="utf-8"), readme_tables(load_results(REFERENCE))))
-            return 0
-        if given.check_readme:
-            text = README.read_text(encoding="utf-8")
-            current = with_tables(text, readme_tables(load_results(REFERENCE))) == text
-            print(
-                "README's tables are current."
-                if current
-                else "README's tables are not the reference's: make reference."
-            )
-            return 0 if current else 1
-        _write_report(given.output)
-        return 0
-    except (UsageError, OSError) as error:
-        print(f"report: {error}", file=sys.stderr)
-        return 2
+    parser.add_argument(
+        "--check-readme", action="store_true", help="exit 1 if a README's tables are not the reference's"
+    )
+    return programs.run(parser, argv, _work)
 
 
 if __name__ == "__main__":

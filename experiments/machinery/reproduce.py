@@ -7,15 +7,15 @@ An experiment whose result of this mode, data directory and version is there alr
 guessed from the committed reference's own times.
 """
 
-import os
+import argparse
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-from experiments.machinery import register
-from experiments.machinery.harness import OneLineParser, UsageError
-from experiments.machinery.report import REFERENCE, load_result
+from experiments.machinery import programs, register, results
+from experiments.machinery.programs import UsageError
+from experiments.machinery.report import REFERENCE
 
 _QUICK_SECONDS = 20.0
 _FULL_SECONDS = 120.0
@@ -25,7 +25,7 @@ def is_done(name: str, mode: str, output: Path) -> bool:
     """Whether `output` holds the result of that experiment in that mode; a broken or foreign file is not one."""
     path = output / name / "result.json"
     try:
-        return path.exists() and load_result(path)["mode"] == mode
+        return path.exists() and results.load(path)["mode"] == mode
     except UsageError:
         return False
 
@@ -35,7 +35,7 @@ def expected_seconds(name: str, mode: str) -> float:
     if mode == "quick":
         return _QUICK_SECONDS
     path = REFERENCE / name / "result.json"
-    return float(load_result(path).get("seconds", _FULL_SECONDS)) if path.exists() else _FULL_SECONDS
+    return float(results.load(path).get("seconds", _FULL_SECONDS)) if path.exists() else _FULL_SECONDS
 
 
 def reproduce(names: list[str], mode: str, output: Path) -> int:
@@ -49,7 +49,7 @@ def reproduce(names: list[str], mode: str, output: Path) -> int:
         minutes = sum(expected_seconds(each, mode) for each in left) / 60
         print(f"\n[{len(names) - len(left) + 1}/{len(names)}] {name}   about {minutes:.0f} min left in all", flush=True)
         command = [sys.executable, "-m", f"experiments.{name}", "--mode", mode, "--output", str(output)]
-        finished = subprocess.run(command, env=os.environ)
+        finished = subprocess.run(command)
         if finished.returncode == 130:
             return 130
         status = status or finished.returncode
@@ -58,31 +58,26 @@ def reproduce(names: list[str], mode: str, output: Path) -> int:
     return status
 
 
+def _work(given: argparse.Namespace) -> int:
+    by_target = {register.target(name): name for name in register.experiments()}
+    names = [by_target.get(name, name.replace("-", "_")) for name in given.experiment] or register.experiments()
+    unknown = [name for name in names if name not in register.experiments()]
+    if unknown:
+        known = ", ".join(register.experiments())
+        raise UsageError(f"there is no experiment {', '.join(unknown)}; there are: {known}")
+    if given.fresh:
+        for name in names:
+            (given.output / name / "result.json").unlink(missing_ok=True)
+    return reproduce(names, given.mode, given.output)
+
+
 def main(argv: list[str] | None = None) -> int:
-    parser = OneLineParser(prog="python -m experiments.machinery.reproduce", description=__doc__.splitlines()[0])
+    parser = programs.parser(__name__, __doc__)
     parser.add_argument("experiment", nargs="*", help="only these (default: all)")
     parser.add_argument("--mode", choices=("quick", "full"), default="quick")
     parser.add_argument("--output", type=Path, default=Path("results"))
     parser.add_argument("--fresh", action="store_true", help="run those that are there already, too")
-    try:
-        given = parser.parse_args(argv)
-    except UsageError as error:
-        print(f"reproduce: {error}", file=sys.stderr)
-        return 2
-    names = [name.replace("-", "_") for name in given.experiment] or register.experiments()
-    unknown = [name for name in names if name not in register.experiments()]
-    if unknown:
-        known = ", ".join(register.experiments())
-        print(f"reproduce: there is no experiment {', '.join(unknown)}; there are: {known}", file=sys.stderr)
-        return 2
-    if given.fresh:
-        for name in names:
-            (given.output / name / "result.json").unlink(missing_ok=True)
-    try:
-        return reproduce(names, given.mode, given.output)
-    except KeyboardInterrupt:
-        print("\nreproduce: stopped. The same command goes on from here.", file=sys.stderr)
-        return 130
+    return programs.run(parser, argv, _work, stopped="stopped. The same command goes on from here.")
 
 
 if __name__ == "__main__":

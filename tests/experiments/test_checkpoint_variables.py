@@ -1,26 +1,11 @@
 """Which variables a checkpoint needs: what each way of saving and restoring comes to, and that verdicts follow from it."""
 
-import copy
-import json
-
 import pytest
 
 from experiments import checkpoint_variables as experiment
 from experiments.checkpoint_variables import EVERYTHING, FILTERED, INFERENCE, TRAINABLES, WAYS
 
-
-@pytest.fixture(scope="module")
-def result(tmp_path_factory) -> dict:
-    output = tmp_path_factory.mktemp("results")
-    assert experiment.main(["--mode", "quick", "--output", str(output)]) == 0
-    assert (output / "checkpoint_variables" / "checkpoint_variables.png").stat().st_size < 300_000
-    assert not list((output / "checkpoint_variables").glob("checkpoints.*"))
-    return json.loads((output / "checkpoint_variables" / "result.json").read_text())
-
-
-@pytest.fixture
-def changed(result) -> dict:
-    return copy.deepcopy(result)
+PAGE = experiment
 
 
 def test_a_file_of_trainables_comes_to_three_outcomes_one_of_them_silent(result):
@@ -63,45 +48,45 @@ def test_verdicts_on_real_digits(result):
     }
 
 
-def test_a_save_that_raises_makes_article_11_not_hold(changed):
-    changed["new_directory"][experiment.DOCUMENT_PATH] = {"raised": "ValueError", "message": "no such directory"}
-    assert experiment.judge_article_11(changed).verdict == "does not hold"
+def test_a_save_that_raises_makes_article_11_not_hold(result):
+    result["new_directory"][experiment.DOCUMENT_PATH] = {"raised": "ValueError", "message": "no such directory"}
+    assert experiment.judge_article_11(result).verdict == "does not hold"
 
 
-def test_article_14_without_a_silent_way_holds_and_without_an_error_does_not(changed):
-    changed["restored"][WAYS[2]][f"0/{TRAINABLES}"] = {"raised": "NotFoundError", "when": "restoring", "message": ""}
-    assert experiment.judge_article_14(changed).verdict == "holds"
-    changed["restored"][WAYS[0]][f"0/{TRAINABLES}"] = {"raised": None, "accuracy": 0.9}
-    assert experiment.judge_article_14(changed).verdict == "does not hold"
+def test_article_14_without_a_silent_way_holds_and_without_an_error_does_not(result):
+    result["restored"][WAYS[2]][f"0/{TRAINABLES}"] = {"raised": "NotFoundError", "when": "restoring", "message": ""}
+    assert experiment.judge_article_14(result).verdict == "holds"
+    result["restored"][WAYS[0]][f"0/{TRAINABLES}"] = {"raised": None, "accuracy": 0.9}
+    assert experiment.judge_article_14(result).verdict == "does not hold"
 
 
-def test_a_listed_statistic_makes_article_15_not_hold(changed):
-    changed["moving_average_collection"]["tf.layers.batch_normalization"] = ["bn/moving_mean"]
-    assert experiment.judge_article_15(changed).verdict == "does not hold"
+def test_a_listed_statistic_makes_article_15_not_hold(result):
+    result["moving_average_collection"]["tf.layers.batch_normalization"] = ["bn/moving_mean"]
+    assert experiment.judge_article_15(result).verdict == "does not hold"
 
 
-def test_article_16_follows_what_the_filter_misses(changed):
-    for each in changed["filter"].values():
+def test_article_16_follows_what_the_filter_misses(result):
+    for each in result["filter"].values():
         each["missed"] = []
-    assert experiment.judge_article_16(changed).verdict == "holds"
-    changed["filter"]["tf.layers"]["missed"] = ["bn/moving_mean"]
-    assert experiment.judge_article_16(changed).verdict == "does not hold"
+    assert experiment.judge_article_16(result).verdict == "holds"
+    result["filter"]["tf.layers"]["missed"] = ["bn/moving_mean"]
+    assert experiment.judge_article_16(result).verdict == "does not hold"
 
 
-def test_article_17_follows_what_predicts_and_what_resumes(changed):
-    changed["resumed"][f"0/{FILTERED}"] = {"raised": None, "step": 1}
-    assert experiment.judge_article_17(changed).verdict.startswith("holds if")
-    changed["restored"][WAYS[0]][f"0/{EVERYTHING}"] = {"raised": "NotFoundError", "when": "restoring", "message": ""}
-    assert experiment.judge_article_17(changed).verdict == "does not hold"
+def test_article_17_follows_what_predicts_and_what_resumes(result):
+    result["resumed"][f"0/{FILTERED}"] = {"raised": None, "step": 1}
+    assert experiment.judge_article_17(result).verdict.startswith("holds if")
+    result["restored"][WAYS[0]][f"0/{EVERYTHING}"] = {"raised": "NotFoundError", "when": "restoring", "message": ""}
+    assert experiment.judge_article_17(result).verdict == "does not hold"
 
 
-def test_r2rt_21_follows_the_one_graph_and_the_training_graph(changed):
-    changed["one_graph"]["0"] = 0.1
-    assert experiment.judge_r2rt_21(changed).verdict == "holds"
-    changed["own_accuracy"]["0"]["training graph, one at a time"] = 1.0
-    assert experiment.judge_r2rt_21(changed).verdict == "does not hold"
+def test_r2rt_21_follows_the_one_graph_and_the_training_graph(result):
+    result["one_graph"]["0"] = 0.1
+    assert experiment.judge_r2rt_21(result).verdict == "holds"
+    result["own_accuracy"]["0"]["training graph, one at a time"] = 1.0
+    assert experiment.judge_r2rt_21(result).verdict == "does not hold"
 
 
-def test_a_returned_path_that_does_not_restore_makes_r2rt_23_not_hold(changed):
-    changed["returned"]["restored"]["relative, there"] = {"raised": "ValueError", "when": "restoring", "message": ""}
-    assert experiment.judge_r2rt_23(changed).verdict == "does not hold"
+def test_a_returned_path_that_does_not_restore_makes_r2rt_23_not_hold(result):
+    result["returned"]["restored"]["relative, there"] = {"raised": "ValueError", "when": "restoring", "message": ""}
+    assert experiment.judge_r2rt_23(result).verdict == "does not hold"

@@ -1,18 +1,12 @@
 """Updates outside the branches of a cond: what leaks, what does not, and that the verdicts follow from it."""
 
 import copy
-import json
 
 import pytest
 
 from experiments import conditional_updates
 
-
-@pytest.fixture(scope="module")
-def result(tmp_path_factory) -> dict:
-    output = tmp_path_factory.mktemp("results")
-    assert conditional_updates.main(["--output", str(output)]) == 0
-    return json.loads((output / "conditional_updates" / "result.json").read_text())
+PAGE = conditional_updates
 
 
 @pytest.mark.parametrize("kind", conditional_updates.KINDS)

@@ -1,18 +1,12 @@
 """What a control dependency orders: the experiment's outcomes, and that its verdict follows from them."""
 
 import copy
-import json
 
 import pytest
 
 from experiments import control_dependencies
 
-
-@pytest.fixture(scope="module")
-def result(tmp_path_factory) -> dict:
-    output = tmp_path_factory.mktemp("results")
-    assert control_dependencies.main(["--output", str(output)]) == 0
-    return json.loads((output / "control_dependencies" / "result.json").read_text())
+PAGE = control_dependencies
 
 
 @pytest.mark.parametrize("kind", ["ref", "resource"])

@@ -1,25 +1,13 @@
 """The convolutional helper: what it keeps and orders, and that the verdicts follow from the measurements."""
 
 import copy
-import json
 
 import pytest
 
 from experiments import conv_normalizer as experiment
 from experiments.conv_normalizer import FRESH, INSIDE, KINDS, LIBRARY, STALE, SUGGESTED
 
-
-@pytest.fixture(scope="module")
-def result(tmp_path_factory) -> dict:
-    output = tmp_path_factory.mktemp("results")
-    assert experiment.main(["--mode", "quick", "--output", str(output)]) == 0
-    assert (output / "conv_normalizer" / "conv_normalizer.png").stat().st_size < 300_000
-    return json.loads((output / "conv_normalizer" / "result.json").read_text())
-
-
-@pytest.fixture
-def changed(result) -> dict:
-    return copy.deepcopy(result)
+PAGE = experiment
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -55,45 +43,45 @@ def test_exact_verdicts(result):
 
 
 @pytest.mark.parametrize("key", ["scaled_from_modern", "unscaled_from_given_moments", "gamma_changes_unscaled"])
-def test_qa_02_does_not_hold_if_gamma_acts_or_the_formula_differs(changed, key):
-    changed["function"][key] = 0.5
-    assert experiment.judge_qa_02(changed).verdict == "does not hold"
+def test_qa_02_does_not_hold_if_gamma_acts_or_the_formula_differs(result, key):
+    result["function"][key] = 0.5
+    assert experiment.judge_qa_02(result).verdict == "does not hold"
 
 
 @pytest.mark.parametrize("key", ["convolution_from_012", "dense_from_0"])
-def test_qa_03_does_not_hold_for_moments_over_other_axes(changed, key):
-    changed["axes"][key] = 0.5
-    assert experiment.judge_qa_03(changed).verdict == "does not hold"
+def test_qa_03_does_not_hold_for_moments_over_other_axes(result, key):
+    result["axes"][key] = 0.5
+    assert experiment.judge_qa_03(result).verdict == "does not hold"
 
 
-def test_qa_04_does_not_hold_for_another_start_or_a_missing_shadow(changed):
-    without_shadow = copy.deepcopy(changed)
+def test_qa_04_does_not_hold_for_another_start_or_a_missing_shadow(result):
+    without_shadow = copy.deepcopy(result)
     without_shadow["variables"] = without_shadow["variables"][:-1]
     assert experiment.judge_qa_04(without_shadow).verdict == "does not hold"
-    changed["variables"][0]["trainable"] = True
-    assert experiment.judge_qa_04(changed).verdict == "does not hold"
+    result["variables"][0]["trainable"] = True
+    assert experiment.judge_qa_04(result).verdict == "does not hold"
 
 
 @pytest.mark.parametrize("key", ["outputs_from_batch", "stored_variance_from_batch"])
-def test_qa_05_does_not_hold_if_the_batch_is_not_what_is_used_and_stored(changed, key):
-    changed["training_step"][key] = 0.5
-    assert experiment.judge_qa_05(changed).verdict == "does not hold"
+def test_qa_05_does_not_hold_if_the_batch_is_not_what_is_used_and_stored(result, key):
+    result["training_step"][key] = 0.5
+    assert experiment.judge_qa_05(result).verdict == "does not hold"
 
 
-def test_qa_06_follows_the_counted_outcomes(changed):
+def test_qa_06_follows_the_counted_outcomes(result):
     for kind in KINDS:
-        changed["race"][SUGGESTED][kind]["outcomes"] = {FRESH: changed["sessions"]}
-    assert experiment.judge_qa_06(changed).verdict == "holds if the threads happen to run so"
-    changed["ordered"][f"{SUGGESTED}, resource"]["writes_after_stores"] = 2
-    assert experiment.judge_qa_06(changed).verdict == "holds"
+        result["race"][SUGGESTED][kind]["outcomes"] = {FRESH: result["sessions"]}
+    assert experiment.judge_qa_06(result).verdict == "holds if the threads happen to run so"
+    result["ordered"][f"{SUGGESTED}, resource"]["writes_after_stores"] = 2
+    assert experiment.judge_qa_06(result).verdict == "holds"
     for order in (SUGGESTED, INSIDE):
         for kind in KINDS:
-            changed["race"][order][kind]["outcomes"] = {STALE: changed["sessions"]}
-    assert experiment.judge_qa_06(changed).verdict == "does not hold"
+            result["race"][order][kind]["outcomes"] = {STALE: result["sessions"]}
+    assert experiment.judge_qa_06(result).verdict == "does not hold"
 
 
-def test_qa_07_follows_what_average_returns_and_what_inference_uses(changed):
-    changed["average"]["before_apply"] = "<tf.Variable>"
-    assert experiment.judge_qa_07(changed).verdict == "holds"
-    changed["average"]["inference_from_averages"] = 1.0
-    assert experiment.judge_qa_07(changed).verdict == "does not hold"
+def test_qa_07_follows_what_average_returns_and_what_inference_uses(result):
+    result["average"]["before_apply"] = "<tf.Variable>"
+    assert experiment.judge_qa_07(result).verdict == "holds"
+    result["average"]["inference_from_averages"] = 1.0
+    assert experiment.judge_qa_07(result).verdict == "does not hold"

@@ -1,28 +1,11 @@
 """Both phases against the size of the test batch; and verdicts that change with the measurement."""
 
-import copy
-import json
-
 import pytest
 
 import bn_graph
 from experiments import evaluation_batch_size as experiment
 
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    output = tmp_path_factory.mktemp("results")
-    assert experiment.main(["--mode", "quick", "--output", str(output)]) == 0
-    return json.loads((output / "evaluation_batch_size" / "result.json").read_text())
-
-
-@pytest.fixture
-def result(finished):
-    return copy.deepcopy(finished)
-
-
-def verdict(result, claim):
-    return experiment.EXPERIMENT.claims[claim](result).verdict
+PAGE = experiment
 
 
 def test_the_sizes_are_the_powers_of_two_and_the_whole_test_set(result):
@@ -53,7 +36,7 @@ def test_small_batches_contradict_that_phase_true_always_has_the_lower_loss(resu
     assert result["runs"][0]["phase_true"]["mixed"]["loss"][0] > result["runs"][0]["phase_false"][0]
 
 
-def test_qa_15_depends_on_both_loss_and_accuracy(result):
+def test_qa_15_depends_on_both_loss_and_accuracy(result, verdict):
     run = result["runs"][0]
     for with_, expected in (
         ([0.1, 0.98], "holds"),
@@ -65,7 +48,7 @@ def test_qa_15_depends_on_both_loss_and_accuracy(result):
         assert verdict(result, "qa-15") == expected
 
 
-def test_qa_16_holds_only_if_phase_true_is_lower_at_every_size_in_every_order(result):
+def test_qa_16_holds_only_if_phase_true_is_lower_at_every_size_in_every_order(result, verdict):
     run, sizes = result["runs"][0], result["sizes"]
     run["phase_false"] = [0.5, 0.9]
     for order in ("mixed", "sorted"):
@@ -75,8 +58,3 @@ def test_qa_16_holds_only_if_phase_true_is_lower_at_every_size_in_every_order(re
     assert verdict(result, "qa-16") == "holds if test batches are mixed and hold 32 images or more"
     run["phase_true"]["mixed"]["loss"][-1] = 0.9
     assert verdict(result, "qa-16") == "does not hold"
-
-
-def test_the_figure_is_drawn_from_the_result_alone(result, tmp_path):
-    experiment.draw(result, tmp_path)
-    assert 10_000 < (tmp_path / "evaluation_batch_size.png").stat().st_size < 300_000

@@ -1,8 +1,6 @@
 """What must hold whatever the machine, and that the judge can say otherwise."""
 
 import copy
-import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,17 +10,7 @@ from experiments import bn_vs_plain, figure1
 
 STEPS = 300  # of digits
 
-
-@pytest.fixture(scope="module")
-def output(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("results")
-    assert figure1.main(["--mode", "quick", "--steps", str(STEPS), "--output", str(folder)]) == 0
-    return folder / "figure1"
-
-
-@pytest.fixture(scope="module")
-def result(output) -> dict:
-    return json.loads((output / "result.json").read_text())
+PAGE = figure1
 
 
 def changed(result: dict, **fields) -> dict:
@@ -33,13 +21,10 @@ def changed(result: dict, **fields) -> dict:
     return other
 
 
-def test_the_result_has_a_verdict_the_search_and_the_figure(output, result):
-    assert result["claims"]["r2rt-02"]["verdict"].startswith(("holds", "does not hold"))
+def test_the_fair_choice_is_among_the_best_without_batch_norm(result):
     best = max(row["without"] for row in result["search"])
     assert result["fair"] in result["search"] and result["fair"]["without"] >= best - figure1.TIE
     assert result["kind"] in result["search"]
-    assert 10_000 < (output / "figure1.png").stat().st_size < 300_000
-    assert (output / "result.json").stat().st_size < 300_000
 
 
 def test_the_papers_images_are_binary():

@@ -9,17 +9,12 @@ import pytest
 import bn_graph
 from bn_graph.tf1 import tf
 from experiments import higher_learning_rates as experiment
+from experiments.machinery import harness
 
 STEPS = 30  # too few to learn much: what is learned is no matter here
 SIZES = (64, 32, 32, 10)
 
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    output = tmp_path_factory.mktemp("results")
-    assert experiment.main(["--mode", "quick", "--steps", str(STEPS), "--output", str(output)]) == 0
-    folder = output / "higher_learning_rates"
-    return json.loads((folder / "result.json").read_text()), folder
+PAGE = experiment
 
 
 def test_every_rate_and_batch_size_is_run_in_both_forms(finished):
@@ -30,15 +25,10 @@ def test_every_rate_and_batch_size_is_run_in_both_forms(finished):
     assert {form: len(values) for form, values in run["batches"].items()} == dict.fromkeys(experiment.FORMS, 6)
 
 
-def test_the_figure_is_drawn_from_the_result_alone_and_is_small(finished, tmp_path):
-    experiment.draw(finished[0], tmp_path)
-    assert 10_000 < (tmp_path / "higher_learning_rates.png").stat().st_size < 300_000
-
-
 def test_a_second_run_takes_finished_parts_from_the_first(finished, monkeypatch):
-    result, folder = finished
+    result, folder, _ = finished
     monkeypatch.setattr(experiment, "train", lambda *_, **__: pytest.fail("it was trained again"))
-    assert experiment.main(["--mode", "quick", "--steps", str(STEPS), "--output", str(folder.parent)]) == 0
+    assert harness.main(experiment, ["--mode", "quick", "--steps", str(STEPS), "--output", str(folder.parent)]) == 0
     assert json.loads((folder / "result.json").read_text())["runs"] == result["runs"]
 
 

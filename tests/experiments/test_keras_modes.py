@@ -1,32 +1,12 @@
 """Both Kerases in their modes: the documents' digits, where the two differ, and judges that can be contradicted."""
 
-import copy
-import json
-from pathlib import Path
-
 import pytest
 
 from experiments import keras_modes as experiment
 
 LEGACY, KERAS_3 = "legacy Keras", "Keras 3"
 
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> tuple[dict, Path]:
-    output = tmp_path_factory.mktemp("results")
-    assert experiment.main(["--mode", "quick", "--output", str(output)]) == 0
-    folder = output / experiment.EXPERIMENT.name
-    return json.loads((folder / "result.json").read_text()), folder
-
-
-@pytest.fixture
-def result(finished) -> dict:
-    """A copy that a test may contradict."""
-    return copy.deepcopy(finished[0])
-
-
-def verdict(claim: str, result: dict) -> str:
-    return experiment.EXPERIMENT.claims[claim](result).verdict
+PAGE = experiment
 
 
 @pytest.mark.parametrize(
@@ -90,11 +70,6 @@ def test_the_scripts_optimizer_trains_gamma_and_its_title_shows_nothing(finished
     assert script["as_its_title"]["largest_difference_from_first"] == [0.0] * 4
 
 
-def test_the_figure_is_drawn_from_the_result_alone(finished, tmp_path):
-    experiment.draw(finished[0], tmp_path)
-    assert 10_000 < (tmp_path / "keras_modes.png").stat().st_size < 300_000
-
-
 @pytest.mark.parametrize(
     ("claim", "path", "value", "expected"),
     [
@@ -114,17 +89,17 @@ def test_the_figure_is_drawn_from_the_result_alone(finished, tmp_path):
         ("flags-11", "after_compile/compiled_again", {"parameters": True, "statistics": True}, "does not hold"),
     ],
 )
-def test_a_contradicting_measurement_changes_the_verdict(result, claim, path, value, expected):
+def test_a_contradicting_measurement_changes_the_verdict(result, claim, path, value, expected, verdict):
     *folders, last = path.split("/")
     place = result["libraries"][LEGACY]
     for folder in folders:
         place = place[folder]
     place[last] = value
-    assert verdict(claim, result) == expected
+    assert verdict(result, claim) == expected
 
 
-def test_a_flag_that_is_never_heeded_before_compile_makes_flags_11_hold(result):
+def test_a_flag_that_is_never_heeded_before_compile_makes_flags_11_hold(result, verdict):
     for each in result["libraries"].values():
         for case in ("after_a_fit", "before_the_first_fit", "run_eagerly"):
             each["after_compile"][case] = {"parameters": True, "statistics": True}
-    assert verdict("flags-11", result) == "holds"
+    assert verdict(result, "flags-11") == "holds"

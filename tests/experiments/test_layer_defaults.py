@@ -1,30 +1,10 @@
 """Signatures, defaults and dated calls: what was read from the live libraries, and judges that can be contradicted."""
 
-import copy
-import json
-from pathlib import Path
-
 import pytest
 
 from experiments import layer_defaults as experiment
 
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> tuple[dict, Path]:
-    output = tmp_path_factory.mktemp("results")
-    assert experiment.main(["--mode", "quick", "--output", str(output)]) == 0
-    folder = output / experiment.EXPERIMENT.name
-    return json.loads((folder / "result.json").read_text()), folder
-
-
-@pytest.fixture
-def result(finished) -> dict:
-    """A copy that a test may contradict."""
-    return copy.deepcopy(finished[0])
-
-
-def verdict(claim: str, result: dict) -> str:
-    return experiment.EXPERIMENT.claims[claim](result).verdict
+PAGE = experiment
 
 
 @pytest.mark.parametrize(
@@ -85,11 +65,6 @@ def test_a_model_name_with_a_blank_is_refused(finished):
     assert finished[0]["model_names"]["BatchNorm"] == ""
 
 
-def test_the_figure_is_drawn_from_the_result_alone(finished, tmp_path):
-    experiment.draw(finished[0], tmp_path)
-    assert 10_000 < (tmp_path / "layer_defaults.png").stat().st_size < 300_000
-
-
 @pytest.mark.parametrize(
     ("claim", "path", "value", "expected"),
     [
@@ -103,23 +78,23 @@ def test_the_figure_is_drawn_from_the_result_alone(finished, tmp_path):
         ("solver-13", "model_names/Batch Norm", "", "holds"),
     ],
 )
-def test_a_contradicting_measurement_changes_the_verdict(result, claim, path, value, expected):
+def test_a_contradicting_measurement_changes_the_verdict(result, claim, path, value, expected, verdict):
     *folders, last = path.split("/")
     place = result
     for folder in folders:
         place = place[folder]
     place[last] = value
-    assert verdict(claim, result) == expected
+    assert verdict(result, claim) == expected
 
 
-def test_article_08_would_hold_if_scale_and_center_alone_differed(result):
+def test_article_08_would_hold_if_scale_and_center_alone_differed(result, verdict):
     contrib = result["signatures"]["slim form"]
     contrib |= {"center": "False", "decay": "0.99", "is_training": "False"}
-    assert verdict("article-08", result) == "holds"
+    assert verdict(result, "article-08") == "holds"
 
 
-def test_what_is_still_there_is_not_dated(result):
+def test_what_is_still_there_is_not_dated(result, verdict):
     result["modules_found"] = dict.fromkeys(result["modules_found"], True)
     result["attributes"] = {name: {"tensorflow": True, "compat.v1": True} for name in result["attributes"]}
     for claim in ("qa-01", "r2rt-24", "solver-11"):
-        assert verdict(claim, result) == "holds"
+        assert verdict(result, claim) == "holds"

@@ -1,27 +1,12 @@
 """With and without the update ops; and verdicts that change with the measurement."""
 
 import copy
-import json
 
 import pytest
 
 from experiments import missing_update_ops
 
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    output = tmp_path_factory.mktemp("results")
-    assert missing_update_ops.main(["--mode", "quick", "--output", str(output)]) == 0
-    return json.loads((output / "missing_update_ops" / "result.json").read_text())
-
-
-@pytest.fixture
-def result(finished):
-    return copy.deepcopy(finished)
-
-
-def verdict(result, claim):
-    return missing_update_ops.EXPERIMENT.claims[claim](result).verdict
+PAGE = missing_update_ops
 
 
 def test_without_the_dependency_the_statistics_stand_where_they_began(result):
@@ -75,7 +60,7 @@ def test_unscoped_updates_want_the_other_models_placeholder(result):
     assert found["bn beside bn2, both in training"] == "runs; moves bn2's statistics"
 
 
-def test_article_01_depends_on_the_gap_between_the_phases(result):
+def test_article_01_depends_on_the_gap_between_the_phases(result, verdict):
     result["runs"].append(copy.deepcopy(result["runs"][0]))
     without = result["runs"][1]["without"]
     without["training_false"] = without["training_true"]
@@ -87,17 +72,17 @@ def test_article_01_depends_on_the_gap_between_the_phases(result):
     assert verdict(result, "article-01") == "does not hold"
 
 
-def test_statistics_that_moved_contradict_article_01(result):
+def test_statistics_that_moved_contradict_article_01(result, verdict):
     result["runs"][0]["without"]["unmoved"] = False
     assert verdict(result, "article-01") == "does not hold"
 
 
-def test_updates_before_building_contradict_article_07(result):
+def test_updates_before_building_contradict_article_07(result, verdict):
     result["collected"]["before building"] = 2
     assert verdict(result, "article-07") == "does not hold"
 
 
-def test_article_10_depends_on_the_printout(result):
+def test_article_10_depends_on_the_printout(result, verdict):
     result["printed"]["rank 4, ref variables"] = missing_update_ops.DOCUMENT_PRINTS
     assert verdict(result, "article-10") == "holds if built with rank 4, ref variables"
     result["printed"]["rank 4, resource variables"] = missing_update_ops.DOCUMENT_PRINTS
@@ -106,28 +91,23 @@ def test_article_10_depends_on_the_printout(result):
     assert verdict(result, "article-10") == "does not hold"
 
 
-def test_article_13_depends_on_what_waits(result):
+def test_article_13_depends_on_what_waits(result, verdict):
     result["ordered"]["with"]["forward"] = [37, 37]
     assert verdict(result, "article-13") == "holds"
     result["order_of_runs"]["with"]["updates_first"] -= 1
     assert verdict(result, "article-13") == "does not hold"
 
 
-def test_solver_09_depends_on_where_the_updates_are(result):
+def test_solver_09_depends_on_where_the_updates_are(result, verdict):
     result["in_the_graph"]["updates_in_the_graph"] = 0
     assert verdict(result, "solver-09") == "holds"
     result["in_the_graph"]["updates_above_the_train_op_without"] = 2
     assert verdict(result, "solver-09") == "does not hold"
 
 
-def test_solver_10_depends_on_what_each_scope_takes(result):
+def test_solver_10_depends_on_what_each_scope_takes(result, verdict):
     result["scopes"][0]["foreign"] = 2
     assert verdict(result, "solver-10") == "does not hold"
     for case in result["scopes"]:
         case |= {"missed": 0, "foreign": 0}
     assert verdict(result, "solver-10") == "holds"
-
-
-def test_the_figure_is_drawn_from_the_result_alone(result, tmp_path):
-    missing_update_ops.draw(result, tmp_path)
-    assert 10_000 < (tmp_path / "missing_update_ops.png").stat().st_size < 300_000

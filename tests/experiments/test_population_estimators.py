@@ -7,17 +7,11 @@ import numpy as np
 import pytest
 
 from experiments import population_estimators as experiment
+from experiments.machinery import harness
 
 STEPS = 1000
 
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """The result of one run, its folder."""
-    output = tmp_path_factory.mktemp("results")
-    assert experiment.main(["--mode", "quick", "--steps", str(STEPS), "--output", str(output)]) == 0
-    folder = output / "population_estimators"
-    return json.loads((folder / "result.json").read_text()), folder
+PAGE = experiment
 
 
 def test_every_estimator_is_scored_at_every_mark(finished):
@@ -60,16 +54,10 @@ def test_averages_follow_their_recursions():
     assert averages.values["EMA 0.9"] == pytest.approx(0.1 * (9 + 0.9 * 4 + 0.81 * 2))
 
 
-def test_the_figure_is_drawn_from_the_result_alone_and_is_small(finished, tmp_path):
-    experiment.draw(finished[0], tmp_path)
-    assert 10_000 < (tmp_path / "population_estimators.png").stat().st_size < 300_000
-    assert (finished[1] / "result.json").stat().st_size < 300_000
-
-
 def test_a_second_run_takes_finished_seeds_from_the_first(finished, monkeypatch):
-    result, folder = finished
+    result, folder, _ = finished
     monkeypatch.setattr(experiment, "_run_seed", lambda *_: pytest.fail("the seed was trained again"))
-    assert experiment.main(["--mode", "quick", "--steps", str(STEPS), "--output", str(folder.parent)]) == 0
+    assert harness.main(experiment, ["--mode", "quick", "--steps", str(STEPS), "--output", str(folder.parent)]) == 0
     assert json.loads((folder / "result.json").read_text())["runs"] == result["runs"]
 
 

@@ -9,17 +9,11 @@ import pytest
 
 import bn_graph
 from experiments import recurrent as experiment
+from experiments.machinery import harness
 
 STEPS = 16
 
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """The result of one short run, and its folder."""
-    output = tmp_path_factory.mktemp("results")
-    assert experiment.main(["--mode", "quick", "--steps", str(STEPS), "--output", str(output)]) == 0
-    folder = output / "recurrent"
-    return json.loads((folder / "result.json").read_text()), folder
+PAGE = experiment
 
 
 def test_every_variant_is_trained_and_scored_with_every_kind_of_statistics(finished):
@@ -53,17 +47,11 @@ def test_the_first_steps_are_measured_from_both_states(finished):
         assert (row["variance_by_step"][0] == 0.0) == (row["noise"] == 0.0)
 
 
-def test_figures_are_drawn_from_the_result_alone_and_are_small(finished, tmp_path):
-    experiment.draw(finished[0], tmp_path)
-    for name in experiment.EXPERIMENT.figures:
-        assert 10_000 < (tmp_path / name).stat().st_size < 300_000
-
-
 def test_a_second_run_takes_finished_trainings_from_the_first(finished, monkeypatch):
-    result, folder = finished
+    result, folder, _ = finished
     monkeypatch.setattr(experiment, "_trained", lambda *_: pytest.fail("a network was trained again"))
     monkeypatch.setattr(experiment, "_first_steps", lambda _: result["first_steps"])
-    assert experiment.main(["--mode", "quick", "--steps", str(STEPS), "--output", str(folder.parent)]) == 0
+    assert harness.main(experiment, ["--mode", "quick", "--steps", str(STEPS), "--output", str(folder.parent)]) == 0
     assert json.loads((folder / "result.json").read_text())["runs"] == result["runs"]
 
 
@@ -132,7 +120,7 @@ def made_up(*, lost=0.3, small_gamma=0.2, zero_start=0.1, learned=True):
 
 
 @pytest.mark.parametrize(
-    ("changed", "verdict"),
+    ("result", "verdict"),
     [
         ({}, "holds if a noisy first state and a small gamma are seen to as well"),
         ({"small_gamma": 0.0}, "holds if a noisy first state is seen to as well"),
@@ -141,8 +129,8 @@ def made_up(*, lost=0.3, small_gamma=0.2, zero_start=0.1, learned=True):
         ({"lost": 0.001}, "does not hold"),
     ],
 )
-def test_the_verdict_follows_the_measurements(changed, verdict):
-    assert experiment.judge_r2rt_25(made_up(**changed)).verdict == verdict
+def test_the_verdict_follows_the_measurements(result, verdict):
+    assert experiment.judge_r2rt_25(made_up(**result)).verdict == verdict
 
 
 def test_a_gradient_that_overflowed_is_reported_as_infinite():

@@ -6,7 +6,7 @@ import pytest
 import bn_graph
 from bn_graph.tf1 import tf
 from experiments.demos import restore_demo
-from experiments.machinery.predict_from_checkpoint import HIDDEN_UNITS
+from experiments.single_example import HIDDEN_UNITS
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ import pytest
 
 import bn_graph
 from experiments import small_batches as experiment
+from experiments.machinery import harness
 from experiments.small_batches import (
     BATCH_NORM,
     GHOSTS,
@@ -23,24 +24,12 @@ from experiments.small_batches import (
 
 STEPS = 10
 
+PAGE = experiment
+
 
 @pytest.fixture(scope="module")
 def digits():
     return bn_graph.load("digits")
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """The result of one short run, and its folder."""
-    output = tmp_path_factory.mktemp("results")
-    assert experiment.main(["--steps", str(STEPS), "--output", str(output)]) == 0
-    folder = output / "small_batches"
-    return json.loads((folder / "result.json").read_text()), folder
-
-
-@pytest.fixture
-def result(finished):
-    return copy.deepcopy(finished[0])
 
 
 # --- What is drawn ----------------------------------------------------------------------------------------------------
@@ -227,25 +216,20 @@ def test_every_size_sees_as_many_examples():
 
 
 def test_a_second_run_takes_finished_trainings_from_the_first(finished, monkeypatch):
-    result, folder = finished
+    result, folder, _ = finished
     monkeypatch.setattr(experiment._Trainer, "train", lambda *_: pytest.fail("trained again"))
-    assert experiment.main(["--steps", str(STEPS), "--output", str(folder.parent)]) == 0
+    assert harness.main(experiment, ["--steps", str(STEPS), "--output", str(folder.parent)]) == 0
     assert json.loads((folder / "result.json").read_text())["cells"] == result["cells"]
 
 
 def test_a_run_that_was_stopped_ends_with_the_same_numbers(finished):
-    result, folder = finished
+    result, folder, _ = finished
     (record,) = folder.glob("checkpoints/*/renorm-16.json")
     known = json.loads(record.read_text())
     record.write_text(json.dumps(dict(list(known.items())[:2])))  # as if stopped after two trainings
-    assert experiment.main(["--steps", str(STEPS), "--output", str(folder.parent)]) == 0
+    assert harness.main(experiment, ["--steps", str(STEPS), "--output", str(folder.parent)]) == 0
     assert json.loads((folder / "result.json").read_text())["cells"] == result["cells"]
     assert json.loads(record.read_text()) == known
-
-
-def test_the_figure_is_drawn_from_the_result_alone(result, tmp_path):
-    experiment.draw(result, tmp_path)
-    assert 10_000 < (tmp_path / "small_batches.png").stat().st_size < 300_000
 
 
 # --- The judges and the advice ----------------------------------------------------------------------------------------
@@ -265,10 +249,6 @@ def as_if(result: dict, accuracy: float = 0.9, **changes: dict) -> dict:
     return other
 
 
-def verdict(result: dict, claim: str) -> str:
-    return experiment.EXPERIMENT.claims[claim](result).verdict
-
-
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
@@ -278,7 +258,7 @@ def verdict(result: dict, claim: str) -> str:
         ({(MIXED, RENORM, 4, "accuracy"): 0.85}, "does not hold"),
     ],
 )
-def test_renorm_01_follows_the_small_batches(result, changes, expected):
+def test_renorm_01_follows_the_small_batches(result, changes, expected, verdict):
     assert verdict(as_if(result, to=changes), "renorm-01") == expected
 
 
@@ -291,7 +271,7 @@ def test_renorm_01_follows_the_small_batches(result, changes, expected):
         (0.6, 0.8, "holds if it need not come near what mixed batches give"),
     ],
 )
-def test_renorm_02_follows_what_two_classes_cost(result, batch_norm, renorm, expected):
+def test_renorm_02_follows_what_two_classes_cost(result, batch_norm, renorm, expected, verdict):
     changes = {
         (TWO_CLASSES, BATCH_NORM, None, "accuracy"): batch_norm,
         (TWO_CLASSES, RENORM, None, "accuracy"): renorm,
@@ -308,7 +288,7 @@ def test_renorm_02_follows_what_two_classes_cost(result, batch_norm, renorm, exp
         ({(MIXED, BATCH_NORM, 16, "accuracy"): 0.8}, "does not hold"),  # the whole batch counts, not that of their size
     ],
 )
-def test_ghost_01_compares_ghosts_with_the_whole_batch(result, changes, expected):
+def test_ghost_01_compares_ghosts_with_the_whole_batch(result, changes, expected, verdict):
     assert verdict(as_if(result, to=changes), "ghost-01") == expected
 
 
@@ -324,7 +304,7 @@ def test_ghost_01_compares_ghosts_with_the_whole_batch(result, changes, expected
         ({(MIXED, RECALIBRATED, None, "accuracy"): 0.95}, "does not hold"),  # at a rate of its own: other weights
     ],
 )
-def test_precise_01_compares_statistics_of_the_same_weights(result, changes, expected):
+def test_precise_01_compares_statistics_of_the_same_weights(result, changes, expected, verdict):
     assert verdict(as_if(result, to=changes), "precise-01") == expected
 
 
@@ -338,7 +318,7 @@ def test_precise_01_compares_statistics_of_the_same_weights(result, changes, exp
         ({4: 0.9, 16: 0.9, 64: 0.5}, "does not hold"),
     ],
 )
-def test_precise_02_follows_how_far_apart_the_statistics_predict(result, own, expected):
+def test_precise_02_follows_how_far_apart_the_statistics_predict(result, own, expected, verdict):
     changes = {(MIXED, BATCH_NORM, size, "as in training"): value for size, value in own.items()}
     assert verdict(as_if(result, to=changes), "precise-02") == expected
 
@@ -375,7 +355,7 @@ def test_what_is_too_small_to_be_seen_is_no_advice(result):
     assert "at every size plain batch norm needs no remedy" in experiment.advice(as_if(result, to=changes))
 
 
-def test_what_one_seed_denies_is_no_advice_and_no_verdict(result):
+def test_what_one_seed_denies_is_no_advice_and_no_verdict(result, verdict):
     other = as_if(result)
     for cell in other["cells"]:
         cell["accuracy"] = [0.9] * 3

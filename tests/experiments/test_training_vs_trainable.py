@@ -1,27 +1,11 @@
 """The (training, trainable) table of the flags document: its digits, and judges that can be contradicted."""
 
-import copy
-import json
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 from experiments import training_vs_trainable as experiment
 
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> tuple[dict, Path]:
-    output = tmp_path_factory.mktemp("results")
-    assert experiment.main(["--mode", "quick", "--output", str(output)]) == 0
-    folder = output / experiment.EXPERIMENT.name
-    return json.loads((folder / "result.json").read_text()), folder
-
-
-@pytest.fixture
-def result(finished) -> dict:
-    """A copy that a test may contradict."""
-    return copy.deepcopy(finished[0])
+PAGE = experiment
 
 
 def cell(result: dict, library: str, training: bool, trainable: bool) -> dict:
@@ -95,55 +79,46 @@ def test_the_variance_by_rank_is_the_table_of_test_libraries(finished):
     assert by_rank["slim form"] == {"2": "unbiased", "3": "biased", "4": "unbiased", "5": "biased"}
 
 
-def test_the_figure_is_drawn_from_the_result_alone(finished, tmp_path):
-    experiment.draw(finished[0], tmp_path)
-    assert 10_000 < (tmp_path / "training_vs_trainable.png").stat().st_size < 300_000
-
-
-def verdict(claim: str, result: dict) -> str:
-    return experiment.EXPERIMENT.claims[claim](result).verdict
-
-
-def test_a_third_trainable_parameter_contradicts_flags_01(result):
+def test_a_third_trainable_parameter_contradicts_flags_01(result, verdict):
     result["parameters"]["trainable_true"]["trainable"].append("more")
-    assert verdict("flags-01", result) == "does not hold"
+    assert verdict(result, "flags-01") == "does not hold"
 
 
-def test_flags_02_follows_the_outputs(result):
+def test_flags_02_follows_the_outputs(result, verdict):
     good = {"mean": [0.0] * 4, "deviation": [1.0] * 4}
     result["normalized"] = dict.fromkeys(result["normalized"], good)
-    assert verdict("flags-02", result) == "holds"
+    assert verdict(result, "flags-02") == "holds"
     result["normalized"]["training, gamma 1, beta 0"] = {"mean": [3.0] * 4, "deviation": [1.0] * 4}
-    assert verdict("flags-02", result) == "does not hold"
+    assert verdict(result, "flags-02") == "does not hold"
 
 
-def test_flags_03_would_hold_if_the_output_were_that_of_the_moving_statistics(result):
+def test_flags_03_would_hold_if_the_output_were_that_of_the_moving_statistics(result, verdict):
     cell(result, "tf.layers", True, True)["normalizes_with"] = "moving"
-    assert verdict("flags-03", result) == "holds"
+    assert verdict(result, "flags-03") == "holds"
 
 
-def test_flags_04_follows_whether_other_statistics_show(result):
+def test_flags_04_follows_whether_other_statistics_show(result, verdict):
     result["other_statistics"]["inference"]["from_gamma_and_beta_alone"] = [0.009, 0.009]
-    assert verdict("flags-04", result) == "holds"
+    assert verdict(result, "flags-04") == "holds"
     result["other_statistics"]["inference"]["from_gamma_and_beta_alone"] = [5.0, 5.0]
-    assert verdict("flags-04", result) == "does not hold"
+    assert verdict(result, "flags-04") == "does not hold"
 
 
-def test_other_pixels_contradict_flags_05_and_06(result):
+def test_other_pixels_contradict_flags_05_and_06(result, verdict):
     cell(result, "tf.layers", False, False)["first_pixel_rounded"] = [2, 2, 3, -1]
     cell(result, "tf.layers", True, False)["moved"] = True
-    assert verdict("flags-05", result) == verdict("flags-06", result) == "does not hold"
+    assert verdict(result, "flags-05") == verdict(result, "flags-06") == "does not hold"
 
 
-def test_flags_07_names_the_kernel_and_the_run_that_match(result):
+def test_flags_07_names_the_kernel_and_the_run_that_match(result, verdict):
     fused, plain = (cell(result, name, True, True) for name in ("tf.layers", "tf.layers, fused=False"))
     for key in ("printed_mean", "printed_variance"):
         fused[key], plain[key] = plain[key], fused[key][::-1]
-    assert verdict("flags-07", result) == "holds if fused=False is used and it is run 2 of the two"
+    assert verdict(result, "flags-07") == "holds if fused=False is used and it is run 2 of the two"
     plain["printed_mean"] = ["[0. 0. 0. 0.]"] * 2
-    assert verdict("flags-07", result) == "does not hold"
+    assert verdict(result, "flags-07") == "does not hold"
 
 
-def test_statistics_that_move_with_trainable_false_contradict_flags_08(result):
+def test_statistics_that_move_with_trainable_false_contradict_flags_08(result, verdict):
     result["what_moves"]["training=True, trainable=False, update ops run"] = True
-    assert verdict("flags-08", result) == "does not hold"
+    assert verdict(result, "flags-08") == "does not hold"

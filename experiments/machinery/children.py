@@ -1,0 +1,64 @@
+"""Functions that are run in processes of their own: for what needs a fresh interpreter, or another TensorFlow setting.
+
+A page calls ``children.ask(function, argument=value)``, where `function` is one of its own top-level functions. The child
+imports the page and calls the function by its name. Arguments and answers are what JSON can hold: arguments go to the
+child's stdin, and the answer is the last line of its stdout.
+"""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from experiments.machinery.programs import UsageError, module_name
+
+__all__ = ["ask", "ask_each"]
+
+_ROOT = Path(__file__).parents[2]
+
+
+def ask(function: Callable, *, environment: Mapping[str, str] | None = None, **arguments) -> object:
+    """What `function` returns in a new process.
+
+    Args:
+        function: of a module's top level.
+        environment: variables that are set for the child, beside this process's own.
+        **arguments: for `function`.
+
+    Raises:
+        UsageError: the process failed; the message ends with the last line that it wrote.
+    """
+    module = module_name(function.__module__)
+    path = os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    finished = subprocess.run(
+        [sys.executable, "-m", "experiments.machinery.children", module, function.__name__],
+        input=json.dumps(arguments),
+        env=os.environ | {"PYTHONPATH": path} | (environment or {}),
+        capture_output=True,
+        text=True,
+    )
+    if finished.returncode:
+        last = (finished.stderr.strip().splitlines() or ["no message"])[-1]
+        raise UsageError(f"the process of {module}.{function.__name__} failed: {last}")
+    return json.loads(finished.stdout.splitlines()[-1])
+
+
+def ask_each(function: Callable, questions: Mapping[str, Mapping[str, object]]) -> dict[str, object]:
+    """`ask` for each of `questions`, all at the same time: most of what a child does is importing TensorFlow.
+
+    Args:
+        function: of a module's top level.
+        questions: keyword arguments of `ask`, by the name that the answer gets.
+    """
+    with ThreadPoolExecutor(len(questions)) as pool:
+        asked = {name: pool.submit(ask, function, **question) for name, question in questions.items()}
+        return {name: answer.result() for name, answer in asked.items()}
+
+
+if __name__ == "__main__":
+    module, name = sys.argv[1:]
+    print(json.dumps(getattr(importlib.import_module(module), name)(**json.load(sys.stdin))))

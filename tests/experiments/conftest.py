@@ -1,0 +1,80 @@
+"""Every page is run once, however many tests and test processes read what it left."""
+
+import contextlib
+import copy
+import fcntl
+import importlib
+import io
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
+
+import pytest
+
+from experiments.machinery import harness
+
+# Where the quick mode trains for longer than its tests need.
+OPTIONS = {
+    "bn_vs_plain": ["--steps", "400"],  # every curve has points
+    "figure1": ["--steps", "300"],
+    "higher_learning_rates": ["--steps", "30"],  # too few to learn much: what is learned is no matter here
+    "population_estimators": ["--steps", "1000"],
+    "recurrent": ["--steps", "16"],
+    "single_example": ["--data", "digits", "--steps", "2000"],  # enough to learn the digits
+    "small_batches": ["--steps", "10"],
+}
+
+
+class Finished(NamedTuple):
+    """A page's run: its result, the folder that it is in, and what was printed."""
+
+    result: dict
+    folder: Path
+    printed: str
+
+
+def arguments(name: str, output: Path) -> list[str]:
+    """The command line of a page's run for the tests."""
+    return [*OPTIONS.get(name, []), "--output", str(output)]
+
+
+@pytest.fixture(scope="session")
+def run_page(tmp_path_factory) -> Callable[[str], Finished]:
+    """Runs a page by its name, if no other test has; its folder is not to be changed."""
+    base = tmp_path_factory.getbasetemp()
+    output = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "results"
+    output.mkdir(exist_ok=True)
+
+    def finished(name: str) -> Finished:
+        printed, result = output / f"{name}.txt", output / name / "result.json"
+        with (output / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not printed.exists():
+                with contextlib.redirect_stdout(io.StringIO()) as written:
+                    assert harness.main(importlib.import_module(f"experiments.{name}"), arguments(name, output)) == 0
+                printed.write_text(written.getvalue())
+        return Finished(json.loads(result.read_text()), output / name, printed.read_text())
+
+    return finished
+
+
+@pytest.fixture(scope="module")
+def finished(request, run_page) -> Finished:
+    """The run of the page that the test module is about, its ``PAGE``; not to be changed."""
+    return run_page(request.module.PAGE.__name__.rpartition(".")[2])
+
+
+@pytest.fixture
+def result(finished) -> dict:
+    """A copy of the page's result, which a test may contradict."""
+    return copy.deepcopy(finished.result)
+
+
+@pytest.fixture(scope="module")
+def verdict(request) -> Callable[[dict, str], str]:
+    """The verdict of the page on a claim, computed from any result."""
+    page: ModuleType = request.module.PAGE
+    return lambda result, claim: harness.page_of(page).judges[claim](result).verdict
