@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import NamedTuple, TextIO
 
-from experiments.machinery.harness import UsageError
+from experiments.machinery.programs import UsageError
 
 __all__ = ["Contender", "Missing", "Worker", "alternate", "ask", "close", "ready", "start"]
 

@@ -7,7 +7,7 @@ import pytest
 
 from bn_graph.audit import audit
 from experiments.benchmarks import audit_cost
-from experiments.machinery.harness import UsageError
+from experiments.machinery.programs import UsageError
 
 SIZES = (1_500, 4_000)
 LAYERS = 3  # of batch norm in a block: two fused, one written out

@@ -13,7 +13,7 @@ import pytest
 
 from experiments.benchmarks import bench, child, measuring, steps_here, tasks, workers
 from experiments.benchmarks.measuring import COMPILED, DOCUMENT, IN_GRAPH
-from experiments.machinery.harness import UsageError
+from experiments.machinery.programs import UsageError
 
 EXAMPLES = 1500
 

@@ -10,7 +10,7 @@ import pytest
 import bn_graph
 from bn_graph.tf1 import tf
 from experiments.demos import repaired_checkpoint
-from experiments.machinery.harness import UsageError
+from experiments.machinery.programs import UsageError
 
 STEPS = 300  # of digits; the moving averages' memory is a thousand, so trained properly is not yet as good as mended
 
