@@ -10,8 +10,8 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from bn_graph.audit.findings import AuditError
 from bn_graph.commands import CommandError
+from bn_graph.graphs.errors import BnGraphError
 
 __all__ = ["main"]
 
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         status = _run(argv)
         sys.stdout.flush()  # so that a closed pipe shows here and not at the interpreter's end
         return status
-    except (CommandError, AuditError) as error:
+    except BnGraphError as error:
         return _complain(name, str(error))
     except BrokenPipeError:
         _drop_what_is_left()

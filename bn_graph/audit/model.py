@@ -1,10 +1,11 @@
-"""Everything that the rules look at, worked out once: layers, training, modes, outputs, Savers, what is stored."""
+"""Everything that rules look at, worked out once: layers, training, modes, inference, Savers, what is stored."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from bn_graph.audit.findings import LayerRow
-from bn_graph.audit.stored import Stored, is_initial, look_up
+from bn_graph.audit import outputs as inference_outputs
+from bn_graph.audit.report import LayerRow, Mode, Saved, State
+from bn_graph.audit.stored import Role, Stored, is_initial, look_up, statistics_state
 from bn_graph.checkpoints.index import Checkpoint
 from bn_graph.graphs.graph import Graph, Uses, build, node_named, uses
 from bn_graph.graphs.layers import Layer, find_layers
@@ -16,7 +17,7 @@ from bn_graph.graphs.train_ops import Training, find_training
 from bn_graph.graphs.updates import targets
 from bn_graph.graphs.values import constant, truth
 
-__all__ = ["Model", "make_model"]
+__all__ = ["Model", "make_model", "row"]
 
 
 class Model(NamedTuple):
@@ -26,10 +27,12 @@ class Model(NamedTuple):
         graph, uses, layers: the graph and its layers.
         training: what trains it.
         modes: how its switches stand at inference.
-        outputs: nodes known to be inference outputs, by the caller or by a signature; empty if nobody says.
+        outputs: nodes known to be inference outputs, by the caller or by a signature; empty if neither names any.
         savers: the main one first.
         stored: what the checkpoint has of its variables; None without a checkpoint.
-        states: each layer's `LayerRow.statistics`.
+        states: of each layer's statistics, by its name.
+        is_untrained: whether the checkpoint was written before the first step: all but statistics is as initialized.
+        inference: what inference does with each layer, by its name.
     """
 
     graph: Graph
@@ -40,11 +43,18 @@ class Model(NamedTuple):
     outputs: tuple[int, ...]
     savers: tuple[Saver, ...]
     stored: Stored | None
-    states: dict[str, str]
+    states: dict[str, State]
+    is_untrained: bool
+    inference: dict[str, "inference_outputs.InferencePath"]
 
     def name(self, node: int) -> str:
         """A node's name."""
         return self.graph.names[node]
+
+    def names(self, nodes: Iterable[int]) -> str:
+        """The names of the first two nodes, and how many more there are."""
+        names = [self.name(node) for node in dict.fromkeys(nodes)]
+        return ", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")
 
     def in_training(self, layer: Layer) -> bool:
         """Whether running a train op runs the layer."""
@@ -58,11 +68,11 @@ class Model(NamedTuple):
 
     def trains_by_batch(self, layer: Layer) -> bool:
         """Whether it may normalize by the batch when a train op runs."""
-        return any(way.by_batch and way.place.node in self.training.closure for way in alternatives(layer))
+        return any(call.by_batch and call.place.node in self.training.closure for call in alternatives(layer))
 
-    def has_population_path(self, layer: Layer) -> bool:
-        """Whether it normalizes by population statistics somewhere, as the switches stand at inference."""
-        return any(not way.by_batch and self.modes.allows(way) for way in alternatives(layer))
+    def has_moving_path(self, layer: Layer) -> bool:
+        """Whether it normalizes by its moving statistics somewhere, as the switches stand at inference."""
+        return any(not call.by_batch and self.modes.allows(call) for call in alternatives(layer))
 
 
 def make_model(
@@ -93,9 +103,10 @@ def make_model(
     savers = tuple(find_savers(graph, meta_graph.saver_def.save_tensor_name))
     stored = None if checkpoint is None else _stored(graph, checkpoint, layers, savers)
     states = {layer.name: _state(graph, layer, stored) for layer in layers}
-    return Model(
-        graph, users, layers, training, modes(graph, users, layers, known), tuple(named), savers, stored, states
-    )
+    is_untrained = State.INITIAL in states.values() and stored is not None and _is_untrained(layers, stored)
+    switches = modes(graph, users, layers, known)
+    model = Model(graph, users, layers, training, switches, tuple(named), savers, stored, states, is_untrained, {})
+    return model._replace(inference=inference_outputs.find_paths(model))
 
 
 def _trainable(meta_graph: MetaGraphDef) -> Collection[str]:
@@ -138,95 +149,93 @@ def _defaults(graph: Graph, meta_graph: MetaGraphDef) -> dict[int, bool | float]
     return defaults
 
 
+# --- What is stored ---------------------------------------------------------------------------------------------------
+
+
 def _stored(graph: Graph, checkpoint: Checkpoint, layers: Sequence[Layer], savers: Sequence[Saver]) -> Stored:
     saved_as = {node: key for saver in reversed(savers) for node, key in saver.keys.items()}
     wanted = {node for layer in layers for node in layer.statistics + layer.parameters} | set(saved_as)
     return look_up(graph, checkpoint, wanted, targets(graph), saved_as)
 
 
-def _state(graph: Graph, layer: Layer, stored: Stored | None) -> str:
-    """What is known of a layer's statistics: see `LayerRow.statistics`."""
+def _state(graph: Graph, layer: Layer, stored: Stored | None) -> State:
     if not layer.statistics:
         return _state_of_constants(graph, layer)
     if stored is None:
-        return "-"
-    entries = [stored.entry(node) for node in layer.statistics]
-    if None in entries:
-        return "missing"
-    verdicts = [
-        is_initial(entry, stored.initial.get(node), 0.0 if node in layer.means else 1.0)
-        for node, entry in zip(layer.statistics, entries, strict=True)
-    ]
-    if False in verdicts:
-        return "updated"
-    return "?" if None in verdicts else "initial"
-
-
-def _state_of_constants(graph: Graph, layer: Layer) -> str:
-    """In a frozen graph the statistics are constants of it."""
-    values = {
-        kind: [constant(graph, (source.node, 0)) for source in sources if source.origin is Origin.CONSTANT]
-        for place in layer.places
-        for kind, sources in (("mean", place.mean), ("variance", place.variance))
-    }
-    if not values.get("mean") or not values.get("variance"):
-        return "-"
-    if any(value is None or value.size == 0 for found in values.values() for value in found):
-        return "?"
-    initial = all((value == 0).all() for value in values["mean"]) and all(
-        (value == 1).all() for value in values["variance"]
+        return State.ABSENT
+    entries = {node: stored.entry(node) for node in layer.statistics}
+    if None in entries.values():
+        return State.MISSING
+    return statistics_state(
+        (entry, Role.MEAN if node in layer.means else Role.VARIANCE, stored.initial.get(node))
+        for node, entry in entries.items()
     )
-    return "initial" if initial else "updated"
 
 
-def looks_untrained(model: Model) -> bool:
-    """Whether nothing in the checkpoint shows that it was ever trained: gammas, betas and slots as initialized."""
-    if model.stored is None:
-        return False
-    seen = False
-    statistics = {node for layer in model.layers for node in layer.statistics}
-    of_layers = {
-        node: number
-        for layer in model.layers
-        for group, number in ((layer.gammas, 1.0), (layer.betas, 0.0))
-        for node in group
-    }
-    for node in model.stored.keys.keys() - statistics:
-        entry = model.stored.entry(node)
-        if entry is None or (node not in of_layers and node not in model.stored.initial):
+def _state_of_constants(graph: Graph, layer: Layer) -> State:
+    """In a frozen graph the statistics are constants of it."""
+    means, variances = (
+        [
+            constant(graph, (source.node, 0))
+            for place in layer.places
+            for source in getattr(place, statistic)
+            if source.origin is Origin.CONSTANT
+        ]
+        for statistic in ("mean", "variance")
+    )
+    if not means or not variances:
+        return State.ABSENT
+    if any(value is None or value.size == 0 for value in means + variances):
+        return State.UNKNOWN
+    initial = all((value == 0).all() for value in means) and all((value == 1).all() for value in variances)
+    return State.INITIAL if initial else State.UPDATED
+
+
+def _is_untrained(layers: Sequence[Layer], stored: Stored) -> bool:
+    """Whether gammas, betas, slots and other variables are as initialized, so far as their initial values are known."""
+    roles = {node: Role.GAMMA for layer in layers for node in layer.gammas}
+    roles |= {node: Role.BETA for layer in layers for node in layer.betas}
+    statistics = {node for layer in layers for node in layer.statistics}
+    any_known = False
+    for node in stored.keys.keys() - statistics:
+        entry = stored.entry(node)
+        if entry is None or (node not in roles and node not in stored.initial):
             continue
-        verdict = is_initial(entry, model.stored.initial.get(node), of_layers.get(node, 0.0))
+        verdict = is_initial(entry, roles.get(node), stored.initial.get(node))
         if verdict is False:
             return False
-        seen = seen or bool(verdict)
-    return seen
+        any_known = any_known or bool(verdict)
+    return any_known
 
 
-def row(model: Model, layer: Layer, inference_mode: str) -> LayerRow:
+# --- The report's table -----------------------------------------------------------------------------------------------
+
+
+def row(model: Model, layer: Layer) -> LayerRow:
     """A layer as the report's table has it."""
-    ways = list(alternatives(layer))
-    upstream = {update.node for update in layer.updates} & model.training.closure
-    total = len({update.node for update in layer.updates})
-    roles = (
-        ("gamma", layer.gammas),
-        ("beta", layer.betas),
-        ("moving_mean", layer.means),
-        ("moving_variance", layer.variances),
-    )
+    calls = list(alternatives(layer))
+    updates = {update.node for update in layer.updates}
+    roles = {
+        Role.GAMMA: layer.gammas,
+        Role.BETA: layer.betas,
+        Role.MEAN: layer.means,
+        Role.VARIANCE: layer.variances,
+    }
+    by_batch = any(call.by_batch for call in calls)
     return LayerRow(
         name=layer.name,
         kernel=", ".join(dict.fromkeys(place.kernel for place in layer.places)),
-        training="batch" if any(way.by_batch for way in ways) else "population" if ways else "?",
-        inference=inference_mode,
-        updates=f"{len(upstream)} of {total}" if total else "none",
+        training=Mode.BATCH if by_batch else Mode.MOVING if calls else Mode.UNKNOWN,
+        inference=model.inference[layer.name].mode,
+        updates=f"{len(updates & model.training.closure)} of {len(updates)}" if updates else "none",
         saved=_saved(model, layer),
         statistics=model.states[layer.name],
-        variables={role: model.name(nodes[0]) for role, nodes in roles if nodes},
+        variables={role.value: model.name(nodes[0]) for role, nodes in roles.items() if nodes},
     )
 
 
-def _saved(model: Model, layer: Layer) -> str:
+def _saved(model: Model, layer: Layer) -> Saved:
     if not model.savers or not layer.statistics:
-        return "-"
+        return Saved.ABSENT
     saved = [node for node in layer.statistics if any(node in saver.keys for saver in model.savers)]
-    return "yes" if len(saved) == len(layer.statistics) else "some" if saved else "no"
+    return Saved.YES if len(saved) == len(layer.statistics) else Saved.SOME if saved else Saved.NO

@@ -1,15 +1,72 @@
-"""What a checkpoint holds of a graph's variables: there or not, still as initialized or not."""
+"""What a checkpoint has of batch norm: there or not, still as initialized or not; with a graph's variables, or by names."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from enum import Enum
 from typing import NamedTuple
 
 import numpy as np
 
+from bn_graph.audit.report import State
 from bn_graph.checkpoints.index import Checkpoint, Entry, equals, is_filled_with
 from bn_graph.graphs.graph import Graph
 from bn_graph.graphs.values import constant
 
-__all__ = ["Stored", "is_initial", "look_up"]
+__all__ = [
+    "Role",
+    "Stored",
+    "StoredLayer",
+    "StoredLayers",
+    "is_initial",
+    "layers_by_name",
+    "look_up",
+    "statistics_state",
+]
+
+
+class Role(str, Enum):
+    """What a variable is to its layer."""
+
+    GAMMA = "gamma"
+    BETA = "beta"
+    MEAN = "moving_mean"
+    VARIANCE = "moving_variance"
+
+
+_CONVENTIONAL = {Role.GAMMA: (1.0,), Role.BETA: (0.0,), Role.MEAN: (0.0,), Role.VARIANCE: (1.0, 0.0)}
+"""What variables are filled with at first; averages of tensors, variances too, start from 0."""
+
+
+def is_initial(entry: Entry, role: Role | None, initial: np.ndarray | None = None) -> bool | None:
+    """Whether a stored tensor still is what it was initialized to; None if that can't be determined.
+
+    Args:
+        entry: of the checkpoint.
+        role: says what the initial value is by convention, where no graph has it; None for other variables, by 0.
+        initial: the initial value, where a graph has it.
+    """
+    if initial is None or initial.size == 0:
+        verdicts = [is_filled_with(entry, number) for number in _CONVENTIONAL.get(role, (0.0,))]
+        return True if True in verdicts else None if None in verdicts else False
+    first = initial.reshape(-1)[0]
+    # Of a partitioned variable the graph has the initial values of parts.
+    if initial.shape != entry.shape or not any(initial.strides) or bool((initial == first).all()):
+        return is_filled_with(entry, float(first))
+    return equals(entry, initial)
+
+
+def statistics_state(statistics: Iterable[tuple[Entry, Role, np.ndarray | None]]) -> State:
+    """The state of a layer's statistics: updated if one of them is.
+
+    Args:
+        statistics: each with its role, and its initial value where a graph has it.
+    """
+    verdicts = [is_initial(*statistic) for statistic in statistics]
+    if False in verdicts:
+        return State.UPDATED
+    return State.UNKNOWN if None in verdicts else State.INITIAL
+
+
+# --- With a graph -----------------------------------------------------------------------------------------------------
 
 
 class Stored(NamedTuple):
@@ -26,7 +83,7 @@ class Stored(NamedTuple):
     initial: dict[int, np.ndarray]
 
     def entry(self, variable: int) -> Entry | None:
-        """What the checkpoint holds of a variable."""
+        """What the checkpoint has of a variable."""
         return self.checkpoint.entries.get(self.keys.get(variable, ""))
 
 
@@ -65,25 +122,86 @@ def _key(checkpoint: Checkpoint, name: str, saved_as: str | None) -> str:
 def _initial_value(graph: Graph, variable: int, assigns: Iterable[int]) -> np.ndarray | None:
     name = graph.names[variable]
     named = [node for node in assigns if graph.names[node] == f"{name}/Assign"]
-    for node in named or list(assigns)[:1]:
-        value = constant(graph, graph.inputs[node][1])
-        if value is not None:
-            return value
-    return None
+    values = (constant(graph, graph.inputs[node][1]) for node in named or list(assigns)[:1])
+    return next((value for value in values if value is not None), None)
 
 
-def is_initial(entry: Entry, value: np.ndarray | None, by_convention: float) -> bool | None:
-    """Whether a stored tensor still is what it was initialized to; None if that can't be told.
+# --- Without a graph --------------------------------------------------------------------------------------------------
 
-    Args:
-        entry: of the checkpoint.
-        value: the initial value, where the graph tells it.
-        by_convention: what is filled in where it doesn't: 0 for a mean or beta, 1 for a variance or gamma.
+
+class StoredLayer(NamedTuple):
+    """A layer known by its names in a checkpoint.
+
+    Attributes:
+        name: its scope.
+        mean, variance: the keys of its statistics.
+        parameters: the keys of gamma and beta, where it has them.
+        state: of its statistics.
     """
-    if value is None or value.size == 0 or value.shape != entry.shape:
-        number = by_convention if value is None or value.size == 0 else float(value.reshape(-1)[0])
-        return is_filled_with(entry, number)
-    first = value.reshape(-1)[0]
-    if not any(value.strides) or bool((value == first).all()):
-        return is_filled_with(entry, float(first))
-    return equals(entry, value)
+
+    name: str
+    mean: str
+    variance: str
+    parameters: dict[Role, str]
+    state: State
+
+
+class StoredLayers(NamedTuple):
+    """A checkpoint without its graph: its prefix, its layers, and whether none of their gammas and betas was trained."""
+
+    prefix: str
+    layers: tuple[StoredLayer, ...]
+    is_untrained: bool
+
+
+_VARIANCE_NAMES = {
+    "moving_mean": ("moving_variance", "moving_var"),
+    "running_mean": ("running_var", "running_variance"),
+    "pop_mean": ("pop_var", "pop_variance"),
+    "population_mean": ("population_variance", "population_var"),
+    "mean/EMA": ("variance/EMA",),
+    "mu": ("sigma", "var"),
+    "moments/Squeeze": ("moments/Squeeze_1",),
+    "moments/mean": ("moments/variance",),
+    "batch_mean": ("batch_var", "batch_variance"),
+}
+"""What people and libraries call a mean, and the variance that goes with it."""
+
+_ONLY_AVERAGED = ("moments/Squeeze", "moments/mean", "batch_mean")
+"""Names of tensors, of which only an average is a variable."""
+
+_PARAMETER_NAMES = {Role.GAMMA: ("gamma", "scale", "weight"), Role.BETA: ("beta", "offset", "bias", "shift")}
+_AVERAGE, _OBJECT = "/ExponentialMovingAverage", "/.ATTRIBUTES/VARIABLE_VALUE"
+
+
+def layers_by_name(checkpoint: Checkpoint) -> StoredLayers:
+    """The layers of a checkpoint, by the names that people and libraries give to statistics."""
+    layers = tuple(_layers(checkpoint))
+    parameters = [(checkpoint.entries[key], role) for layer in layers for role, key in layer.parameters.items()]
+    is_untrained = bool(parameters) and all(is_initial(entry, role) for entry, role in parameters)
+    return StoredLayers(checkpoint.prefix, layers, is_untrained)
+
+
+def _layers(checkpoint: Checkpoint) -> Iterator[StoredLayer]:
+    for key in checkpoint.entries:
+        plain = key.removesuffix(_OBJECT)
+        average = _AVERAGE if plain.endswith(_AVERAGE) else ""
+        path = plain.removesuffix(average)
+        name = next((name for name in _VARIANCE_NAMES if path == name or path.endswith(f"/{name}")), None)
+        # The average of a moving mean is the average of an average, and shows nothing more.
+        if name is None or (name in _ONLY_AVERAGED) != bool(average):
+            continue
+        scope, ending = path.removesuffix(name), key[len(path) :]
+        variance = _first_key(checkpoint, scope, _VARIANCE_NAMES[name], [ending])
+        if variance is not None:
+            tried = {
+                role: _first_key(checkpoint, scope, names, [ending, ""]) for role, names in _PARAMETER_NAMES.items()
+            }
+            parameters = {role: found for role, found in tried.items() if found is not None}
+            entries = [(checkpoint.entries[key], Role.MEAN, None), (checkpoint.entries[variance], Role.VARIANCE, None)]
+            yield StoredLayer(scope.rstrip("/") or key, key, variance, parameters, statistics_state(entries))
+
+
+def _first_key(checkpoint: Checkpoint, scope: str, names: Iterable[str], endings: Iterable[str]) -> str | None:
+    tried = (f"{scope}{name}{ending}" for name in names for ending in endings)
+    return next((key for key in tried if key in checkpoint.entries), None)

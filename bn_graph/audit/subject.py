@@ -1,4 +1,4 @@
-"""What a path is, graph or checkpoint or a directory of them, told by content and not by its name alone."""
+"""What a path holds: a graph, a checkpoint or a directory of them, recognized by content and not by name alone."""
 
 import itertools
 import os
@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from google.protobuf import text_format
 
+from bn_graph.audit.report import SubjectKind
 from bn_graph.checkpoints.files import (
     base_name,
     checkpoint_state,
@@ -31,13 +32,13 @@ class Subject(NamedTuple):
 
     Attributes:
         path: of the graph's file, or the checkpoint's; for one of several meta graphs of a SavedModel, with its tags.
-        kind: ``meta graph``, ``saved model``, ``graph`` or ``checkpoint``.
+        kind: what the file is.
         meta_graph: the graph; a bare GraphDef is the `graph_def` of an otherwise empty one; None for a checkpoint alone.
         checkpoint: the checkpoint that belongs to it, or None.
     """
 
     path: str
-    kind: str
+    kind: SubjectKind
     meta_graph: Any
     checkpoint: Checkpoint | None
 
@@ -133,7 +134,7 @@ def _checkpoint_alone(prefix: str, other: Checkpoint | None) -> Subject:
     if other:
         raise AuditError(f"{prefix}: is a checkpoint without a .meta; pair the other checkpoint with a graph.")
     index = prefix + ".index"
-    return Subject(index if os.path.lexists(index) else prefix, "checkpoint", None, read_checkpoint(prefix))
+    return Subject(index if os.path.lexists(index) else prefix, SubjectKind.CHECKPOINT, None, read_checkpoint(prefix))
 
 
 # From a path to files.
@@ -249,12 +250,12 @@ def _prefix(source: _Source) -> str | None:
 def _source(path: str) -> _Source | None:
     """What a file is part of; None if it is none of what is read here."""
     kinds = _kinds(path)
-    if kinds == ("table",):
+    if kinds == (SubjectKind.CHECKPOINT,):
         return _with_graph(re.sub(r"\.index$|-\d{5}-of-\d{5}$", "", path))
     if not kinds:
         return None
     prefix = path.removesuffix(".meta")
-    if kinds == ("saved model",):
+    if kinds == (SubjectKind.SAVED_MODEL,):
         prefix = os.path.join(os.path.dirname(path), "variables", "variables")
     return _Source(path, prefix if prefix != path and has_tensors(prefix) else None)
 
@@ -300,12 +301,12 @@ def _other_checkpoint(path: str) -> Checkpoint:
 # From a file to what is in it.
 
 
-def _kinds(path: str) -> tuple[str, ...]:
-    """What a file can be by its first and last bytes: kinds to try, in order; ``("table",)``; or nothing."""
+def _kinds(path: str) -> tuple[SubjectKind, ...]:
+    """What a file can be by its first and last bytes: kinds to try, in order."""
     head = first_bytes(path)
     with reading(path, "a graph or checkpoint"):
         if is_table(path):
-            return ("table",)
+            return (SubjectKind.CHECKPOINT,)
         return _text_kinds(head) if _is_text(head) else _binary_kinds(path, os.path.getsize(path))
 
 
@@ -318,12 +319,12 @@ def _is_text(head: bytes) -> bool:
     return not re.search(rb"[\0-\x08\x0b\x0e-\x1f\x7f]", head)
 
 
-def _text_kinds(head: bytes) -> tuple[str, ...]:
+def _text_kinds(head: bytes) -> tuple[SubjectKind, ...]:
     first = re.match(rb"(?:\xef\xbb\xbf)?(?:\s|#[^\n]*\n)*(\w+)\s*[:{<]", head)
     return next((kinds for names, kinds in _FIRST_FIELDS.items() if first and first[1].decode() in names.split()), ())
 
 
-def _binary_kinds(path: str, size: int) -> tuple[str, ...]:
+def _binary_kinds(path: str, size: int) -> tuple[SubjectKind, ...]:
     """Tells TensorFlow's messages apart by the numbers and wire types of their first fields."""
     with open(path, "rb") as file:
         fields = list(itertools.islice(_fields(file, size), 64))
@@ -331,10 +332,12 @@ def _binary_kinds(path: str, size: int) -> tuple[str, ...]:
         return ()
     numbers = [number for number, _ in fields]
     if fields[0] == (1, 0):
-        return ("saved model",) if set(fields[1:]) <= {(2, 2)} else ()
+        return (SubjectKind.SAVED_MODEL,) if set(fields[1:]) <= {(2, 2)} else ()
     if not set(fields) <= {(1, 2), (2, 2), (3, 0), (3, 2), (4, 2), (5, 2), (6, 2), (7, 2), (8, 2)}:
         return ()
-    return ("meta graph", "graph") if 2 in numbers and numbers.count(1) <= 1 else ("graph",)
+    return (
+        (SubjectKind.META_GRAPH, SubjectKind.GRAPH) if 2 in numbers and numbers.count(1) <= 1 else (SubjectKind.GRAPH,)
+    )
 
 
 def _fields(file, size: int) -> Iterator[tuple[int, int] | None]:
@@ -359,7 +362,7 @@ def _fields(file, size: int) -> Iterator[tuple[int, int] | None]:
         position += end + (value if wire == 2 else 0)
 
 
-def _parse(path: str) -> tuple[str, list[Any]]:
+def _parse(path: str) -> tuple[SubjectKind, list[Any]]:
     """A graph file's kind and meta graphs."""
     kinds = _kinds(path)
     if os.path.getsize(path) >= 1 << 31:
@@ -374,17 +377,19 @@ def _parse(path: str) -> tuple[str, list[Any]]:
     raise errors[0] if errors else AuditError(f"{path}: is no graph or SavedModel.")
 
 
-def _parse_as(kind: str, path: str) -> list[Any]:
+def _parse_as(kind: SubjectKind, path: str) -> list[Any]:
     saved = protos.SavedModel()
     single = protos.MetaGraphDef()
-    message = {"saved model": saved, "meta graph": single, "graph": single.graph_def}[kind]
+    message = {SubjectKind.SAVED_MODEL: saved, SubjectKind.META_GRAPH: single, SubjectKind.GRAPH: single.graph_def}[
+        kind
+    ]
     with open(path, "rb") as file:
         data = file.read()
     if _is_text(data[:4096]):
         text_format.Parse(data.decode("utf-8-sig"), message, allow_unknown_field=True)
     else:
         message.ParseFromString(data)
-    graphs = list(saved.meta_graphs) if kind == "saved model" else [single]
+    graphs = list(saved.meta_graphs) if kind == SubjectKind.SAVED_MODEL else [single]
     if not any(graph.graph_def.node for graph in graphs):
         raise ValueError("it has no nodes")
     for graph in graphs:
@@ -395,9 +400,9 @@ def _parse_as(kind: str, path: str) -> list[Any]:
 
 
 _FIRST_FIELDS = {
-    "node library version versions": ("graph",),
-    "meta_info_def graph_def saver_def collection_def signature_def": ("meta graph",),
-    "saved_model_schema_version meta_graphs": ("saved model",),
+    "node library version versions": (SubjectKind.GRAPH,),
+    "meta_info_def graph_def saver_def collection_def signature_def": (SubjectKind.META_GRAPH,),
+    "saved_model_schema_version meta_graphs": (SubjectKind.SAVED_MODEL,),
 }
 _FIRST_NODE = re.compile(rb"\n[\x80-\xff]{0,4}[\0-\x7f]\n.[\w.\\/>-]+\x12.[A-Z_]\w*", re.DOTALL)
 """How a GraphDef starts: a node with a name and an op."""

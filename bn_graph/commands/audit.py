@@ -9,9 +9,10 @@ import sys
 from collections.abc import Sequence
 
 import bn_graph.audit
-from bn_graph.audit import report
-from bn_graph.audit.explanations import RULES, explain
-from bn_graph.audit.findings import AuditError, Report
+from bn_graph.audit.formats import FORMATS, render
+from bn_graph.audit.formats.text import wants_colour
+from bn_graph.audit.report import AuditError, Report, printable
+from bn_graph.audit.rules import RULES, explain, selected
 from bn_graph.commands import CommandError
 
 __all__ = ["add_arguments", "run"]
@@ -79,7 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             help=f"{what}: codes or their beginnings, as BN1 (repeatable, or with commas)",
         )
     about_report.add_argument(
-        "--format", choices=report.FORMATS, default="text", help="how to print the report (default: %(default)s)"
+        "--format", choices=FORMATS, default="text", help="how to print the report (default: %(default)s)"
     )
     about_report.add_argument("--explain", metavar="RULE", help="explain a rule and exit")
 
@@ -94,8 +95,8 @@ def run(arguments: argparse.Namespace) -> int:
         0 without findings of error level, 1 with some, 2 if a path could not be read, whatever was found in others.
 
     Raises:
-        CommandError: no path; an unknown rule; two values for one placeholder.
-        AuditError: `--explain` of an unknown rule.
+        CommandError: no path; two values for one placeholder.
+        AuditError: an unknown rule.
 
     Example:
         >>> import argparse
@@ -112,16 +113,18 @@ def run(arguments: argparse.Namespace) -> int:
         return CLEAN
     if not arguments.paths:
         raise CommandError("name a PATH to audit, or a rule to --explain (see --help)")
+    select, ignore = _words(arguments.select), _words(arguments.ignore)
+    selected(select, ignore)  # raises what is wrong with them once, and not for each path
     options = {
         "checkpoint": arguments.checkpoint,
         "outputs": tuple(arguments.output),
         "train_ops": tuple(arguments.train_op),
         "feeds": _feeds(arguments.feed),
-        "select": _codes("--select", arguments.select),
-        "ignore": _codes("--ignore", arguments.ignore),
+        "select": select,
+        "ignore": ignore,
     }
     reports, unread = _audit_each(arguments.paths, options)
-    print(report.render(reports, arguments.format, unread=unread, colour=report.wants_colour(sys.stdout)))
+    print(render(reports, arguments.format, unread=unread, colour=wants_colour(sys.stdout)))
     if unread:
         return UNREADABLE
     return FAULTY if any(each.errors for each in reports) else CLEAN
@@ -135,8 +138,8 @@ def _audit_each(paths: Sequence[str], options: dict) -> tuple[list[Report], list
             reports += bn_graph.audit.audit_all(path, **options)
         except (AuditError, OSError) as error:
             reason = getattr(error, "strerror", None) or str(error)
-            unread.append((path, report.printable(" ".join(reason.split()).removeprefix(f"{path}: "))))
-            print(f"bn_graph audit: {report.printable(path)}: {unread[-1][1]}", file=sys.stderr)
+            unread.append((path, printable(" ".join(reason.split()).removeprefix(f"{path}: "))))
+            print(f"bn_graph audit: {printable(path)}: {unread[-1][1]}", file=sys.stderr)
     return reports, unread
 
 
@@ -165,12 +168,5 @@ def _feeds(pairs: Sequence[tuple[str, bool | int | float]]) -> dict[str, bool | 
     return feeds or None
 
 
-def _codes(option: str, given: Sequence[str]) -> tuple[str, ...]:
-    """The codes of all rules that begin with one of the given words."""
-    codes = []
-    for word in (word.strip() for words in given for word in words.split(",")):
-        matching = [code for code in RULES if code.startswith(word.upper())]
-        if not word or not matching:
-            raise CommandError(f"{option}: no rule begins with {word!r}. There are: {', '.join(RULES)}.")
-        codes += matching
-    return tuple(dict.fromkeys(codes))
+def _words(given: Sequence[str]) -> tuple[str, ...]:
+    return tuple(word.strip() for words in given for word in words.split(","))

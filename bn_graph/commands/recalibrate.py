@@ -305,8 +305,7 @@ def _statistics_for_inference(calls: "Sequence[LayerCall]") -> set[str]:
 
 def _audited(prefix: str, left_out: Mapping[str, Sequence[str]]) -> int:
     """Prints what the audit of the new checkpoint says of its statistics; the exit status."""
-    from bn_graph.audit import audit
-    from bn_graph.audit.findings import AuditError
+    from bn_graph.audit import AuditError, audit
 
     try:
         report = audit(f"{prefix}.meta", checkpoint=prefix)

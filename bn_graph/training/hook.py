@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 import bn_graph.audit
-from bn_graph.audit.findings import FindingsError
+from bn_graph.audit import FindingsError
 from bn_graph.checkpoints.variables import layer_scope
 from bn_graph.graphs import reachability
 from bn_graph.layers.averages import moving_statistics

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bn_graph.audit import subject as files
-from bn_graph.audit.findings import AuditError
+from bn_graph.audit.report import AuditError
 from bn_graph.checkpoints import table
 from bn_graph.checkpoints.index import equals, is_filled_with, read_checkpoint
 from bn_graph.tf1 import tf

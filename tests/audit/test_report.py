@@ -6,9 +6,12 @@ from urllib.parse import unquote, urlparse
 
 import pytest
 
-from bn_graph.audit.explanations import RULES
-from bn_graph.audit.findings import ADVICE, ERROR, WARNING, CannotTell, Finding, LayerRow, Report
-from bn_graph.audit.report import FORMATS, compact, printable, render, wants_colour
+from bn_graph.audit.formats import FORMATS, render
+from bn_graph.audit.formats.text import wants_colour
+from bn_graph.audit.report import CannotTell, Finding, LayerRow, Level, Report, names_in_brief, printable
+from bn_graph.audit.rules import RULES
+
+ADVICE, ERROR, WARNING = Level.ADVICE, Level.ERROR, Level.WARNING
 
 NAMES = tuple(f"conv{number}/bn" for number in range(1, 10))
 
@@ -39,7 +42,7 @@ def report(path="logs/model.meta", kind="meta graph", **changed):
 # --- text -------------------------------------------------------------------------------------------------------------
 
 
-def test_text_has_heading_table_findings_untold_and_summary_in_that_order():
+def test_text_has_heading_table_findings_undetermined_and_summary_in_that_order():
     lines = render([report()], "text").splitlines()
     expected = [
         "logs/model.meta: meta graph with checkpoint logs/model, 12,345 nodes",
@@ -56,12 +59,12 @@ def test_text_has_heading_table_findings_untold_and_summary_in_that_order():
     ]
     places = [lines.index(line) for line in expected]
     assert places == sorted(places)
-    assert lines[-1] == "9 layers: 1 error, 1 warning, 1 of advice, 1 that can't be told."
+    assert lines[-1] == "9 layers: 1 error, 1 warning, 1 of advice, 1 undetermined."
 
 
 def test_columns_line_up_whatever_is_in_them():
     layers = (row("a", updates="2 of 2"), row("much/longer", kernel="moments", saved="some"))
-    lines = render([report(layers=layers, findings=(), untold=())], "text").splitlines()
+    lines = render([report(layers=layers, findings=(), undetermined=())], "text").splitlines()
     head, *rows = lines[2:5]
     for title, field in (("kernel", 1), ("training", 2), ("updates", 4), ("saved", 5), ("statistics", 6)):
         start = head.index(title)
@@ -98,7 +101,7 @@ def test_a_graph_without_batch_norm_says_so_in_one_line():
 
 
 def test_a_clean_report_says_that_nothing_was_found():
-    text = render([report(findings=(), untold=())], "text")
+    text = render([report(findings=(), undetermined=())], "text")
     assert text.endswith("9 layers: nothing found.")
 
 
@@ -161,7 +164,7 @@ def test_lone_surrogates_of_a_path_can_be_printed():
     ],
 )
 def test_many_layers_are_named_in_few_words(names, text):
-    assert compact(names) == text
+    assert names_in_brief(names) == text
 
 
 # --- JSON -------------------------------------------------------------------------------------------------------------
@@ -237,7 +240,7 @@ def check_locations(locations):
     "whole",
     [
         report(),
-        report(findings=(), untold=(), layers=()),
+        report(findings=(), undetermined=(), layers=()),
         report("with space, a#b?c:d/µ.meta"),
         report("/absolute/model.meta", "checkpoint"),
         report("my graph", "live graph"),
@@ -260,7 +263,7 @@ def test_sarif_locates_findings_in_the_file_and_its_layers():
     assert [each["level"] for each in log["runs"][0]["results"]] == ["error", "warning", "note"]
 
 
-def test_sarif_tells_the_untold_as_notifications_and_not_as_alerts():
+def test_sarif_has_the_undetermined_as_notifications_and_not_as_alerts():
     whole = report(findings=())
     run = json.loads(render([whole], "sarif"))["runs"][0]
     (invocation,) = run["invocations"]
@@ -302,7 +305,7 @@ def test_github_names_no_file_for_a_live_graph():
 
 
 def test_an_unknown_form_is_refused():
-    with pytest.raises(ValueError, match=r"text, json, sarif, github, got 'xml'"):
+    with pytest.raises(ValueError, match=r"github, json, sarif, text, got 'xml'"):
         render([], "xml")
 
 

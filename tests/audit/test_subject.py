@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bn_graph.audit.findings import AuditError
+from bn_graph.audit.report import AuditError
 from bn_graph.audit.subject import Subject, iterate, read
 from bn_graph.tf1 import tf
 

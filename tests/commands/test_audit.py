@@ -6,8 +6,10 @@ import pytest
 
 import bn_graph.audit
 from bn_graph.__main__ import main
-from bn_graph.audit.explanations import RULES
-from bn_graph.audit.findings import ADVICE, ERROR, WARNING, AuditError, Finding, LayerRow, Report
+from bn_graph.audit.report import AuditError, Finding, LayerRow, Level, Report
+from bn_graph.audit.rules import RULES, selected
+
+ADVICE, ERROR, WARNING = Level.ADVICE, Level.ERROR, Level.WARNING
 
 LAYER = LayerRow("bn", "fused", "batch", "population", "none", "yes", "initial", {"moving_mean": "bn/moving_mean"})
 
@@ -79,7 +81,8 @@ def test_options_about_the_graph_are_handed_on(audited):
 def test_rules_are_chosen_by_code_or_beginning(option, given, codes, audited):
     calls = audited(a=[report()])
     main(["audit", "a", *(word for each in given for word in (f"--{option}", each))])
-    assert list(calls[0][1][option]) == codes
+    chosen = [rule.code for rule in selected(calls[0][1]["select"], calls[0][1]["ignore"])]
+    assert chosen == (codes if option == "select" else [code for code in RULES if code not in codes])
 
 
 @pytest.mark.parametrize(

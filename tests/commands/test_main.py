@@ -8,7 +8,7 @@ import types
 import pytest
 
 from bn_graph.__main__ import main
-from bn_graph.audit.findings import AuditError
+from bn_graph.audit.report import AuditError
 from bn_graph.commands import CommandError
 
 COMMANDS = ("audit", "recalibrate", "inference-graph")

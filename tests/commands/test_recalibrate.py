@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import bn_graph.audit
-from bn_graph.audit.findings import ERROR, Finding, Report
+from bn_graph.audit.report import Finding, Level, Report
 from bn_graph.checkpoints import meta_graphs
 from bn_graph.commands import inference_graph, recalibrate
 from bn_graph.recalibration import RecalibrationError
@@ -198,8 +198,8 @@ def test_a_batch_size_that_the_graph_fixes_is_used_and_the_rest_left_out(plain_g
 def test_the_result_is_audited_and_its_remaining_errors_are_printed(saved, audited, capfd):
     network, data, out = saved
     findings, asked = audited
-    findings.append(Finding("BN002", ERROR, ("other",), "never updated", (), "train"))
-    findings.append(Finding("BN001", ERROR, ("bn1",), "detached", (), "attach"))
+    findings.append(Finding("BN002", Level.ERROR, ("other",), "never updated", (), "train"))
+    findings.append(Finding("BN001", Level.ERROR, ("bn1",), "detached", (), "attach"))
     assert run(network, data, out, "--feed", "is_training=false") == 1
     assert asked == [(f"{out}.meta", out)]
     printed = capfd.readouterr().out

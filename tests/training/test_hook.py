@@ -7,7 +7,7 @@ import pytest
 
 import bn_graph
 import bn_graph.audit
-from bn_graph.audit.findings import ERROR, Finding, Report
+from bn_graph.audit.report import Finding, Level, Report
 from bn_graph.tf1 import legacy_layers, tf
 from bn_graph.training.hook import StatisticsHook, StuckStatisticsWarning
 
@@ -90,7 +90,9 @@ def test_without_a_train_op_the_audit_is_asked(graph_of_kind, monkeypatch):
 
     def audit(graph, *, select):
         asked.append((graph, select))
-        return Report("graph", "live graph", None, (), (Finding("BN001", ERROR, ("bn1",), "Detached.", (), ""),), ())
+        return Report(
+            "graph", "live graph", None, (), (Finding("BN001", Level.ERROR, ("bn1",), "Detached.", (), ""),), ()
+        )
 
     monkeypatch.setattr(bn_graph.audit, "audit", audit, raising=False)
     train_op = minimize(layer("bn1"))

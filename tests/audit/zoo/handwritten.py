@@ -305,7 +305,7 @@ register("tensorpack_training_only", partial(_tensorpack, with_updates=True), la
 register("tensorpack_detached", partial(_tensorpack, with_updates=False), "BN001 BN002 BN004", layers=1)
 
 
-@case(untold="BN004", layers=1)
+@case(undetermined="BN004", layers=1)
 def switch_fixed_in_a_training_graph(at):
     """As in programs that build one graph to train, and another with False to predict; nobody says which outputs count."""
     fixed = tf.constant(True, name="is_training")

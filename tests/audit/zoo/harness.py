@@ -83,7 +83,7 @@ class Case(NamedTuple):
         make: builds it in a directory, in a fresh default graph.
         errors: the codes at error level, all of them.
         must: codes that must be reported at whatever level (warning, advice).
-        untold: codes that must be among what can't be told.
+        undetermined: codes that must be among what can't be told.
         silent: codes that must not be reported at any level.
         allowed: codes at error level that may be reported or not: the rule's words admit both.
         layers: how many layers there are, where that is the point; None if not asked.
@@ -96,7 +96,7 @@ class Case(NamedTuple):
     make: Callable[[Path], Built]
     errors: frozenset[str] = frozenset()
     must: frozenset[str] = frozenset()
-    untold: frozenset[str] = frozenset()
+    undetermined: frozenset[str] = frozenset()
     silent: frozenset[str] = frozenset()
     allowed: frozenset[str] = frozenset()
     layers: int | None = None
@@ -111,7 +111,7 @@ CASES: dict[str, Case] = {}
 
 def register(name: str, make: Callable[[Path], Built], errors: str = "", **labels) -> None:
     """Adds a case. Codes are given as words in a string."""
-    for key in ("must", "untold", "silent", "allowed"):
+    for key in ("must", "undetermined", "silent", "allowed"):
         labels[key] = frozenset(labels.get(key, "").split())
     if name in CASES:
         raise ValueError(f"There are two cases named {name!r}.")

@@ -113,13 +113,13 @@ def slim_model_variables(at):
 # ------------------------------------------------------------------------------------------ checkpoints
 
 
-@case(untold="BN002", still=True)
+@case(undetermined="BN002", still=True)
 def checkpoint_of_an_untrained_network(at):
     _, train_op = _net()
     return finish(at, train=[train_op], steps=0)._replace(facts=None)
 
 
-@case(untold="BN002", still=True)
+@case(undetermined="BN002", still=True)
 def checkpoint_alone_of_an_untrained_network(at):
     _, train_op = _net()
     finish(at, train=[train_op], steps=0)

@@ -1,15 +1,19 @@
-"""Explanations: each points at a real document, claim and experiment, and the code of each fix runs and mends."""
+"""Rules: each file has all its parts and points at a real document, claim and experiment; its fix runs and repairs."""
 
 import ast
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import bn_graph
-from bn_graph.audit.explanations import RULES, explain
-from bn_graph.audit.findings import ADVICE, ERROR, AuditError
+from bn_graph.audit import rules
+from bn_graph.audit.report import AuditError, CannotTell, Finding, Level
+from bn_graph.audit.rules import RULES, Undetermined, Verdict, collect, explain, selected
 from bn_graph.graphs import reachability
 from bn_graph.tf1 import legacy_layers, tf
 from experiments.machinery import register
@@ -19,13 +23,37 @@ CODES = [f"BN00{number}" for number in range(1, 9)] + ["BN101", "BN102", "BN103"
 BATCH = np.array([[1.0, 10.0], [3.0, 30.0], [8.0, 20.0]], np.float32)
 
 
-def test_there_is_an_explanation_for_every_rule():
+def test_every_file_of_the_package_is_a_rule_in_the_order_of_codes():
     assert list(RULES) == CODES
+    files = sorted(path.stem for path in Path(rules.__file__).parent.glob("*.py") if path.stem != "__init__")
+    assert files == [f"{rule.code.lower()}_{rule.name.replace('-', '_')}" for rule in RULES.values()]
+
+
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+def test_a_rule_has_every_part(rule):
+    optional = {"check_checkpoint"}
+    assert not [field for field, value in rule._asdict().items() if not value and field not in optional]
+
+
+def test_a_rule_is_added_by_a_file_alone(tmp_path):
+    """In a copy of the package, a copy of a rule under another code."""
+    shutil.copytree(ROOT / "bn_graph", tmp_path / "bn_graph", ignore=shutil.ignore_patterns("__pycache__"))
+    folder = tmp_path / "bn_graph" / "audit" / "rules"
+    source = (folder / "bn101_bias_before_batch_norm.py").read_text(encoding="utf-8")
+    source = source.replace("BN101", "BN199").replace("bias-before-batch-norm", "another")
+    (folder / "bn199_another.py").write_text(source, encoding="utf-8")
+    command = [sys.executable, "-m", "bn_graph", "audit"]
+    explained, helped = (
+        subprocess.run([*command, *words], capture_output=True, text=True, check=True, cwd=tmp_path).stdout
+        for words in (["--explain", "BN199"], ["--help"])
+    )
+    assert explained.startswith("BN199 another (advice)")
+    assert "BN199  advice" in helped
 
 
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
 def test_levels_and_names(rule):
-    assert rule.level == (ADVICE if rule.code.startswith("BN1") else ERROR)
+    assert rule.level == (Level.ADVICE if rule.code.startswith("BN1") else Level.ERROR)
     assert re.fullmatch(r"[a-z]+(-[a-z]+)+", rule.name)
     assert len({other.name for other in RULES.values()}) == len(RULES)
 
@@ -48,7 +76,15 @@ def test_explain_has_every_part(code):
     rule, text = RULES[code], explain(code.lower())
     assert text.startswith(f"{code} {rule.name} ({rule.level})")
     words = " ".join(text.split())
-    for part in (rule.meaning, rule.document, rule.shows, rule.fix, rule.untold, f"make {rule.experiment}"):
+    for part in (
+        rule.what,
+        rule.why,
+        rule.document,
+        rule.shows,
+        rule.example,
+        rule.undetermined,
+        f"make {rule.experiment}",
+    ):
         assert " ".join(part.split()) in words
     assert max(map(len, text.splitlines())) <= 120
 
@@ -59,12 +95,47 @@ def test_an_unknown_rule_lists_the_known_ones():
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("select", "ignore", "codes"),
+    [
+        ((), (), CODES),
+        (("BN1",), (), ["BN101", "BN102", "BN103"]),
+        (("bn1",), ("BN103",), ["BN101", "BN102"]),
+        (("BN001", "BN00"), ("BN001",), CODES[1:8]),
+        (("BN001",), ("BN001",), []),
+    ],
+)
+def test_rules_are_selected_by_the_beginnings_of_their_codes(select, ignore, codes):
+    assert [rule.code for rule in selected(select, ignore)] == codes
+
+
+def test_verdicts_alike_are_one_finding_errors_first_and_the_undetermined_apart():
+    advice, error = RULES["BN101"], RULES["BN001"]
+    verdicts = [Verdict("a", ["1"]), Undetermined("b", "why"), Verdict("c", ["2"]), Undetermined("d", "why")]
+    other = Verdict("e", level=Level.WARNING, message="another")
+    findings, undetermined = collect([(advice, [Verdict("a")]), (error, [*verdicts, other])])
+    assert [(finding.code, finding.level, finding.layers) for finding in findings] == [
+        ("BN001", "error", ("a", "c")),
+        ("BN001", "warning", ("e",)),
+        ("BN101", "advice", ("a",)),
+    ]
+    assert findings[0] == Finding("BN001", Level.ERROR, ("a", "c"), error.message, ("1", "2"), error.fix)
+    assert findings[1].message == "another" and findings[1].fix == error.fix
+    assert undetermined == [CannotTell("BN001", ("b", "d"), "why")]
+
+
+def test_evidence_beyond_six_lines_is_counted():
+    verdicts = [Verdict(str(number), [f"line {number}"]) for number in range(9)]
+    (finding,), _ = collect([(RULES["BN001"], verdicts)])
+    assert finding.evidence == (*(f"line {number}" for number in range(6)), "… and 3 more lines like these")
+
+
 @pytest.mark.parametrize("code", CODES)
 def test_the_code_of_a_fix_is_python(code):
-    ast.parse(RULES[code].fix)
+    ast.parse(RULES[code].example)
 
 
-# --- the fixes run, and mend ------------------------------------------------------------------------------------------
+# --- the fixes run, and repair ------------------------------------------------------------------------------------------
 
 
 class _Names:
@@ -77,9 +148,9 @@ class _Names:
 
 
 def run_fix(code, *paragraphs, **names):
-    """Runs the code of a fix, or those paragraphs of it, and returns the names that it leaves."""
-    parts = RULES[code].fix.split("\n\n")
-    text = "\n\n".join(parts[number] for number in paragraphs) if paragraphs else RULES[code].fix
+    """Runs the example of a fix, or those paragraphs of it, and returns the names that it leaves."""
+    parts = RULES[code].example.split("\n\n")
+    text = "\n\n".join(parts[number] for number in paragraphs) if paragraphs else RULES[code].example
     names |= {"tf": _Names(), "bn_graph": bn_graph}
     exec(compile(text, f"<fix of {code}>", "exec"), names)
     return names
@@ -114,10 +185,10 @@ def test_both_train_ops_run_the_updates(code, number, plain_graph):
 def test_bn002_leaves_a_checkpoint_with_the_datas_statistics(plain_graph, start, tmp_path):
     x, *_ = trained_layer(momentum=0.5)
     session = start()
-    broken, mended = str(tmp_path / "broken"), str(tmp_path / "mended")
+    broken, repaired = str(tmp_path / "broken"), str(tmp_path / "repaired")
     tf.train.Saver().save(session, broken)
-    run_fix("BN002", session=session, batches=[{x: BATCH}], checkpoint=broken, new_checkpoint=mended)
-    reader = tf.train.load_checkpoint(mended)
+    run_fix("BN002", session=session, batches=[{x: BATCH}], checkpoint=broken, new_checkpoint=repaired)
+    reader = tf.train.load_checkpoint(repaired)
     np.testing.assert_allclose(reader.get_tensor("bn/moving_mean"), BATCH.mean(0), rtol=1e-6)
     np.testing.assert_allclose(reader.get_tensor("bn/moving_variance"), BATCH.var(0, ddof=1), rtol=1e-6)
     assert not tf.train.load_checkpoint(broken).get_tensor("bn/moving_mean").any()
@@ -171,10 +242,10 @@ def test_bn006_restores_what_is_there_and_computes_the_rest(plain_graph, start, 
     x, *_ = trained_layer()
     session = start()
     session.run(tf.assign(tf.trainable_variables()[0], [5.0, 6.0]))
-    lacking, mended = str(tmp_path / "lacking"), str(tmp_path / "mended")
+    lacking, repaired = str(tmp_path / "lacking"), str(tmp_path / "repaired")
     tf.train.Saver(tf.trainable_variables()).save(session, lacking)
-    run_fix("BN006", session=session, batches=[{x: BATCH}], checkpoint=lacking, new_checkpoint=mended)
-    reader = tf.train.load_checkpoint(mended)
+    run_fix("BN006", session=session, batches=[{x: BATCH}], checkpoint=lacking, new_checkpoint=repaired)
+    reader = tf.train.load_checkpoint(repaired)
     np.testing.assert_array_equal(reader.get_tensor("bn/gamma"), [5.0, 6.0])
     np.testing.assert_allclose(reader.get_tensor("bn/moving_mean"), BATCH.mean(0), rtol=1e-6)
 
