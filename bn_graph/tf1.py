@@ -1,26 +1,48 @@
-"""The one place that imports TensorFlow, and hands out its graph-mode face as ``tf``.
+"""The one place that imports TensorFlow and calls its private names; hands out its graph-mode face as ``tf``.
 
 Two things must be settled before TensorFlow is first imported, so they are settled here:
 
-* ``TF_USE_LEGACY_KERAS=1``. ``tf.compat.v1.layers`` is part of legacy Keras (the package ``tf-keras``); with
-  Keras 3 in its place every attribute of ``tf.compat.v1.layers`` raises. `legacy_layers` says so in one sentence.
+* ``TF_USE_LEGACY_KERAS=1`` where the package ``tf-keras`` is installed. From TensorFlow 2.16 on ``tf.compat.v1.layers`` is
+  part of it; with Keras 3 in its place every attribute of ``tf.compat.v1.layers`` raises. `legacy_layers` says so in one
+  sentence. Up to 2.15 TensorFlow's own Keras has them.
 * ``TF_CPP_MIN_LOG_LEVEL=1``, unless you chose one. It leaves out the runtime's INFO lines and keeps every warning.
 
 Importing this module builds nothing, opens no session and flips none of TensorFlow's switches: eager execution,
 control flow v2 and resource variables stay as the program has them.
 """
 
+import importlib.util
 import logging
 import os
 import sys
+from collections.abc import Sequence
 
 _IMPORTED_BEFORE_US = "tensorflow" in sys.modules
-os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
+if importlib.util.find_spec("tf_keras"):
+    os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
 
-import tensorflow.compat.v1 as tf  # noqa: E402
+try:
+    import tensorflow.compat.v1 as tf
+except ModuleNotFoundError as error:
+    if error.name != "tensorflow":
+        raise
+    raise ImportError(
+        "bn_graph's layers, checkpoints and training need TensorFlow, 2.12 to 2.21, which is not installed here: "
+        "pip install 'bn_graph[tensorflow]'. The audit (bn-graph audit) does without it."
+    ) from error
 
-__all__ = ["hide_deprecation_notices", "legacy_layers", "tf"]
+__all__ = [
+    "constant_predicate",
+    "control_flow_context",
+    "function_body",
+    "hide_deprecation_notices",
+    "legacy_layers",
+    "optimized_graph",
+    "replace_input",
+    "slice_info",
+    "tf",
+]
 
 
 class _DeprecationFilter(logging.Filter):
@@ -76,3 +98,43 @@ def legacy_layers():
             "pip install tf-keras, and set TF_USE_LEGACY_KERAS=1 in the environment before TensorFlow is imported."
         ) from error
     return tf.layers
+
+
+# --- What TensorFlow has no public name for ---------------------------------------------------------------------------
+
+
+def constant_predicate(predicate: tf.Tensor) -> bool | None:
+    """The value of a boolean tensor that constants alone decide, else None; finds more than ``tf.get_static_value``."""
+    from tensorflow.python.framework.smart_cond import smart_constant_value
+
+    return smart_constant_value(predicate)
+
+
+def function_body(function) -> tuple[tf.GraphDef, dict[str, str]]:
+    """The body of a FunctionDef as a graph of plain nodes, and the names there of the names in the body."""
+    from tensorflow.python.framework.function_def_to_graph import function_def_to_graph_def
+
+    return function_def_to_graph_def(function)
+
+
+def optimized_graph(config: tf.ConfigProto, meta_graph: tf.MetaGraphDef) -> tf.GraphDef:
+    """What Grappler makes of a meta graph with a signature, by the passes that `config` asks for."""
+    from tensorflow.python.grappler import tf_optimizer
+
+    return tf_optimizer.OptimizeGraph(config, meta_graph)
+
+
+def control_flow_context(graph: tf.Graph) -> object | None:
+    """The ``cond`` or ``while_loop`` of control flow v1 in which ops are being made, or None outside of any."""
+    return graph._get_control_flow_context()
+
+
+def replace_input(op: tf.Operation, index: int, tensor: tf.Tensor) -> None:
+    """Exchanges an input of an op that exists, as TensorFlow's own while loops do."""
+    op._update_input(index, tensor)
+
+
+def slice_info(variable: tf.Variable) -> tuple[str, Sequence[int], Sequence[int]] | None:
+    """Of a part of a partitioned variable: the whole's name and shape, and where in it the part starts; else None."""
+    info = getattr(variable, "_save_slice_info", None)
+    return None if info is None else (info.full_name, list(info.full_shape), list(info.var_offset))

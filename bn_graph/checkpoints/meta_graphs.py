@@ -20,7 +20,7 @@ from bn_graph.checkpoints.values import assign_values, check_fit
 from bn_graph.graphs import layer_calls, reachability
 from bn_graph.graphs.errors import one_line
 from bn_graph.layers.averages import moving_statistics
-from bn_graph.tf1 import tf
+from bn_graph.tf1 import slice_info, tf
 
 __all__ = ["Key", "Restored", "assign", "import_graph", "missing_weights", "read", "restore", "write"]
 
@@ -416,7 +416,7 @@ def _names_to_save(graph: tf.Graph, keys: Mapping[str, Key]) -> dict[str, object
         groups.setdefault(keys.get(name, Key(name)).name, []).append(variable)
     names = {}
     for key, variables in groups.items():
-        sliced = all(getattr(variable, "_save_slice_info", None) is not None for variable in variables)
+        sliced = all(slice_info(variable) is not None for variable in variables)
         if sliced or len(variables) == 1:
             names[key] = variables if sliced else variables[0]
         else:  # one value was restored into several variables, which may hold different ones from here on

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 
 from bn_graph.graphs import reachability
-from bn_graph.tf1 import tf
+from bn_graph.tf1 import constant_predicate, function_body, tf
 
 __all__ = ["without_training_branches"]
 
@@ -28,7 +28,7 @@ def without_training_branches(graph_def: tf.GraphDef, flag: str) -> tf.GraphDef:
 
     Example:
         >>> from bn_graph.inference.branches import without_training_branches
-        >>> from bn_graph.tf1 import tf
+        >>> from bn_graph.tf1 import constant_predicate, function_body, tf
         >>> with tf.Graph().as_default() as graph:
         ...     flag = tf.placeholder(tf.bool, [], name="flag")
         ...     y = tf.cond(flag, lambda: tf.constant(1.0), lambda: tf.constant(2.0))
@@ -57,14 +57,12 @@ def _constant_false(node: tf.NodeDef) -> tf.NodeDef:
 
 def _known_predicates(graph: tf.Graph) -> dict[str, bool]:
     """The values of the predicates of Switches and Ifs, by the names of those, where constants alone decide them."""
-    from tensorflow.python.framework.smart_cond import smart_constant_value  # reaches what get_static_value does not
-
     values, known = {}, {}
     for op in graph.get_operations():
         if op.type in _SWITCHES or op.type in _CONDS:
             predicate = op.inputs[1 if op.type in _SWITCHES else 0]
             if predicate.name not in values:
-                values[predicate.name] = smart_constant_value(predicate) if predicate.dtype == tf.bool else None
+                values[predicate.name] = constant_predicate(predicate) if predicate.dtype == tf.bool else None
             if values[predicate.name] is not None:
                 known[op.name] = bool(values[predicate.name])
     return known
@@ -104,9 +102,7 @@ def _followed(edge: str, moved: Mapping[str, list[str]]) -> Iterator[str]:
 
 def _inlined(cond: tf.NodeDef, function) -> tuple[list[tf.NodeDef], dict[str, list[str]]]:
     """The body of a branch as nodes of the cond's graph, and what stands for the cond's outputs and control edges."""
-    from tensorflow.python.framework.function_def_to_graph import function_def_to_graph_def
-
-    body, flat_names = function_def_to_graph_def(function)
+    body, flat_names = function_body(function)
     scope = f"{cond.name}/{function.signature.name}"
     control = [edge for edge in cond.input if edge.startswith("^")]
     given = [edge for edge in cond.input[1:] if not edge.startswith("^")]

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from bn_graph.graphs import reachability
-from bn_graph.tf1 import tf
+from bn_graph.tf1 import optimized_graph, tf
 
 __all__ = ["fold_batch_norm"]
 
@@ -56,7 +56,7 @@ def fold_batch_norm(graph_def: tf.GraphDef, outputs: Sequence[str]) -> tf.GraphD
 
     Example:
         >>> from bn_graph.inference.folding import fold_batch_norm
-        >>> from bn_graph.tf1 import tf
+        >>> from bn_graph.tf1 import optimized_graph, tf
         >>> with tf.Graph().as_default() as graph:
         ...     x = tf.placeholder(tf.float32, [None, 2])
         ...     y = tf.nn.relu((x @ tf.constant([[1.0], [2.0]]) - 3.0) * 4.0, name="y")
@@ -219,8 +219,6 @@ def _weights_by_grappler(weights: Sequence[np.ndarray], scales: Sequence[np.ndar
 
 def _constant_folded(graph: tf.Graph, inputs: Mapping[str, tf.Tensor], outputs: Sequence[str]) -> tf.GraphDef:
     """What Grappler's constant folding, and no other of its passes, makes of a graph of plain ops."""
-    from tensorflow.python.grappler import tf_optimizer  # Grappler has no public face in Python
-
     with graph.as_default():
         meta_graph = tf.train.export_meta_graph()
         fetched = {name: graph.get_operation_by_name(name).outputs[0] for name in outputs}
@@ -229,7 +227,7 @@ def _constant_folded(graph: tf.Graph, inputs: Mapping[str, tf.Tensor], outputs: 
     config = tf.ConfigProto()
     config.graph_options.rewrite_options.min_graph_nodes = -1  # do not pass over small graphs
     config.graph_options.rewrite_options.optimizers.append("constfold")
-    return tf_optimizer.OptimizeGraph(config, meta_graph)
+    return optimized_graph(config, meta_graph)
 
 
 def _folded_kernel(nodes: Mapping[str, tf.NodeDef], output: str) -> np.ndarray:
