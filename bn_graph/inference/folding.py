@@ -24,6 +24,7 @@ _ADDS = ("Add", "AddV2", "BiasAdd")
 _FUSED = ("FusedBatchNorm", "FusedBatchNormV2", "FusedBatchNormV3")
 _SCALING = ("Mul", "RealDiv", *_FUSED)
 _KEEP_THE_LAST_AXIS = ("Reshape", "Squeeze", "ExpandDims")
+_READS_THE_SHAPE = ("Shape", "ShapeN", "Size", "Rank")
 _PASSES = ("Identity", "Snapshot", "StopGradient", "CheckNumerics")
 
 
@@ -115,8 +116,8 @@ def _chain(linear: tf.Operation, constants: _Constants, outputs: set[str]) -> _C
     axis, rank = _channel_axis(linear), tensor.shape.rank
     channels = tensor.shape.as_list()[axis] if rank is not None else None
     scale, offset, affine = np.ones(channels or 1), np.zeros(channels or 1), []
-    while channels is not None and tensor.op.name not in outputs and len(tensor.consumers()) == 1:
-        op = tensor.consumers()[0]
+    while channels is not None and tensor.op.name not in outputs and len(_readers(tensor)) == 1:
+        op = _readers(tensor)[0]
         if any(output.consumers() for output in op.outputs[1:]):
             break
         if op.type in _PASSES or _keeps_the_last_axis(op, tensor, axis, channels):
@@ -129,6 +130,11 @@ def _chain(linear: tf.Operation, constants: _Constants, outputs: set[str]) -> _C
         affine.append((op, _place(op, tensor)))
         tensor = op.outputs[0]
     return _Chain(linear, affine, scale, offset)
+
+
+def _readers(tensor: tf.Tensor) -> list[tf.Operation]:
+    """The ops that read its values, and not only its shape, as contrib's batch norm of rank 2 does beside the kernel."""
+    return [op for op in tensor.consumers() if op.type not in _READS_THE_SHAPE]
 
 
 def _channel_axis(linear: tf.Operation) -> int:
@@ -244,7 +250,7 @@ def _put_in(graph_def: tf.GraphDef, chain: _Chain, weights: np.ndarray) -> None:
     """Gives the linear op the new weights and a BiasAdd, and makes Identities of the ops that these two replace."""
     nodes = reachability.index(graph_def).nodes
     name, dtype = chain.linear.name, chain.linear.outputs[0].dtype
-    consumer = nodes[chain.linear.outputs[0].consumers()[0].name]
+    consumer = nodes[_readers(chain.linear.outputs[0])[0].name]
     consumer.input[:] = [f"{name}_folded" if edge == name else edge for edge in consumer.input]
     for op, place in chain.affine:
         node = nodes[op.name]

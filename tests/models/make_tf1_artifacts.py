@@ -15,7 +15,7 @@ Each case is a directory ``tests/models/tf1/VERSION/CASE`` with a checkpoint and
 ``weights``       the other variables of the network: of the convolution, the matmul and the logits
 ``input``         the tensor that is fed; ``feeds``: what the switch is fed at inference
 ``output``        the tensor that inference fetches
-``trained``       the statistics that training moved
+``trained``       the statistics that training moved, and that are so when it is saved
 ``outputs``       logits of the first examples by the checkpoint's statistics (initial ones where it has none)
 ``fetched``       what running ``output`` gave; ``moved``: the statistics that this changed
 ``population``    the statistics over all examples, a layer after the other; the variance is the unbiased one
@@ -112,8 +112,8 @@ def loss_of(logits, labels):
     return tf.nn.l2_loss(logits - labels, name="loss")
 
 
-def minimize(loss, **options):
-    return tf.train.GradientDescentOptimizer(0.01).minimize(loss, **options)
+def minimize(loss, rate=0.01, **options):
+    return tf.train.GradientDescentOptimizer(rate).minimize(loss, **options)
 
 
 def minimize_with_updates(loss, **options):
@@ -167,8 +167,8 @@ def write(at, norm, train_op=minimize_with_updates, training=None, **options):
         session.run(tf.global_variables_initializer())
         start = values(session)
         train(session, graph, step, options.get("steps", STEPS))
-        trained = changed(start, values(session))
         options.get("before_saving", lambda session: None)(session)
+        trained = changed(start, values(session))
         saver.save(session, prefix, write_state=False)
         facts = fetched(session, prefix, graph, output)
         if training is None and "inference_norm" not in options:
@@ -255,6 +255,8 @@ def changed(before, after):
 
 def numbers(array):
     """Lists that JSON keeps exactly to float32's precision."""
+    if not np.all(np.isfinite(array)):
+        raise ValueError("the network has diverged")
     return [numbers(row) for row in array] if np.ndim(array) else float("%.9g" % array)  # noqa: UP031
 
 
@@ -575,7 +577,11 @@ def tf_layers_called_twice(at):
 @case("BN002 BN008")
 def tf_layers_in_their_default_mode(at):
     """``training=`` is left out: the layers infer while they are trained."""
-    return write(at, lambda x, training, name: tf.layers.batch_normalization(x, momentum=DECAY, name=name))
+
+    def default_mode(x, training, name):
+        return tf.layers.batch_normalization(x, momentum=DECAY, name=name)
+
+    return write(at, default_mode, lambda loss: minimize(loss, rate=1e-5))
 
 
 @case("BN002", versions=[15])
