@@ -111,8 +111,12 @@ _POOL = descriptor_pool.DescriptorPool()
 _POOL.Add(_declare())
 
 
+# protobuf before 4.22, which TensorFlow 2.12 to 2.17 admit, has it as a factory's method only.
+_get_class = getattr(message_factory, "GetMessageClass", None) or message_factory.MessageFactory(_POOL).GetPrototype
+
+
 def _message(name: str) -> type:
-    return message_factory.GetMessageClass(_POOL.FindMessageTypeByName(f"{_PACKAGE}.{name}"))
+    return _get_class(_POOL.FindMessageTypeByName(f"{_PACKAGE}.{name}"))
 
 
 BundleEntryProto = _message("BundleEntryProto")
