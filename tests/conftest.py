@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 
-from bn_graph.tf1 import hide_deprecation_notices, tf
+from bn_graph.commands.quiet import start_tensorflow_quietly
 
-hide_deprecation_notices()
+start_tensorflow_quietly()
+
+from bn_graph.tf1 import tf  # noqa: E402  (its notices at import are kept off the terminal)
 
 
 @pytest.fixture(params=["ref", "resource"])
