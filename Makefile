@@ -103,7 +103,7 @@ mnist: $(VENV)/.installed  ## download MNIST into MNIST_data (needs a network)
 eras: $(VENV)/.installed  ## environments of TensorFlow 1.0.1 to 1.15.5 in .eras, for comparisons (Python 3.6 and 3.7)
 	@$(RUN) experiments.machinery.eras
 
-# As many processes as there are cores.
+# In as many processes as there are cores; `pytest` alone runs them in one.
 test: lint  ## lint and tests; those that train on MNIST run where MNIST_DIR is set
 	@$(RUN) pytest -n auto --dist worksteal
 
