@@ -5,8 +5,7 @@ Documents: r2rt (*The batch normalizing transform*, *Building the graph*), solve
 
     make numerics
 
-Nothing here is trained on data. Inputs are drawn once from a seed, in float64 where an algebraic identity is asked for
-and in float32 where rounding is. Each section measures the few numbers that its claim is judged by, and judges them.
+Inputs are drawn once from a seed: in float64 where an identity is asked for, in float32 where rounding is.
 """
 
 from pathlib import Path
@@ -22,10 +21,8 @@ from experiments.machinery.figures import BLUE, ORANGE, figure
 from experiments.machinery.harness import Mode, Settings
 from experiments.machinery.verdicts import Verdict, does_not_hold, holds, holds_if
 
-# The documents'.
-EPSILON = 1e-3
-# r2rt's.
-BATCH, UNITS = 60, 100
+# r2rt's; the others have the same ε.
+EPSILON, BATCH, UNITS = 1e-3, 60, 100
 # Of the inputs: from where ε counts to where it does not.
 DEVIATIONS = [1e-3, 1e-2, 0.1, 1.0, 10.0]
 # Between two logits. exp(−103.97) is float32's end, exp(−87.34) that of its normal numbers.
@@ -53,10 +50,14 @@ def run(settings: Settings) -> dict:
     }
 
 
-def evaluate(*tensors, feed=None):
+def evaluate(*tensors):
     with tf.Session(config=bn_graph.session_config()) as session:
         session.run(tf.global_variables_initializer())
-        return session.run(tensors, feed)
+        return session.run(tensors)
+
+
+def largest(values: np.ndarray) -> float:
+    return float(np.abs(values).max())
 
 
 def normalize(inputs: tf.Tensor, axes: list[int], epsilon: float = EPSILON) -> tf.Tensor:
@@ -66,8 +67,6 @@ def normalize(inputs: tf.Tensor, axes: list[int], epsilon: float = EPSILON) -> t
 
 
 # --- r2rt-03: mean 0 and variance 1? ----------------------------------------------------------------------------------
-
-
 def normalized_moments(generator) -> list[dict]:
     rows = []
     for deviation in DEVIATIONS:
@@ -76,24 +75,19 @@ def normalized_moments(generator) -> list[dict]:
             (normalized,) = evaluate(normalize(tf.constant(values), [0]))
         # What the formula says: ε keeps the variance below 1.
         expected = values.var(0) / (values.var(0) + EPSILON)
-        rows.append(
-            {
-                "deviation": deviation,
-                "largest_mean": float(np.abs(normalized.mean(0)).max()),
-                "variance": float(normalized.var(0).mean()),
-                "distance_from_formula": float(np.abs(normalized.var(0) - expected).max()),
-            }
-        )
+        row = {"deviation": deviation, "largest_mean": largest(normalized.mean(0))}
+        row |= {"variance": float(normalized.var(0).mean())}
+        rows.append(row | {"distance_from_formula": largest(normalized.var(0) - expected)})
     return rows
 
 
 def judge_r2rt_03(result: dict) -> Verdict:
     rows = result["normalized"]
-    means_vanish = all(row["largest_mean"] < 1e-9 for row in rows)
-    near_one = [row["deviation"] for row in rows if abs(row["variance"] - 1.0) < 0.01]
+    largest_mean = max(row["largest_mean"] for row in rows)
+    near_one = [row for row in rows if abs(row["variance"] - 1.0) < 0.01]
     variances = ", ".join(f"{row['variance']:.4f} (σ = {row['deviation']:g})" for row in rows)
-    measured = f"mean at most {max(row['largest_mean'] for row in rows):.0e}; variance {variances}"
-    if not means_vanish:
+    measured = f"mean at most {largest_mean:.0e}; variance {variances}"
+    if largest_mean >= 1e-9:
         return does_not_hold(measured, "The mean does not vanish.")
     if not near_one:
         return does_not_hold(measured, "No variance is within 1% of 1.")
@@ -105,8 +99,6 @@ def judge_r2rt_03(result: dict) -> Verdict:
 
 
 # --- r2rt-04: a normal distribution? ----------------------------------------------------------------------------------
-
-
 def shape_of_the_distribution(generator) -> dict:
     # Exponential inputs: far from normal in both the third and the fourth moment.
     values = generator.exponential(size=(20_000, 1))
@@ -123,7 +115,7 @@ def shape_of_the_distribution(generator) -> dict:
 
 
 def judge_r2rt_04(result: dict) -> Verdict:
-    (skew_before, skew_after), (kurt_before, kurt_after) = result["shape"]["skewness"], result["shape"]["kurtosis"]
+    (skew_before, skew_after), (kurt_before, kurt_after) = (result["shape"][each] for each in ("skewness", "kurtosis"))
     measured = f"skewness {skew_before:.4f} → {skew_after:.4f}, kurtosis {kurt_before:.4f} → {kurt_after:.4f} (normal: 0 and 3)"
     if abs(skew_after) < 0.1 and abs(kurt_after - 3.0) < 0.2:
         return holds(measured, "After normalizing, the third and fourth moments are a normal distribution's.")
@@ -133,8 +125,6 @@ def judge_r2rt_04(result: dict) -> Verdict:
 
 
 # --- r2rt-05: a bias before the layer ---------------------------------------------------------------------------------
-
-
 def bias_before_the_layer(generator) -> dict:
     values, toward = generator.normal(size=(BATCH, UNITS)), generator.normal(size=(BATCH, UNITS))
     with tf.Graph().as_default():
@@ -145,24 +135,18 @@ def bias_before_the_layer(generator) -> dict:
         # Any loss will do; this one weighs the outputs at random.
         (gradient,) = tf.gradients(tf.reduce_sum(shifted * toward), bias)
         without, with_bias, slope = evaluate(plain, shifted, gradient)
-    return {
-        "largest_difference": float(np.abs(without - with_bias).max()),
-        "largest_gradient": float(np.abs(slope).max()),
-    }
+    return {"largest_difference": largest(without - with_bias), "largest_gradient": largest(slope)}
 
 
 def judge_r2rt_05(result: dict) -> Verdict:
     difference, gradient = result["bias"]["largest_difference"], result["bias"]["largest_gradient"]
     measured = f"outputs differ by at most {difference:.0e}, gradient of the bias at most {gradient:.0e} (float64)"
-    if difference < 1e-9 and gradient < 1e-9:
-        note = "Both are rounding: the mean takes the bias off again, and nothing is left to learn it by."
-        return holds(measured, note)
-    return does_not_hold(measured, "More than rounding of the bias is left after the layer.")
+    if max(difference, gradient) >= 1e-9:
+        return does_not_hold(measured, "More than rounding of the bias is left after the layer.")
+    return holds(measured, "Both are rounding: the mean takes the bias off again, and nothing is left to learn it by.")
 
 
 # --- r2rt-06: two formulas --------------------------------------------------------------------------------------------
-
-
 def two_formulas(generator) -> list[dict]:
     rows = []
     for offset in (0.0, 256.0, 1e6):
@@ -176,43 +160,32 @@ def two_formulas(generator) -> list[dict]:
             one, other = evaluate(written_out, built_in)
         exact = values.astype(np.float64)
         exact = (exact - exact.mean(0)) / np.sqrt(exact.var(0) + EPSILON)
-        rows.append(
-            {
-                "offset": offset,
-                "difference": float(np.abs(one - other).max()),
-                "written_out_error": float(np.abs(one - exact).max()),
-                "built_in_error": float(np.abs(other - exact).max()),
-            }
-        )
+        errors = {"written_out_error": largest(one - exact), "built_in_error": largest(other - exact)}
+        rows.append({"offset": offset, "difference": largest(one - other)} | errors)
     return rows
 
 
 def judge_r2rt_06(result: dict) -> Verdict:
     rows = result["formulas"]
-    differences = [f"{row['difference']:.0e} (inputs around {row['offset']:g})" for row in rows]
-    measured = f"largest difference {', '.join(differences)}"
+    differences = ", ".join(f"{row['difference']:.0e} (inputs around {row['offset']:g})" for row in rows)
+    measured = f"largest difference {differences}"
     same = [row for row in rows if row["difference"] < 1e-5]
     if len(same) == len(rows):
         return holds(measured, "They agree to float32 rounding wherever the inputs lie.")
     if not same:
         return does_not_hold(measured, "They differ by more than rounding even around 0.")
     worst = rows[-1]
-    note = (
-        f"The built-in computes x·s + (β − μ·s), whose two terms cancel: around {worst['offset']:g} it is off by "
-        f"{worst['built_in_error']:.2g}, the formula written out by {worst['written_out_error']:.2g}."
-    )
+    errors = f"{worst['built_in_error']:.2g}, the formula written out by {worst['written_out_error']:.2g}"
+    terms = "The built-in computes x·s + (β − μ·s), whose two terms cancel"
+    note = f"{terms}: around {worst['offset']:g} it is off by {errors}."
     return holds_if("the inputs lie near 0 by their own deviation", measured, note)
 
 
 # --- r2rt-11: −Σ y·log(softmax) ---------------------------------------------------------------------------------------
-
-
 def document_loss() -> list[dict]:
-    """For each gap, the loss of one example whose right class is behind by it: alone, and run with its gradient.
-
-    Both matter, and the graph optimizer too: it may rewrite log(softmax) where nothing else asks for the softmax.
-    """
+    """For each gap, the loss of one example whose right class is behind by it: alone, and run with its gradient."""
     rows = []
+    # The graph optimizer may rewrite log(softmax) where nothing else asks for the softmax.
     for optimize in (True, False):
         for gap in GAPS:
             with tf.Graph().as_default():
@@ -227,16 +200,12 @@ def document_loss() -> list[dict]:
                 with tf.Session(config=config) as session:
                     feed = {logits: [[gap, 0.0]]}
                     # One run each: what is fetched together is computed together.
-                    values = {
-                        "loss": session.run(loss, feed),
-                        "loss_if_right": session.run(loss_if_right, feed),
-                        "stable": session.run(stable, feed),
-                    }
+                    alone = {"loss": loss, "loss_if_right": loss_if_right, "stable": stable}
+                    values = {name: session.run(fetch, feed) for name, fetch in alone.items()}
                     values["loss_with_gradient"], slope = session.run([loss, gradient], feed)
             values["gradient"] = slope[0, 1]
             # As text: JSON has no NaN.
-            texts = {name: repr(float(value)) for name, value in values.items()}
-            rows.append({"gap": gap, "optimized": optimize} | texts)
+            rows.append({"gap": gap, "optimized": optimize} | {name: repr(float(v)) for name, v in values.items()})
     return rows
 
 
@@ -250,8 +219,7 @@ def judge_r2rt_11(result: dict) -> Verdict:
     names = ("loss", "loss_if_right", "loss_with_gradient", "gradient")
 
     def first_broken(name: str, optimized: bool) -> float | None:
-        broken = (row["gap"] for row in rows if row["optimized"] is optimized and is_broken(row[name]))
-        return min(broken, default=None)
+        return min((row["gap"] for row in rows if row["optimized"] is optimized and is_broken(row[name])), default=None)
 
     first = {(name, optimized): first_broken(name, optimized) for name in names for optimized in labels}
     measured = "first gap that is not finite: " + "; ".join(
@@ -269,8 +237,6 @@ def judge_r2rt_11(result: dict) -> Verdict:
 
 
 # --- solver-03: ReLUs that are never active ---------------------------------------------------------------------------
-
-
 def dead_relu(generator) -> dict:
     # Ten standard deviations below zero: no input of any unit is positive.
     values = generator.normal(-10.0, 1.0, (BATCH, UNITS)).astype(np.float32)
@@ -281,33 +247,30 @@ def dead_relu(generator) -> dict:
             outputs = tf.nn.relu(inputs)
             gradient = tf.gradients(tf.reduce_sum(tf.square(outputs - 1.0)), x)[0]
             active, slope = evaluate(outputs, gradient)
-            found |= {f"active_{name}": float((active > 0).mean()), f"gradient_{name}": float(np.abs(slope).max())}
+            found |= {f"active_{name}": float((active > 0).mean()), f"gradient_{name}": largest(slope)}
     return found
 
 
 def judge_solver_03(result: dict) -> Verdict:
     found = result["dead_relu"]
-    measured = (
-        f"active units {found['active_bare']:.0%}, largest gradient {found['gradient_bare']:.0e}; "
-        f"with batch norm before it {found['active_normalized']:.0%} and {found['gradient_normalized']:.0e}"
-    )
-    if found["active_bare"] == 0.0 and found["gradient_bare"] == 0.0:
-        return holds(measured, "Neither output nor gradient is left, so the units can't come back by themselves.")
-    return does_not_hold(measured, "Some units are active, or some gradient is left.")
+    measured = f"active units {found['active_bare']:.0%}, largest gradient {found['gradient_bare']:.0e}"
+    measured += f"; with batch norm before it {found['active_normalized']:.0%} and {found['gradient_normalized']:.0e}"
+    if found["active_bare"] or found["gradient_bare"]:
+        return does_not_hold(measured, "Some units are active, or some gradient is left.")
+    return holds(measured, "Neither output nor gradient is left, so the units can't come back by themselves.")
 
 
 # --- solver-04: gamma and beta that undo the layer --------------------------------------------------------------------
-
-
 def undone_by_gamma_and_beta(generator) -> dict:
     values, others = generator.normal(3.0, 2.0, (BATCH, UNITS)), generator.normal(3.0, 2.0, (BATCH, UNITS))
     gamma, beta = np.sqrt(values.var(0) + EPSILON), values.mean(0)
-    differences = {}
-    for name, batch in (("same_batch", values), ("another_batch", others)):
-        outputs = gamma * (batch - batch.mean(0)) / np.sqrt(batch.var(0) + EPSILON) + beta
-        differences[name] = float(np.abs(outputs - batch).max())
-    by_population = gamma * (others - values.mean(0)) / np.sqrt(values.var(0) + EPSILON) + beta
-    return differences | {"population": float(np.abs(by_population - others).max())}
+
+    def distance(inputs: np.ndarray, normalized_by: np.ndarray) -> float:
+        outputs = gamma * (inputs - normalized_by.mean(0)) / np.sqrt(normalized_by.var(0) + EPSILON) + beta
+        return largest(outputs - inputs)
+
+    in_training = {"same_batch": distance(values, values), "another_batch": distance(others, others)}
+    return in_training | {"population": distance(others, values)}
 
 
 def judge_solver_04(result: dict) -> Verdict:
@@ -325,53 +288,44 @@ def judge_solver_04(result: dict) -> Verdict:
 
 
 # --- solver-12: Adam and a bias that nothing depends on ---------------------------------------------------------------
-
-
 def adam_moves_the_bias(generator) -> dict:
     inputs = generator.normal(size=(32, 20)).astype(np.float32)
     toward = generator.normal(size=(32, 16)).astype(np.float32)
-    distances = {}
-    for name, make in (
-        ("Adam", lambda: tf.train.AdamOptimizer(ADAM_RATE)),
-        ("gradient descent", lambda: tf.train.GradientDescentOptimizer(ADAM_RATE)),
-    ):
+    found = {}
+    for name, optimizer in (("Adam", tf.train.AdamOptimizer), ("gradient descent", tf.train.GradientDescentOptimizer)):
         with tf.Graph().as_default(), tf.Session(config=bn_graph.session_config()) as session:
             weights = tf.get_variable("w", initializer=generator.normal(size=(20, 16)).astype(np.float32) / 5)
             bias = tf.get_variable("b", [16], initializer=tf.zeros_initializer())
             outputs = bn_graph.batch_norm_wrapper(tf.constant(inputs) @ weights + bias, True)
             loss = tf.reduce_mean(tf.square(outputs - toward))
             gradient = tf.gradients(loss, bias)[0]
-            step = make().minimize(loss)
+            step = optimizer(ADAM_RATE).minimize(loss)
             session.run(tf.global_variables_initializer())
             slopes, walked = [], []
             for _ in range(ADAM_STEPS):
-                slope, _ = session.run([gradient, step])
-                slopes.append(float(np.abs(slope).max()))
-                walked.append(round(float(np.abs(session.run(bias)).max()), 6))
-        distances[name] = {"largest_gradient": max(slopes), "walked": walked}
-    return distances
+                slopes.append(largest(session.run([gradient, step])[0]))
+                walked.append(round(largest(session.run(bias)), 6))
+        found[name] = {"largest_gradient": max(slopes), "walked": walked}
+    return found
 
 
 def judge_solver_12(result: dict) -> Verdict:
     adam, descent = result["adam"]["Adam"], result["adam"]["gradient descent"]
+    by_adam, by_descent = adam["walked"][-1], descent["walked"][-1]
     measured = (
-        f"the bias's gradient is at most {adam['largest_gradient']:.0e}; after {ADAM_STEPS} steps of {ADAM_RATE:g} it is "
-        f"{adam['walked'][-1]:.2g} with Adam, {descent['walked'][-1]:.0e} with gradient descent"
+        f"the bias's gradient is at most {adam['largest_gradient']:.0e}; after {ADAM_STEPS} steps of {ADAM_RATE:g}"
     )
+    measured += f" it is {by_adam:.2g} with Adam, {by_descent:.0e} with gradient descent"
     if adam["largest_gradient"] > 1e-4:
         return does_not_hold(measured, "The bias has a gradient, so the layer after it is no batch norm of the batch.")
-    if adam["walked"][-1] > 100 * descent["walked"][-1] and adam["walked"][-1] > ADAM_RATE:
-        note = (
-            "It stands there and does nothing for the outputs. Adam divides the rounding by its own size and walks the bias "
-            "all the same; at inference the moving mean follows it."
-        )
+    if by_adam > max(100 * by_descent, ADAM_RATE):
+        note = "Adam divides the rounding by its own size and walks the bias all the same"
+        note = f"It stands there and does nothing for the outputs. {note}; at inference the moving mean follows it."
         return holds(measured, note)
     return holds(measured, "It stands there and does nothing: neither outputs nor optimizer move it.")
 
 
 # --- article-02: the pseudo-code over channels -----------------------------------------------------------------------
-
-
 def pseudo_code(generator) -> dict:
     """The article's loop over channels, without ε as it is printed, against the layer."""
     values = generator.normal(size=(4, 5, 5, 3))
@@ -385,28 +339,21 @@ def pseudo_code(generator) -> dict:
     constant = np.full((4, 5, 5), 7.0)
     with np.errstate(invalid="ignore"):
         broken = (constant - constant.mean()) / np.sqrt(constant.var())
-    return {
-        "largest_difference": float(np.abs(looped - layer).max()),
-        "constant_channel_is_nan": bool(np.isnan(broken).all()),
-    }
+    return {"largest_difference": largest(looped - layer), "constant_channel_is_nan": bool(np.isnan(broken).all())}
 
 
 def judge_article_02(result: dict) -> Verdict:
     found = result["channels"]
-    nan = found["constant_channel_is_nan"]
-    measured = (
-        f"largest difference {found['largest_difference']:.0e}; a constant channel gives {'NaN' if nan else 'numbers'}"
-    )
+    constant = "NaN" if found["constant_channel_is_nan"] else "numbers"
+    measured = f"largest difference {found['largest_difference']:.0e}; a constant channel gives {constant}"
     if found["largest_difference"] > 1e-9:
         return does_not_hold(measured, "The loop over channels and the layer differ by more than rounding.")
-    if nan:
+    if found["constant_channel_is_nan"]:
         return holds_if("no channel is constant", measured, "The pseudo-code leaves out ε, and divides 0 by 0 there.")
     return holds(measured, "Constant channels included.")
 
 
 # --- article-03: the moving average ----------------------------------------------------------------------------------
-
-
 def moving_recursion(generator) -> dict:
     batches = generator.normal(2.0, 3.0, (5, 8, 4)).astype(np.float32)
     decay = 0.99
@@ -423,22 +370,19 @@ def moving_recursion(generator) -> dict:
         for batch in batches:
             session.run(fetches, {x: batch})
             mean = mean * decay + batch.astype(np.float64).mean(0) * (1 - decay)
-        return {name: float(np.abs(value - mean).max()) for name, value in zip(forms, session.run(moving), strict=True)}
+        return {name: largest(value - mean) for name, value in zip(forms, session.run(moving), strict=True)}
 
 
 def judge_article_03(result: dict) -> Verdict:
     found = result["recursion"]
-    measured = "largest distance from the float64 recursion after 5 batches: " + ", ".join(
-        f"{name} {distance:.0e}" for name, distance in found.items()
-    )
+    distances = ", ".join(f"{name} {distance:.0e}" for name, distance in found.items())
+    measured = f"largest distance from the float64 recursion after 5 batches: {distances}"
     if max(found.values()) < 1e-6:
         return holds(measured, "Both follow it to float32 rounding.")
     return does_not_hold(measured, "At least one library does something else.")
 
 
 # --- The figure -------------------------------------------------------------------------------------------------------
-
-
 FIGURES = {"numerics.png": "A bias before batch norm has a gradient of rounding only, yet Adam walks it away."}
 
 
