@@ -48,8 +48,6 @@ def run(settings: Settings) -> dict:
 
 
 # --- article-09: the sums ---------------------------------------------------------------------------------------------
-
-
 def count_sums(use_resource: bool, sessions: int) -> dict[str, dict[str, int]]:
     """How often each sum came out, for each way of taking it."""
     with tf.Graph().as_default():
@@ -108,7 +106,6 @@ def _counts(counter: dict[str, int]) -> str:
 
 
 # --- The figure -------------------------------------------------------------------------------------------------------
-
 FIGURES = {
     "control_dependencies.png": "Without the assign the sum is always 3, under the control dependency always 12. Beside a "
     "running assign, or from a value that was read before the block, nothing is promised."

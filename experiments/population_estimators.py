@@ -13,6 +13,7 @@ statistics that inference ought to have (`bn_graph.recalibrate`).
 Added to the document, which has the average with decay 0.999 only: the other decays, the cumulative average, the pass.
 """
 
+import contextlib
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
@@ -23,25 +24,17 @@ import bn_graph
 from bn_graph.checkpoints.values import assign_values
 from bn_graph.tf1 import tf
 from experiments.machinery import harness, kept_work
+from experiments.machinery.classifiers import layer_sizes
 from experiments.machinery.figures import BLUE, GREY, ORANGE, figure
 from experiments.machinery.harness import Mode
-from experiments.machinery.results import spread
+from experiments.machinery.results import data_name, seeds, spread
 from experiments.machinery.verdicts import Verdict, does_not_hold, holds, holds_if
 
-# The document's.
-HIDDEN_UNITS = (100, 100)
-BATCH_SIZE = 60
-# The document's; on the summed loss.
-LEARNING_RATE = 0.01
-# The document's.
-EPSILON = 1e-3
-DECAY = 0.999
+# The document's; the rate is that of the summed loss.
+HIDDEN_UNITS, BATCH_SIZE, LEARNING_RATE = (100, 100), 60, 0.01
+EPSILON, DECAY = 1e-3, 0.999
 # An order of magnitude to each side; memories of 10 to 10,000 batches.
 DECAYS = (0.9, 0.99, DECAY, 0.9999)
-# The document's.
-STEPS = 10_000
-# Twice the memory of the document's average.
-QUICK_STEPS = 2_000
 # Steps after which all estimators are scored.
 MARKS = (20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000)
 # One memory of the document's average: 0.999^1000 = 37 % of the start is left.
@@ -57,8 +50,9 @@ NOT_SEEN, FAULT = 0.002, 0.01
 PASS = "frozen weights"
 CUMULATIVE = "cumulative"
 
-FULL = Mode(data="mnist", steps=STEPS, seeds=[0, 1, 2])
-QUICK = Mode(data="digits", steps=QUICK_STEPS, seeds=[0])
+# The document's number of steps; and twice the memory of its average.
+FULL = Mode(data="mnist", steps=10_000, seeds=[0, 1, 2])
+QUICK = Mode(data="digits", steps=2_000)
 
 
 def exponential(decay: float) -> str:
@@ -91,67 +85,50 @@ def watched_wrapper(inputs, is_training, name):
 
 
 def run(settings: harness.Settings) -> dict:
-    runs = [_run_seed_once(settings, seed) for seed in settings.seeds]
-    return {"runs": runs, "start_left": _start_left(settings.steps)}
+    identity = {"batch": BATCH_SIZE, "rate": LEARNING_RATE, "decays": DECAYS, "marks": MARKS}
+    identity |= {"images": PASS_IMAGES, "frozen": FROZEN_BATCHES}
+    measures = {seed: partial(measure_seed, settings, seed) for seed in settings.seeds}
+    runs = [kept_work.measured_once(settings, seed, "", measure, **identity) for seed, measure in measures.items()]
+    return {"runs": runs, "start_left": start_left(settings.steps)}
 
 
-def _run_seed_once(settings: harness.Settings, seed: int) -> dict:
-    """A seed's measurements, from an earlier run that was stopped after it if there was one."""
-    return kept_work.measured_once(
-        settings,
-        seed,
-        "",
-        partial(_run_seed, settings, seed),
-        batch=BATCH_SIZE,
-        rate=LEARNING_RATE,
-        decays=list(DECAYS),
-        marks=list(MARKS),
-        images=PASS_IMAGES,
-        frozen=FROZEN_BATCHES,
-    )
-
-
-def _run_seed(settings: harness.Settings, seed: int) -> dict:
+# --- The training, and every estimator beside it ----------------------------------------------------------------------
+def measure_seed(settings: harness.Settings, seed: int) -> dict:
+    """One training. At the marks every estimator is scored; at its end come the averages over frozen weights."""
     dataset = settings.dataset
-    weights = bn_graph.normal_weights(
-        (dataset.train.images.shape[1], *HIDDEN_UNITS, dataset.train.labels.shape[1]), seed
-    )
+    weights = bn_graph.normal_weights(layer_sizes(dataset, HIDDEN_UNITS), seed)
     marks = [mark for mark in MARKS if mark < settings.steps] + [settings.steps]
-    averages = Averages(np.stack([np.zeros((2, 100)), np.ones((2, 100))], axis=1))  # [layer, mean or variance, unit]
+    # [layer, mean or variance, unit]: every estimator starts at (0, 1), as the document's variables do.
+    averages = Averages(np.stack([np.zeros((2, 100)), np.ones((2, 100))], axis=1))
     measured = []
     with (
         tf.Graph().as_default(),
         tf.Session(config=bn_graph.session_config()) as session,
-        _Scorer(dataset, weights) as scorer,
+        contextlib.closing(Scorer(dataset, weights)) as scorer,
     ):
         network = bn_graph.build_graph(True, weights, normalizer=watched_wrapper, learning_rate=LEARNING_RATE)
-        variables = tf.global_variables()
+        variables = {variable.op.name: variable for variable in tf.global_variables()}
         moments = tf.get_collection("batch_moments")
         session.run(tf.global_variables_initializer())
         step = bn_graph.step_of(network)._replace(recorded=moments)
         advance = harness.LOOPS[settings.loop](session, step, dataset.train, batch_size=BATCH_SIZE, seed=seed)
-        steps = range(settings.steps)
-        for finished, (recorded,) in harness.advance_with_progress(advance, steps, f"seed {seed}", marks.__contains__):
-            for batch in zip(*recorded, strict=True):  # step by step, the moments of each layer
+        chunks = harness.advance_with_progress(advance, range(settings.steps), f"seed {seed}", marks.__contains__)
+        for finished, (recorded,) in chunks:
+            # Step by step, the moments of each layer: the batches that the averages in the graph see too.
+            for batch in zip(*recorded, strict=True):
                 averages.update(np.stack(batch))
             if finished in marks:
-                scorer.load(
-                    {variable.op.name: value for variable, value in zip(variables, session.run(variables), strict=True)}
-                )
-                measured.append({"step": finished} | _score_all(scorer, averages))
-        library = np.stack(_statistics(session))
+                scorer.load(session.run(variables))
+                measured.append({"step": finished} | score_all(scorer, averages))
+        # [layer, mean or variance, unit] of the library's own average, which should be the one beside it.
+        library = np.array(session.run(bn_graph.moving_statistics())).reshape(2, 2, -1)
         batches = bn_graph.batches(dataset.train, BATCH_SIZE, seed=seed, start=settings.steps)
-        frozen = _frozen_averages(session, network, moments, batches, averages, dataset)
+        frozen = frozen_averages(session, network, moments[0], batches, averages, dataset)
     difference = np.abs(library - averages.values[exponential(DECAY)]) / (1 + np.abs(library))
     return {"seed": seed, "marks": measured, "frozen": frozen, "library_differs": float(difference.max())}
 
 
-def _statistics(session: tf.Session) -> list[np.ndarray]:
-    mean1, variance1, mean2, variance2 = session.run(bn_graph.moving_statistics())
-    return [np.stack([mean1, variance1]), np.stack([mean2, variance2])]
-
-
-class _Scorer:
+class Scorer:
     """A second copy of the network, for training and for inference, into which weights and statistics are loaded."""
 
     def __init__(self, dataset: bn_graph.Dataset, weights: list[np.ndarray]):
@@ -164,10 +141,7 @@ class _Scorer:
             self.variables = {variable.op.name: variable for variable in tf.global_variables()}
             self.session = tf.Session(graph=graph, config=bn_graph.session_config())
 
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
+    def close(self) -> None:
         self.session.close()
 
     def load(self, values: dict[str, np.ndarray]) -> None:
@@ -179,9 +153,8 @@ class _Scorer:
 
     def score(self) -> dict[str, float]:
         test, network = self.dataset.test, self.inference
-        accuracy, loss = self.session.run(
-            [network.accuracy, network.loss], {network.x: test.images, network.y_: test.labels}
-        )
+        feeds = {network.x: test.images, network.y_: test.labels}
+        accuracy, loss = self.session.run([network.accuracy, network.loss], feeds)
         return {"accuracy": float(accuracy), "loss": float(loss) / test.size}
 
     def frozen_pass(self, method: str) -> np.ndarray:
@@ -194,92 +167,25 @@ class _Scorer:
         return np.stack([np.stack([layer.mean, layer.variance]) for layer in layers])
 
 
-def _score_all(scorer: _Scorer, averages: Averages) -> dict:
+def score_all(scorer: Scorer, averages: Averages) -> dict:
     """Accuracy, loss and distance from the population for every estimator, at the weights that are loaded."""
     population = scorer.frozen_pass("pooled")
     scores = {PASS: scorer.score() | {"distance": 0.0}}
     paper = scorer.frozen_pass("paper")
-    scores["frozen, paper's"] = scorer.score() | {"distance": _distance(paper, population)}
+    scores["frozen, paper's"] = scorer.score() | {"distance": distance(paper, population)}
     for name, statistics in averages.values.items():
         scorer.load_statistics(statistics)
-        scores[name] = scorer.score() | {"distance": _distance(statistics, population)}
+        scores[name] = scorer.score() | {"distance": distance(statistics, population)}
     return {name: {key: float(f"{value:.5g}") for key, value in score.items()} for name, score in scores.items()}
 
 
-def _distance(statistics: np.ndarray, population: np.ndarray) -> float:
+def distance(statistics: np.ndarray, population: np.ndarray) -> float:
     """Of the means, in standard deviations of the population; mean over units (and layers)."""
     deviation = np.sqrt(population[..., 1, :] + EPSILON)
     return float(np.mean(np.abs(statistics[..., 0, :] - population[..., 0, :]) / deviation))
 
 
-def _frozen_averages(
-    session: tf.Session,
-    network: bn_graph.Network,
-    moments: list[tf.Tensor],
-    batches: Iterable,
-    trained: Averages,
-    dataset: bn_graph.Dataset,
-) -> dict[str, float]:
-    """The averages over batches of weights that stand still: how far from the population does each end?
-
-    Of the first layer, whose inputs don't depend on how the batch is normalized: there the population is no matter of
-    choice. One exponential average starts at (0, 1) and one goes on from training.
-    """
-    inputs = (dataset.train.images @ session.run(tf.trainable_variables()[0])).astype(np.float64)
-    population = np.stack([inputs.mean(0), inputs.var(0)])
-    fresh = Averages(np.stack([np.zeros(100), np.ones(100)]))
-    going_on = trained.values[exponential(DECAY)][0].copy()
-    for _ in range(FROZEN_BATCHES):
-        batch = session.run(moments[0], {network.x: next(batches)[0]}).astype(np.float64)
-        fresh.update(batch)
-        going_on = going_on * DECAY + batch * (1 - DECAY)
-    return {
-        "simple average": _distance(fresh.values[CUMULATIVE], population),
-        "EMA from (0, 1)": _distance(fresh.values[exponential(DECAY)], population),
-        "EMA from training": _distance(going_on, population),
-        "at the end of training": _distance(trained.values[exponential(DECAY)][0], population),
-        "cumulative since the start": _distance(trained.values[CUMULATIVE][0], population),
-    }
-
-
-def _start_left(steps: int) -> list[dict]:
-    """How much of the start value the library's wrapper still holds after n updates, beside decay^n; for every decay.
-
-    The batch is ever the same, with mean 1: what the mean lacks of 1 is what is left of its start, 0. The variance is 0,
-    and so what is left of its start, 1, is what it holds.
-    """
-    marks = [mark for mark in (100, 1000, 10_000) if mark <= max(steps, EARLY)]
-    rows = []
-    with tf.Graph().as_default(), tf.Session(config=bn_graph.session_config()) as session:
-        batch = tf.ones([2, 1])
-        outputs = [
-            bn_graph.batch_norm_wrapper(batch, True, decay=decay, name=f"d{place}")
-            for place, decay in enumerate(DECAYS)
-        ]
-        statistics = bn_graph.moving_statistics()
-        every, initializer = tf.group(*outputs), tf.global_variables_initializer()
-        session.run(initializer)
-        update = session.make_callable(every)
-        for step in range(1, marks[-1] + 1):
-            update()
-            if step in marks:
-                values = np.array(session.run(statistics)).reshape(len(DECAYS), 2)
-                rows += [
-                    {
-                        "decay": decay,
-                        "step": step,
-                        "mean": float(1 - mean),
-                        "variance": float(variance),
-                        "expected": decay**step,
-                    }
-                    for decay, (mean, variance) in zip(DECAYS, values, strict=True)
-                ]
-    return rows
-
-
-# --- What the claims ask of it ----------------------------------------------------------------------------------------
-
-
+# --- Reading the result -----------------------------------------------------------------------------------------------
 def _values(result: dict, name: str, key: str, step: int) -> list[float]:
     """Of every seed, at the mark."""
     return [mark[name][key] for each in result["runs"] for mark in each["marks"] if mark["step"] == step]
@@ -295,6 +201,7 @@ def _advantage(result: dict, name: str, other: str, step: int) -> float:
     return float(np.median([a - b for a, b in pairs]))
 
 
+# --- r2rt-15: is it better to estimate them after the training? -------------------------------------------------------
 def judge_r2rt_15(result: dict) -> Verdict:
     average, last = exponential(DECAY), _steps(result)[-1]
     early = max(step for step in _steps(result) if step <= EARLY)
@@ -318,6 +225,37 @@ def judge_r2rt_15(result: dict) -> Verdict:
     return holds(measured, note)
 
 
+# --- r2rt-16: is the simple average better? ---------------------------------------------------------------------------
+def frozen_averages(
+    session: tf.Session,
+    network: bn_graph.Network,
+    moments: tf.Tensor,
+    batches: Iterable,
+    trained: Averages,
+    dataset: bn_graph.Dataset,
+) -> dict[str, float]:
+    """The averages over batches of weights that stand still: how far from the population does each end?
+
+    Of the first layer, whose inputs don't depend on how the batch is normalized: there the population is no matter of
+    choice. One exponential average starts at (0, 1) and one goes on from training.
+    """
+    inputs = (dataset.train.images @ session.run(tf.trainable_variables()[0])).astype(np.float64)
+    population = np.stack([inputs.mean(0), inputs.var(0)])
+    fresh = Averages(np.stack([np.zeros(100), np.ones(100)]))
+    going_on = trained.values[exponential(DECAY)][0].copy()
+    for _ in range(FROZEN_BATCHES):
+        batch = session.run(moments, {network.x: next(batches)[0]}).astype(np.float64)
+        fresh.update(batch)
+        going_on = going_on * DECAY + batch * (1 - DECAY)
+    return {
+        "simple average": distance(fresh.values[CUMULATIVE], population),
+        "EMA from (0, 1)": distance(fresh.values[exponential(DECAY)], population),
+        "EMA from training": distance(going_on, population),
+        "at the end of training": distance(trained.values[exponential(DECAY)][0], population),
+        "cumulative since the start": distance(trained.values[CUMULATIVE][0], population),
+    }
+
+
 def judge_r2rt_16(result: dict) -> Verdict:
     average, last = exponential(DECAY), _steps(result)[-1]
     ahead = _advantage(result, CUMULATIVE, average, last)
@@ -330,9 +268,10 @@ def judge_r2rt_16(result: dict) -> Verdict:
         f"frozen weights, {simple:.4f} against {exponentially:.4f} SD"
     )
     better_frozen, nearer_training = simple < exponentially, since_start < trained
+    frozen, training = ("nearer to" if nearer else "farther from" for nearer in (better_frozen, nearer_training))
     note = (
-        f"Over {FROZEN_BATCHES:,} batches of frozen weights the simple average is {_nearer(better_frozen)}. Averaged all "
-        f"through training it counts batches of weights long gone, and is {_nearer(nearer_training)} after {last:,} steps."
+        f"Over {FROZEN_BATCHES:,} batches of frozen weights the simple average is {frozen} the population. Averaged all "
+        f"through training it counts batches of weights long gone, and is {training} the population after {last:,} steps."
     )
     better_training = nearer_training and ahead > -NOT_SEEN
     if better_training and better_frozen:
@@ -344,8 +283,31 @@ def judge_r2rt_16(result: dict) -> Verdict:
     return does_not_hold(measured, note)
 
 
-def _nearer(yes: bool) -> str:
-    return "nearer to the population" if yes else "farther from the population"
+# --- r2rt-17: decay 0.999, and closer to 1 with more data ---------------------------------------------------------------
+def start_left(steps: int) -> list[dict]:
+    """How much of the start value the library's wrapper still holds after n updates, beside decay^n; for every decay.
+
+    The batch is ever the same, with mean 1: what the mean lacks of 1 is what is left of its start, 0. The variance is 0,
+    and so what is left of its start, 1, is what it holds.
+    """
+    marks = [mark for mark in (100, 1000, 10_000) if mark <= max(steps, EARLY)]
+    rows = []
+    with tf.Graph().as_default(), tf.Session(config=bn_graph.session_config()) as session:
+        batch = tf.ones([2, 1])
+        named = {f"d{place}": decay for place, decay in enumerate(DECAYS)}
+        outputs = [bn_graph.batch_norm_wrapper(batch, True, decay=decay, name=name) for name, decay in named.items()]
+        statistics = bn_graph.moving_statistics()
+        every, initializer = tf.group(*outputs), tf.global_variables_initializer()
+        session.run(initializer)
+        update = session.make_callable(every)
+        for step in range(1, marks[-1] + 1):
+            update()
+            if step in marks:
+                values = np.array(session.run(statistics)).reshape(len(DECAYS), 2)
+                for decay, (mean, variance) in zip(DECAYS, values, strict=True):
+                    left = {"mean": float(1 - mean), "variance": float(variance), "expected": decay**step}
+                    rows.append({"decay": decay, "step": step} | left)
+    return rows
 
 
 def judge_r2rt_17(result: dict) -> Verdict:
@@ -353,12 +315,9 @@ def judge_r2rt_17(result: dict) -> Verdict:
     error = max(abs(row[key] - row["expected"]) for row in rows for key in ("mean", "variance"))
     best = _best_decays(result)
     last, decay = list(best.items())[-1]
-    of_document = [row["mean"] for row in rows if row["decay"] == DECAY]
-    steps = [row["step"] for row in rows if row["decay"] == DECAY]
-    left = ", ".join(f"{value:.2g} after {step:,}" for value, step in zip(of_document, steps, strict=True))
-    measured = (
-        f"of the start is left {left}; nearest decay {', '.join(f'{step:,}: {each:g}' for step, each in best.items())}"
-    )
+    left = ", ".join(f"{row['mean']:.2g} after {row['step']:,}" for row in rows if row["decay"] == DECAY)
+    nearest = ", ".join(f"{step:,}: {each:g}" for step, each in best.items())
+    measured = f"of the start is left {left}; nearest decay {nearest}"
     behind = max(_advantage(result, exponential(each), exponential(DECAY), last) for each in DECAYS)
     note = (
         f"What counts is updates, not examples: decay^n of the start (0, 1) is left. At {last:,} steps the nearest to "
@@ -382,7 +341,7 @@ def _best_decays(result: dict) -> dict[int, float]:
     }
 
 
-# --- What a reader sees -----------------------------------------------------------------------------------------------
+# --- The figure -------------------------------------------------------------------------------------------------------
 
 _LINES = {
     PASS: {"color": BLUE, "linewidth": 2.4, "marker": "o"},
@@ -419,10 +378,7 @@ def draw(result: dict, folder: Path) -> None:
         left.set_title("What the network predicts with them")
         right.set_title("How far they are from the frozen pass")
         drawing.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=6)
-        seeds = len(result["runs"])
-        drawing.suptitle(
-            f"{result['data'].replace('mnist', 'MNIST')}, {seeds} seed{'s' * (seeds > 1)}, medians", fontsize=10
-        )
+        drawing.suptitle(f"{data_name(result)}, {seeds(result)}, medians", fontsize=10)
 
 
 def _label(name: str) -> str:

@@ -56,7 +56,7 @@ def test_averages_follow_their_recursions():
 
 def test_a_second_run_takes_finished_seeds_from_the_first(finished, monkeypatch):
     result, folder, _ = finished
-    monkeypatch.setattr(experiment, "_run_seed", lambda *_: pytest.fail("the seed was trained again"))
+    monkeypatch.setattr(experiment, "measure_seed", lambda *_: pytest.fail("the seed was trained again"))
     assert harness.main(experiment, ["--mode", "quick", "--steps", str(STEPS), "--output", str(folder.parent)]) == 0
     assert json.loads((folder / "result.json").read_text())["runs"] == result["runs"]
 
