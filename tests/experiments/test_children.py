@@ -14,6 +14,6 @@ def test_each_answer_comes_from_a_process_with_its_own_environment():
 
 
 def test_a_process_that_fails_is_one_line():
-    with pytest.raises(UsageError, match=r"os.listdir failed: FileNotFoundError.*no/such/place") as error:
+    with pytest.raises(UsageError, match=r"listdir failed: FileNotFoundError.*no/such/place") as error:
         children.ask(os.listdir, path="no/such/place")
     assert "\n" not in str(error.value)
