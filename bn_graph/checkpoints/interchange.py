@@ -24,7 +24,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from bn_graph.checkpoints.values import assign_values
+from bn_graph.checkpoints.values import WholeVariable, assign_values, read_values, whole_name, whole_shape
 from bn_graph.checkpoints.variables import LayerVariables, batch_norm_layers
 from bn_graph.graphs.reachability import global_variables_by_name
 from bn_graph.tf1 import tf
@@ -251,7 +251,8 @@ def _count(graph: tf.Graph, scope: str) -> tf.Variable | None:
 
 def _values(session: tf.Session, layer: LayerVariables) -> LayerVariables:
     present = {name: variable for name, variable in layer._asdict().items() if variable is not None}
-    return LayerVariables(**dict.fromkeys(LayerVariables._fields) | session.run(present))
+    values = zip(present, read_values(session, list(present.values())), strict=True)
+    return LayerVariables(**dict.fromkeys(LayerVariables._fields) | dict(values))
 
 
 def _array(value: object) -> np.ndarray:
@@ -293,7 +294,7 @@ def _with_identity(arrays: LayerVariables) -> LayerVariables:
 
 def _checked(
     scope: str, layer: LayerVariables, arrays: LayerVariables, names: Sequence[str]
-) -> list[tuple[tf.Variable, np.ndarray]]:
+) -> list[tuple[WholeVariable, np.ndarray]]:
     """Each variable of `layer` with its array, once all fit."""
     pairs = []
     for variable, array, name, neutral in zip(layer, arrays, names, (1.0, 0.0, None, None), strict=True):
@@ -304,9 +305,9 @@ def _checked(
                     "scale=True and center=True."
                 )
             continue
-        if list(array.shape) != variable.shape.as_list():
+        if not whole_shape(variable).is_compatible_with(array.shape):
             raise ValueError(
-                f"{name} has shape {list(array.shape)}; {variable.op.name} has {variable.shape.as_list()}."
+                f"{name} has shape {list(array.shape)}; {whole_name(variable)} has {whole_shape(variable).as_list()}."
             )
         pairs.append((variable, array))
     return pairs

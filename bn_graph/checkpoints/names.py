@@ -9,7 +9,7 @@ A *name map* is a dict, or a function from a variable's name to the checkpoint's
 
 from collections.abc import Callable, Iterable, Mapping
 
-from bn_graph.tf1 import tf
+from bn_graph.checkpoints.values import WholeVariable, whole_name, whole_variables
 
 __all__ = ["NAME_MAPS", "checkpoint_name", "checkpoint_names"]
 
@@ -70,8 +70,10 @@ def checkpoint_name(name: str, name_map: NameMap) -> str:
     return scope + name_map.get(leaf, leaf)
 
 
-def checkpoint_names(variables: Iterable[tf.Variable], name_map: NameMap | None) -> dict[str, tf.Variable]:
+def checkpoint_names(variables: Iterable[WholeVariable], name_map: NameMap | None) -> dict[str, WholeVariable]:
     """The variables by their names in the checkpoint, in order; what ``tf.train.Saver`` takes.
+
+    Parts of a partitioned variable are one there, by the name of the whole.
 
     Args:
         variables: of one graph.
@@ -83,20 +85,20 @@ def checkpoint_names(variables: Iterable[tf.Variable], name_map: NameMap | None)
 
     Example:
         >>> from bn_graph.checkpoints.names import NAME_MAPS, checkpoint_names
-        >>> from bn_graph.tf1 import tf
+        >>> from bn_graph.checkpoints.values import WholeVariable, whole_name, whole_variables
         >>> with tf.Graph().as_default():
         ...     gamma = tf.get_variable("bn1/gamma", [2])
         ...     list(checkpoint_names([gamma], NAME_MAPS["pytorch"]))
         ['bn1/weight']
     """
-    variables = list(variables)
+    named = whole_variables(variables)
     if isinstance(name_map, Mapping):
-        _refuse_unused_keys(name_map, [variable.op.name for variable in variables])
+        _refuse_unused_keys(name_map, list(named))
     mapped = {}
-    for variable in variables:
-        name = variable.op.name if name_map is None else checkpoint_name(variable.op.name, name_map)
+    for own_name, variable in named.items():
+        name = own_name if name_map is None else checkpoint_name(own_name, name_map)
         if name in mapped:
-            raise ValueError(f"name_map gives both {mapped[name].op.name} and {variable.op.name} the name {name!r}.")
+            raise ValueError(f"name_map gives both {whole_name(mapped[name])} and {own_name} the name {name!r}.")
         mapped[name] = variable
     return mapped
 

@@ -11,14 +11,22 @@ see `bn_graph.checkpoints.names`.
 import difflib
 import os
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from bn_graph.checkpoints.files import CheckpointError, checkpoint_prefix
 from bn_graph.checkpoints.names import NameMap, checkpoint_names
-from bn_graph.checkpoints.values import assign_values, check_fit
-from bn_graph.checkpoints.variables import inference_variables
+from bn_graph.checkpoints.values import (
+    WholeVariable,
+    assign_values,
+    check_fit,
+    parts_of,
+    whole_name,
+    whole_shape,
+    whole_variables,
+)
+from bn_graph.checkpoints.variables import inference_variables, layer_scope
 from bn_graph.graphs.errors import one_line
 from bn_graph.layers.averages import moving_statistics
 from bn_graph.tf1 import tf
@@ -112,27 +120,16 @@ def make_inference_saver(
 
 
 def _refuse_left_out_statistics(var_list: Sequence[tf.Variable]) -> None:
-    graph = var_list[0].graph if var_list else tf.get_default_graph()
-    saved = {variable.op.name for variable in var_list}
-    known = saved | {variable.op.name for variable in graph.get_collection(tf.GraphKeys.GLOBAL_VARIABLES)}
-    parameters = [name for name in known if name.rpartition("/")[2] in ("gamma", "beta")]
-    layers = {name.rpartition("/")[0] for name in parameters}
-    saved_layers = {name.rpartition("/")[0] for name in parameters if name in saved}
-    left_out = [
-        name
-        for name in (variable.op.name for variable in moving_statistics(graph))
-        if name not in saved and _innermost(layers, name) in saved_layers
-    ]
+    saved = whole_variables(var_list)
+    graph = parts_of(next(iter(saved.values())))[0].graph if saved else tf.get_default_graph()
+    layers = {scope for scope, _, leaf in (name.rpartition("/") for name in saved) if leaf in ("gamma", "beta")}
+    statistics = [variable.op.name for variable in moving_statistics(graph)]
+    left_out = [name for name in statistics if name not in saved and layer_scope(name, statistics) in layers]
     if left_out:
         raise ValueError(
             f"The Saver would leave out moving statistics of layers whose gamma or beta it saves: {', '.join(left_out)}. "
             "Without them the restored network can't predict. Leave out var_list, or add bn_graph.moving_statistics()."
         )
-
-
-def _innermost(scopes: Iterable[str], name: str) -> str | None:
-    """The layer that a statistic belongs to: an average's shadow lies some scopes below its own."""
-    return max((scope for scope in scopes if name.startswith(f"{scope}/")), key=len, default=None)
 
 
 def save(saver: tf.train.Saver, session: tf.Session, prefix: str | os.PathLike, **save_options) -> str:
@@ -221,7 +218,7 @@ def restore(
     _warn_if_untrained(session, prefix, list(variables.values()))
 
 
-def _checked_reader(prefix: str, variables: Mapping[str, tf.Variable]):
+def _checked_reader(prefix: str, variables: Mapping[str, WholeVariable]):
     """The checkpoint's reader, once all `variables` (by their names in the checkpoint) are there and fit."""
     try:
         reader = tf.train.load_checkpoint(prefix)
@@ -237,10 +234,11 @@ def _checked_reader(prefix: str, variables: Mapping[str, tf.Variable]):
     return reader
 
 
-def _missing_message(prefix: str, missing: Mapping[str, tf.Variable]) -> str:
-    known = {statistic.op.name for statistic in moving_statistics(next(iter(missing.values())).graph)}
-    statistics = [_both_names(*item) for item in missing.items() if item[1].op.name in known]
-    others = [_both_names(*item) for item in missing.items() if item[1].op.name not in known]
+def _missing_message(prefix: str, missing: Mapping[str, WholeVariable]) -> str:
+    graph = parts_of(next(iter(missing.values())))[0].graph
+    known = {statistic.op.name for statistic in moving_statistics(graph)}
+    statistics = [_both_names(*item) for item in missing.items() if whole_name(item[1]) in known]
+    others = [_both_names(*item) for item in missing.items() if whole_name(item[1]) not in known]
     message = f"The checkpoint {prefix} lacks"
     if statistics:
         message += f" moving statistics that the graph needs: {', '.join(statistics)}"
@@ -250,11 +248,11 @@ def _missing_message(prefix: str, missing: Mapping[str, tf.Variable]) -> str:
     return message + ". Save all of them (bn_graph.make_saver()), or restore a part with var_list=."
 
 
-def _both_names(name: str, variable: tf.Variable) -> str:
-    return name if name == variable.op.name else f"{name} (for {variable.op.name})"
+def _both_names(name: str, variable: WholeVariable) -> str:
+    return name if name == whole_name(variable) else f"{name} (for {whole_name(variable)})"
 
 
-def _nearest(missing: Mapping[str, tf.Variable], unclaimed: Sequence[str], most: int = 6) -> str:
+def _nearest(missing: Mapping[str, WholeVariable], unclaimed: Sequence[str], most: int = 6) -> str:
     """A sentence about names of the checkpoint that may be what is missing under another name; empty if none is."""
     nearest = {}
     for name in missing:
@@ -266,24 +264,27 @@ def _nearest(missing: Mapping[str, tf.Variable], unclaimed: Sequence[str], most:
     return f" The nearest names that it has: {', '.join(list(nearest)[:most])}; to take those, pass name_map=."
 
 
-def _converted(reader, variables: Mapping[str, tf.Variable], convert: Conversions) -> list:
+def _converted(reader, variables: Mapping[str, WholeVariable], convert: Conversions) -> list:
     """The variables that `convert` speaks of, with their converted values."""
     converted = []
     for name, variable in variables.items():
-        function = convert.get(variable.op.name) or convert.get(variable.op.name.rpartition("/")[2])
+        own_name = whole_name(variable)
+        function = convert.get(own_name) or convert.get(own_name.rpartition("/")[2])
         if function is None:
             continue
         value = np.asarray(function(reader.get_tensor(name)))
-        if list(value.shape) != variable.shape.as_list():
-            raise ValueError(f"convert turns {name} into shape {list(value.shape)}; the graph's has {variable.shape}.")
+        if not whole_shape(variable).is_compatible_with(value.shape):
+            raise ValueError(
+                f"convert turns {name} into shape {list(value.shape)}; the graph's has {whole_shape(variable)}."
+            )
         converted.append((variable, value))
     return converted
 
 
-def _warn_if_untrained(session: tf.Session, prefix: str, variables: Sequence[tf.Variable]) -> None:
+def _warn_if_untrained(session: tf.Session, prefix: str, variables: Sequence[WholeVariable]) -> None:
     with session.graph.as_default():
         among_statistics = {variable.op.name for variable in moving_statistics()}
-    statistics = [variable for variable in variables if variable.op.name in among_statistics]
+    statistics = [variable for variable in variables if whole_name(variable) in among_statistics]
     if not statistics:
         return
     held, initial = session.run([statistics, [variable.initial_value for variable in statistics]])

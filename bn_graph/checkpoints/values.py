@@ -1,17 +1,65 @@
-"""Values of variables: assigned in a session, and whether a stored one fits."""
+"""Values of variables: assigned and read in a session, those of partitioned variables whole."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
+import numpy as np
 from numpy.typing import ArrayLike
 
 from bn_graph.checkpoints.files import CheckpointError
-from bn_graph.tf1 import tf
+from bn_graph.tf1 import slice_info, tf
 
-__all__ = ["assign_values", "check_fit"]
+__all__ = [
+    "WholeVariable",
+    "assign_values",
+    "check_fit",
+    "parts_of",
+    "read_values",
+    "whole_name",
+    "whole_shape",
+    "whole_variables",
+]
+
+WholeVariable = tf.Variable | tuple[tf.Variable, ...]
+"""A variable; a partitioned one is the tuple of its parts, in order. (Only such tuples are taken apart or put together:
+a part by itself is a variable like any other.)"""
 
 
-def assign_values(session: tf.Session, values: Iterable[tuple[tf.Variable, ArrayLike]]) -> None:
+def parts_of(variable: WholeVariable | None) -> list[tf.Variable]:
+    """The variables that a variable consists of: itself, its parts if it is partitioned, none of None."""
+    if variable is None:
+        return []
+    return list(variable) if _is_partitioned(variable) else [variable]
+
+
+def _is_partitioned(variable: WholeVariable) -> bool:
+    return hasattr(variable, "__len__")  # a tuple, or what tf.get_variable returns, which is no tf.Variable
+
+
+def whole_variables(variables: Iterable[WholeVariable]) -> dict[str, WholeVariable]:
+    """The variables by their names, in order; those that are parts of one together, by the name of the whole.
+
+    That is how ``tf.train.Saver`` names them in a checkpoint, which holds partitioned variables as whole tensors.
+    """
+    groups: dict[str, list[tf.Variable]] = {}
+    for part in (part for variable in variables for part in parts_of(variable)):
+        groups.setdefault(whole_name(part), []).append(part)
+    return {name: group[0] if slice_info(group[0]) is None else tuple(group) for name, group in groups.items()}
+
+
+def whole_name(variable: WholeVariable) -> str:
+    """The name of a variable's op; of a partitioned variable or a part of one, the name of the whole."""
+    first = parts_of(variable)[0]
+    info = slice_info(first)
+    return first.op.name if info is None else info[0]
+
+
+def whole_shape(variable: WholeVariable) -> tf.TensorShape:
+    """The shape of a variable, or of all of a partitioned one."""
+    return tf.TensorShape(slice_info(parts_of(variable)[0])[1]) if _is_partitioned(variable) else variable.shape
+
+
+def assign_values(session: tf.Session, values: Iterable[tuple[WholeVariable, ArrayLike]]) -> None:
     """Assigns `values` to variables. Adds nothing to the graph, which may be finalized.
 
     A variable is assigned by its initializer, with the initial value fed, as ``Variable.load`` does. Variables made from
@@ -19,7 +67,7 @@ def assign_values(session: tf.Session, values: Iterable[tuple[tf.Variable, Array
 
     Args:
         session: holds the variables; they need not be initialized.
-        values: variables and what they shall hold, of their shapes.
+        values: variables and what they shall hold, of their shapes; of a partitioned variable, the whole.
 
     Raises:
         ValueError: a value's shape differs, or a variable has no initializer that assigns a tensor.
@@ -35,17 +83,36 @@ def assign_values(session: tf.Session, values: Iterable[tuple[tf.Variable, Array
     """
     runs: list[tuple[list, dict]] = []
     used = Counter()
-    for variable, value in values:
-        assign = _initializing_assign(variable)
+    for part, block in (pair for variable, value in values for pair in _cut(variable, value)):
+        assign = _initializing_assign(part)
         initial = assign.inputs[1]
         if used[initial.ref()] == len(runs):
             runs.append(([], {}))
         ops, feeds = runs[used[initial.ref()]]
         ops.append(assign)
-        feeds[initial] = value
+        feeds[initial] = block
         used[initial.ref()] += 1
     for ops, feeds in runs:
         session.run(ops, feeds)
+
+
+def _cut(variable: WholeVariable, value: ArrayLike) -> Iterator[tuple[tf.Variable, ArrayLike]]:
+    """The parts of a variable, each with its part of the value."""
+    if not _is_partitioned(variable):
+        yield variable, value
+        return
+    if np.shape(value) != tuple(whole_shape(variable)):
+        raise ValueError(
+            f"A value for {whole_name(variable)} has shape {np.shape(value)}, not {whole_shape(variable)}."
+        )
+    for part in parts_of(variable):
+        yield part, np.asarray(value)[_place(part)]
+
+
+def _place(part: tf.Variable) -> tuple[slice, ...]:
+    """Where in the whole a part lies."""
+    _, _, offset = slice_info(part)
+    return tuple(slice(start, start + size) for start, size in zip(offset, part.shape.as_list(), strict=True))
 
 
 def _initializing_assign(variable: tf.Variable) -> tf.Operation:
@@ -57,7 +124,22 @@ def _initializing_assign(variable: tf.Variable) -> tf.Operation:
     return assign
 
 
-def check_fit(prefix: str, variable: tf.Variable, name: str, shape: Sequence[int] | None, dtype: tf.DType) -> None:
+def read_values(session: tf.Session, variables: Sequence[WholeVariable]) -> list[np.ndarray]:
+    """The values of variables, read in one run; of a partitioned variable, the whole. Adds nothing to the graph."""
+    held = session.run([parts_of(variable) for variable in variables])
+    return [_joined(variable, values) for variable, values in zip(variables, held, strict=True)]
+
+
+def _joined(variable: WholeVariable, values: Sequence[np.ndarray]) -> np.ndarray:
+    if not _is_partitioned(variable):
+        return values[0]
+    whole = np.empty(whole_shape(variable).as_list(), values[0].dtype)
+    for part, value in zip(parts_of(variable), values, strict=True):
+        whole[_place(part)] = value
+    return whole
+
+
+def check_fit(prefix: str, variable: WholeVariable, name: str, shape: Sequence[int] | None, dtype: tf.DType) -> None:
     """Raises if a checkpoint's tensor can't be the value of `variable`.
 
     Args:
@@ -70,8 +152,8 @@ def check_fit(prefix: str, variable: tf.Variable, name: str, shape: Sequence[int
     Raises:
         CheckpointError: shape or dtype differ.
     """
-    held = f"The checkpoint {prefix} holds {name}"
-    if shape is not None and not variable.shape.is_compatible_with(shape):
-        raise CheckpointError(f"{held} with shape {list(shape)}; the graph's has {variable.shape.as_list()}.")
-    if variable.dtype.base_dtype != dtype:
-        raise CheckpointError(f"{held} as {dtype.name}; the graph's is {variable.dtype.base_dtype.name}.")
+    held, expected = f"The checkpoint {prefix} holds {name}", parts_of(variable)[0].dtype.base_dtype
+    if shape is not None and not whole_shape(variable).is_compatible_with(shape):
+        raise CheckpointError(f"{held} with shape {list(shape)}; the graph's has {whole_shape(variable).as_list()}.")
+    if dtype != expected:
+        raise CheckpointError(f"{held} as {dtype.name}; the graph's is {expected.name}.")

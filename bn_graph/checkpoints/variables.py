@@ -3,6 +3,7 @@
 from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
+from bn_graph.checkpoints.values import WholeVariable, whole_variables
 from bn_graph.graphs import reachability
 from bn_graph.layers.averages import moving_statistics
 from bn_graph.tf1 import tf
@@ -11,10 +12,13 @@ __all__ = ["LayerVariables", "batch_norm_layers", "inference_variables", "layer_
 
 
 class LayerVariables(NamedTuple):
-    """The variables of one layer, each of shape ``[channels]``; ``gamma`` and ``beta`` are None where it has none."""
+    """The variables of one layer, each of shape ``[channels]``.
 
-    gamma: tf.Variable | None
-    beta: tf.Variable | None
+    ``gamma`` and ``beta`` are None where it has none, and tuples of their parts, in order, where they are partitioned.
+    """
+
+    gamma: WholeVariable | None
+    beta: WholeVariable | None
     moving_mean: tf.Variable
     moving_variance: tf.Variable
 
@@ -39,8 +43,9 @@ def batch_norm_layers(graph: tf.Graph | None = None) -> dict[str, LayerVariables
         ...     list(layers), layers["bn1"].gamma.op.name
         (['bn1'], 'bn1/gamma')
     """
-    scopes: dict[str, dict[str, tf.Variable]] = {}
-    for name, variable in reachability.global_variables_by_name(graph).items():
+    graph = graph or tf.get_default_graph()
+    scopes: dict[str, dict[str, WholeVariable]] = {}
+    for name, variable in whole_variables(graph.get_collection(tf.GraphKeys.GLOBAL_VARIABLES)).items():
         scope, _, leaf = name.rpartition("/")
         if leaf in LayerVariables._fields:
             scopes.setdefault(scope, {})[leaf] = variable

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bn_graph.checkpoints.values import assign_values
+from bn_graph.checkpoints.values import assign_values, parts_of
 from bn_graph.checkpoints.variables import batch_norm_layers, layer_scope
 from bn_graph.graphs import reachability
 from bn_graph.graphs.errors import BnGraphError
@@ -153,7 +153,10 @@ def refuse_training(graph: tf.Graph, graph_def: tf.GraphDef, outputs: Iterable[s
     ops = _batch_statistics(graph_def)
     evidence |= {scope for scope in layers if any(op.startswith(f"{scope}/") for op in ops)}
     for scope, layer in layers.items():
-        weights, own = ({v.op.name for v in part if v is not None} for part in (layer[:2], layer[2:]))
+        weights, own = (
+            {part.op.name for variable in variables for part in parts_of(variable)}
+            for variables in (layer[:2], layer[2:])
+        )
         if weights & read and not own <= read:
             evidence.add(scope)
     if evidence or ops:
