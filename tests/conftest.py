@@ -41,6 +41,13 @@ def graph(cond_kind, variable_kind):
         yield fresh
 
 
+VARIABLE_KINDS = pytest.mark.parametrize("cond_kind", ["v2"], indirect=True)
+"""On a test of `graph` without any cond: the kinds of variables only."""
+
+COND_KINDS = pytest.mark.parametrize("variable_kind", ["resource"], indirect=True)
+"""On a test of `graph` without any assign: the kinds of `cond` only."""
+
+
 @pytest.fixture
 def plain_graph():
     """A fresh default graph, once: for what does not depend on the kind of variable or of `cond`."""

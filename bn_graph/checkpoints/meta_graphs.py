@@ -19,6 +19,7 @@ from bn_graph.checkpoints.files import CheckpointError, checkpoint_prefix, writt
 from bn_graph.checkpoints.values import assign_values, check_fit
 from bn_graph.graphs import layer_calls, reachability
 from bn_graph.graphs.errors import one_line
+from bn_graph.graphs.notes import LAYERS, MOVING_STATISTICS
 from bn_graph.layers.averages import moving_statistics
 from bn_graph.tf1 import slice_info, tf
 
@@ -26,7 +27,7 @@ __all__ = ["Key", "Restored", "assign", "import_graph", "missing_weights", "read
 
 _NOT_NEEDED = ("savers", "queue_runners")
 _PLAIN = ("variables", "trainable_variables", "local_variables", "update_ops", "train_op", "global_step")
-_PLAIN += ("bn_graph_layers", "bn_graph_moving_statistics")
+_PLAIN += (LAYERS, MOVING_STATISTICS)
 _UNKNOWN_SCALARS = 24
 """Before this GraphDef version the shape [] of a placeholder stood for an unknown one."""
 

@@ -1,26 +1,13 @@
 """Which variables a graph's batch norm layers and outputs have."""
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import NamedTuple
 
-from bn_graph.checkpoints.values import WholeVariable, whole_variables
+from bn_graph.checkpoints.values import whole_variables
 from bn_graph.graphs import reachability
-from bn_graph.layers.averages import moving_statistics
+from bn_graph.layers.averages import LayerVariables, moving_statistics
 from bn_graph.tf1 import tf
 
 __all__ = ["LayerVariables", "batch_norm_layers", "inference_variables", "layer_scope"]
-
-
-class LayerVariables(NamedTuple):
-    """The variables of one layer, each of shape ``[channels]``.
-
-    ``gamma`` and ``beta`` are None where it has none, and tuples of their parts, in order, where they are partitioned.
-    """
-
-    gamma: WholeVariable | None
-    beta: WholeVariable | None
-    moving_mean: tf.Variable
-    moving_variance: tf.Variable
 
 
 def batch_norm_layers(graph: tf.Graph | None = None) -> dict[str, LayerVariables]:

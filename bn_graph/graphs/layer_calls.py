@@ -22,6 +22,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from bn_graph.graphs.audited_calls import AuditedCall, find_audited_calls
+from bn_graph.graphs.notes import LAYERS
 from bn_graph.tf1 import tf
 
 __all__ = [
@@ -39,9 +40,6 @@ __all__ = [
     "only_for_inference",
     "upstream_data",
 ]
-
-NOTES = "bn_graph_layers"
-"""The collection of notes, one JSON string a call, that `bn_graph.layers` leaves in a graph."""
 
 INSIDE = "//"
 """Stands between a calling node, its function's role and a node of that body: ``cond//then_branch//Mean``."""
@@ -349,7 +347,7 @@ def _assigned_values(flat: FlatGraph) -> dict[str, list[TensorRef]]:
 
 
 def _noted_calls(graph: tf.Graph, flat: FlatGraph, assigned: dict[str, list[TensorRef]]) -> Iterator[LayerCall]:
-    for text in graph.get_collection(NOTES):
+    for text in graph.get_collection(LAYERS):
         note = json.loads(tf.compat.as_str(text))
         inputs = _reference(note["inputs"], "", {})
         if not {inputs[0], note["moving_mean"], note["moving_variance"]} <= flat.keys():

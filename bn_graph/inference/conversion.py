@@ -19,6 +19,7 @@ from bn_graph.checkpoints.files import written_beside
 from bn_graph.checkpoints.variables import batch_norm_layers
 from bn_graph.graphs import layer_calls, reachability
 from bn_graph.graphs.errors import BnGraphError
+from bn_graph.graphs.notes import LAYERS, MOVING_STATISTICS
 from bn_graph.inference import switching
 from bn_graph.inference.branches import without_training_branches
 from bn_graph.inference.export import export_saved_model
@@ -30,7 +31,7 @@ _OUTPUT = "population_output"
 _EXAMPLES = 8
 _TOLERANCE = 1e-4
 """Of the largest value: batches of other sizes are summed in another order, so float32 differs in its last digits."""
-_COLLECTIONS = ("variables", "trainable_variables", "local_variables", "bn_graph_layers", "bn_graph_moving_statistics")
+_COLLECTIONS = ("variables", "trainable_variables", "local_variables", LAYERS, MOVING_STATISTICS)
 _SWITCHES = ("Switch", "RefSwitch")
 _RANDOM = ("Random", "Multinomial", "StatelessRandom", "TruncatedNormal", "ParameterizedTruncatedNormal")
 

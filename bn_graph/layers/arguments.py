@@ -1,5 +1,6 @@
-"""What the layers refuse, when the graph is built and when it runs, and what they say then."""
+"""The layers' checks of their arguments, when the graph is built and when it runs, and the messages of both."""
 
+import enum
 import math
 from collections.abc import Callable, Mapping
 
@@ -7,26 +8,45 @@ from bn_graph.layers.transforms import reduced_axes
 from bn_graph.tf1 import tf
 
 __all__ = [
-    "check_average",
+    "Average",
+    "Method",
     "check_constants",
-    "check_one_way",
-    "check_sync",
-    "check_virtual_batches",
     "checked_axis",
     "checked_clipping",
     "checked_fused",
     "checked_is_training",
+    "checked_tensors",
     "refuse_static_single_value",
+    "resolve_average",
+    "resolve_method",
     "with_run_time_checks",
 ]
 
-_AVERAGES = ("exponential", "cumulative")
 _CLIPPING_KEYS = ("rmin", "rmax", "dmax")
 _ONE_VALUE = (
     "Batch normalization in training needs at least two values per channel: the mean of one value is that value, so "
     "every output would be beta whatever the input. To predict, build or feed is_training=False; in training, use a "
     "larger batch"
 )
+
+
+class Method(enum.Enum):
+    """How a training batch is normalized; what excludes each other is one of these."""
+
+    MOMENTS = "by its moments, weighted or not"
+    FUSED_KERNEL = "by its moments, with TensorFlow's fused kernel"
+    VIRTUAL_BATCHES = "each virtual batch by its own moments"
+    RENORM = "by its moments, corrected toward moving ones"
+    ALL_WORKERS = "by the moments of all workers' batches"
+
+
+class Average(enum.Enum):
+    """How the moving statistics follow the batches'."""
+
+    EXPONENTIAL = "exponential"
+    DEBIASED = "exponential, without the share of the start values"
+    CUMULATIVE = "cumulative"
+    RENORM = "exponential, of mean and standard deviation"
 
 
 def checked_axis(inputs: tf.Tensor, axis: int) -> int:
@@ -46,6 +66,15 @@ def checked_axis(inputs: tf.Tensor, axis: int) -> int:
             "Set it with inputs.set_shape(...) or name another axis."
         )
     return axis % rank
+
+
+def checked_tensors(
+    inputs: tf.Tensor, axis: int, is_training: bool | tf.Tensor, weights: tf.Tensor | None
+) -> tuple[tf.Tensor, int, bool | tf.Tensor, tf.Tensor | None]:
+    """The four, converted and checked: see `checked_axis` and `checked_is_training`."""
+    inputs = tf.convert_to_tensor(inputs, name="inputs")
+    weights = None if weights is None else tf.convert_to_tensor(weights, name="weights")
+    return inputs, checked_axis(inputs, axis), checked_is_training(is_training), weights
 
 
 def checked_is_training(is_training: bool | tf.Tensor) -> bool | tf.Tensor:
@@ -84,51 +113,66 @@ def checked_clipping(clipping: Mapping[str, float] | None) -> Mapping[str, float
     return clipping or {}
 
 
-def check_average(average: str, *, zero_debias: bool, renorm: bool) -> None:
-    """That the estimator exists, and is not told to do what another does."""
-    if average not in _AVERAGES:
-        raise ValueError(f"average must be one of {', '.join(_AVERAGES)}, got {average!r}.")
+def resolve_average(average: str, *, zero_debias: bool, renorm: bool) -> Average:
+    """The estimator; raises where it does not exist or the options ask for two."""
+    if average not in ("exponential", "cumulative"):
+        raise ValueError(f"average must be one of exponential, cumulative, got {average!r}.")
     if average == "cumulative" and (zero_debias or renorm):
         raise ValueError("average='cumulative' has no start to debias and goes with neither zero_debias nor renorm.")
     if zero_debias and renorm:
         raise ValueError("zero_debias and renorm exclude each other: renorm has an estimator of its own.")
+    if average == "cumulative":
+        return Average.CUMULATIVE
+    return Average.RENORM if renorm else Average.DEBIASED if zero_debias else Average.EXPONENTIAL
 
 
-def check_one_way(
-    *, virtual_batch_size: int | None, renorm: bool, weights: tf.Tensor | None, sync: Callable | None
-) -> None:
-    """That a batch is not to be normalized in two ways at once."""
-    chosen = {
+def resolve_method(
+    inputs: tf.Tensor,
+    axis: int,
+    fused: bool | None,
+    virtual_batch_size: int | None,
+    renorm: bool,
+    weights: tf.Tensor | None,
+    sync: Callable | None,
+    sync_population_only: bool,
+) -> Method:
+    """How training batches are normalized; raises where the options ask for two methods, or for an impossible one."""
+    options = {
         "virtual_batch_size": virtual_batch_size is not None,
         "renorm": renorm,
         "weights": weights is not None,
         "sync": sync is not None,
     }
-    given = [name for name, is_given in chosen.items() if is_given]
+    given = [name for name, is_given in options.items() if is_given]
     if len(given) > 1:
         raise ValueError(f"{' and '.join(given)} exclude each other: give one of them.")
-    is_size = isinstance(virtual_batch_size, int) and not isinstance(virtual_batch_size, bool)
-    if virtual_batch_size is not None and not (is_size and virtual_batch_size > 0):
-        raise ValueError(f"virtual_batch_size must be a whole number from 1 up, got {virtual_batch_size!r}.")
+    _check_virtual_batches(inputs, axis, virtual_batch_size)
+    _check_sync(sync, sync_population_only)
+    plain = not given or sync_population_only
+    if checked_fused(fused, inputs, axis, plain=plain):
+        return Method.FUSED_KERNEL
+    if plain or weights is not None:
+        return Method.MOMENTS
+    return Method.RENORM if renorm else Method.ALL_WORKERS if sync is not None else Method.VIRTUAL_BATCHES
 
 
-def check_sync(sync: Callable | None, *, population_only: bool) -> None:
-    """That `sync` is a function, and there is one to say `population_only` of."""
+def _check_sync(sync: Callable | None, population_only: bool) -> None:
     if sync is not None and not callable(sync):
         raise ValueError(
-            "sync must be a function that puts all workers' vectors together, as bn_graph.distributed.gatherer makes it; "
-            f"got {sync!r}."
+            "sync must be a function that puts all workers' vectors together, as "
+            f"bn_graph.training.distributed.gatherer makes it; got {sync!r}."
         )
     if population_only and sync is None:
         raise ValueError(
-            "sync_population_only says what sync is for, and there is no sync: give it, or leave out both."
+            "sync_population_only restricts what sync is for, and there is no sync: give it, or leave out both."
         )
 
 
-def check_virtual_batches(inputs: tf.Tensor, axis: int, size: int | None) -> None:
-    """That the batch, where it is known, can be cut into virtual batches of `size`, along an axis that is not the channels'."""
+def _check_virtual_batches(inputs: tf.Tensor, axis: int, size: int | None) -> None:
     if size is None:
         return
+    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        raise ValueError(f"virtual_batch_size must be a whole number from 1 up, got {size!r}.")
     if axis == 0:
         raise ValueError("virtual_batch_size cuts axis 0 into virtual batches, so the channel axis can't be axis 0.")
     batch = inputs.shape.as_list()[0]
@@ -139,7 +183,7 @@ def check_virtual_batches(inputs: tf.Tensor, axis: int, size: int | None) -> Non
 
 
 def checked_fused(fused: bool | None, inputs: tf.Tensor, axis: int, *, plain: bool) -> bool:
-    """Whether to use the fused kernel; raises where it is asked for and can't do it."""
+    """Whether to use the fused kernel (`plain`: no option that it lacks); raises where it is asked for and can't do it."""
     reasons = []
     if inputs.shape.rank != 4 or axis != 3:
         reasons.append(f"inputs of rank 4 with the channels last, not rank {inputs.shape.rank} with axis {axis}")
@@ -152,17 +196,36 @@ def checked_fused(fused: bool | None, inputs: tf.Tensor, axis: int, *, plain: bo
     return not reasons if fused is None else fused
 
 
-def refuse_static_single_value(inputs: tf.Tensor, axis: int) -> None:
-    """Raises where the static shape tells that training could only ever give beta."""
+def refuse_static_single_value(
+    inputs: tf.Tensor, axis: int, training: bool | tf.Tensor, method: Method = Method.MOMENTS
+) -> None:
+    """Raises where training is sure and the static shape allows no output but beta; other workers may have more values."""
     sizes = [inputs.shape.as_list()[dimension] for dimension in reduced_axes(inputs, axis)]
-    if None not in sizes and math.prod(sizes) < 2:
+    if training is True and method is not Method.ALL_WORKERS and None not in sizes and math.prod(sizes) < 2:
         raise ValueError(f"{_ONE_VALUE}. Got inputs of shape {inputs.shape} with is_training=True.")
 
 
 def with_run_time_checks(
-    inputs: tf.Tensor, axis: int, *, weights: tf.Tensor | None, virtual_batch_size: int | None, unbiased: bool
+    inputs: tf.Tensor,
+    axis: int,
+    *,
+    weights: tf.Tensor | None = None,
+    virtual_batch_size: int | None = None,
+    unbiased: bool = False,
 ) -> tf.Tensor:
-    """`inputs` of a training batch, behind assertions of what only a run can tell."""
+    """`inputs` of a training batch, behind assertions of what is only known in a run."""
+    checks = [
+        *_values_checks(inputs, axis, virtual_batch_size),
+        *([] if weights is None else _weights_checks(inputs, axis, weights, unbiased)),
+    ]
+    if not checks:
+        return inputs
+    with tf.control_dependencies(checks):
+        return tf.identity(inputs)
+
+
+def _values_checks(inputs: tf.Tensor, axis: int, virtual_batch_size: int | None) -> list[tf.Operation]:
+    """Two values per channel and statistic; a whole number of virtual batches."""
     checks = []
     reduced = reduced_axes(inputs, axis)
     sizes = [inputs.shape.as_list()[dimension] for dimension in reduced]
@@ -177,21 +240,20 @@ def with_run_time_checks(
         message = f"batch_norm_wrapper needs a batch that is a multiple of virtual_batch_size={virtual_batch_size}, got"
         whole = tf.equal(shape[0] % virtual_batch_size, 0)
         checks.append(tf.debugging.Assert(tf.logical_and(whole, shape[0] > 0), [message, shape]))
-    if weights is not None:
+    return checks
+
+
+def _weights_checks(inputs: tf.Tensor, axis: int, weights: tf.Tensor, unbiased: bool) -> list[tf.Operation]:
+    """No negative weight; a sum that the mean, and Bessel's correction, can divide by."""
+    message = "batch_norm_wrapper needs weights that are not negative and do not all vanish; their sum and least were"
+    weights = tf.cast(weights, tf.float32)
+    total, least = tf.reduce_sum(weights), tf.reduce_min(weights)
+    checks = [tf.debugging.Assert(tf.logical_and(total > 0, least >= 0), [message, total, least])]
+    if unbiased:
+        values_per_weight = tf.cast(tf.size(inputs), tf.float32) / tf.cast(tf.size(weights), tf.float32)
+        enough = total * values_per_weight / inputs.shape.as_list()[axis] > 1.0
         message = (
-            "batch_norm_wrapper needs weights that are not negative and do not all vanish; their sum and least were"
+            "unbiased_variance divides by the weights' sum less 1, so they must sum to more than 1 per channel; got"
         )
-        weights = tf.cast(weights, tf.float32)
-        found = [tf.reduce_sum(weights), tf.reduce_min(weights)]
-        checks.append(tf.debugging.Assert(tf.logical_and(found[0] > 0, found[1] >= 0), [message, *found]))
-        if unbiased:
-            values_per_weight = tf.cast(tf.size(inputs), tf.float32) / tf.cast(tf.size(weights), tf.float32)
-            enough = found[0] * values_per_weight / inputs.shape.as_list()[axis] > 1.0
-            message = (
-                "unbiased_variance divides by the weights' sum less 1, so they must sum to more than 1 per channel; got"
-            )
-            checks.append(tf.debugging.Assert(enough, [message, found[0]]))
-    if not checks:
-        return inputs
-    with tf.control_dependencies(checks):
-        return tf.identity(inputs)
+        checks.append(tf.debugging.Assert(enough, [message, total]))
+    return checks

@@ -1,18 +1,20 @@
-"""The statistics' variables, and the estimators that move them in training.
+"""A layer's variables, and the estimators that move its statistics in training.
 
 ``moving_mean`` starts at 0 and ``moving_variance`` at 1. They are variables like any other to a Saver, are not trainable,
-and are listed by `moving_statistics`. An estimator is made with the layer and gives a function that, told a batch's mean
-and variance, returns the ops that move the statistics: `exponential_average`, `cumulative_average`, `renorm_average`.
+and are listed by `moving_statistics`. An estimator is made with the layer, together with the variables that it needs
+besides, and gives a function that takes a batch's mean and variance and returns the ops that move the statistics:
+`exponential_average`, `cumulative_average`, `renorm_average`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+from bn_graph.graphs.notes import MOVING_STATISTICS
 from bn_graph.tf1 import tf
 
 __all__ = [
     "MOVING_STATISTICS",
-    "MovingStatistics",
+    "LayerVariables",
     "RenormStatistics",
     "create",
     "create_renorm",
@@ -25,21 +27,24 @@ __all__ = [
     "run_when",
 ]
 
-MOVING_STATISTICS = "bn_graph_moving_statistics"
-"""Graph collection of the op names (strings, so that a meta graph can carry them) of every moving statistic."""
-
 _CONVENTIONAL_NAMES = ("moving_mean", "moving_variance")
 
 Initializer = Callable[..., tf.Tensor]
+Regularizer = Callable[[tf.Tensor], tf.Tensor]
 Updates = Callable[[tf.Tensor, tf.Tensor], list[tf.Operation]]
 """From a batch's mean and variance, shape ``[channels]``, to ``[the op for the mean, the op for the variance]``."""
 
 
-class MovingStatistics(NamedTuple):
-    """The two variables that stand for the population of one layer's inputs, each of shape ``[channels]``."""
+class LayerVariables(NamedTuple):
+    """The variables of one layer, each of shape ``[channels]``; ``gamma`` and ``beta`` are None where it has none.
 
-    mean: tf.Variable
-    variance: tf.Variable
+    In a list of a graph's layers, a gamma or beta that is partitioned is the tuple of its parts, in order.
+    """
+
+    gamma: tf.Variable | None
+    beta: tf.Variable | None
+    moving_mean: tf.Variable
+    moving_variance: tf.Variable
 
 
 class RenormStatistics(NamedTuple):
@@ -53,36 +58,47 @@ class RenormStatistics(NamedTuple):
 def create(
     channels: int,
     dtype: tf.DType,
-    *,
-    initializers: Sequence[Initializer | None] = (None, None),
-    collections: Sequence[Sequence[str] | None] = (None, None),
-) -> MovingStatistics:
-    """Makes (or, in a reusing scope, finds) ``moving_mean`` and ``moving_variance`` in the current variable scope.
+    parameters: Mapping[str, bool] | None = None,
+    initializers: Sequence[Initializer | None] = (None, None, None, None),
+    regularizers: Sequence[Regularizer | None] = (None, None),
+    trainable: bool = True,
+    collections: Sequence[Sequence[str] | None] = (None, None, None, None),
+) -> LayerVariables:
+    """Makes (or, in a reusing scope, finds) a layer's variables in the current variable scope.
 
     Args:
-        channels: size of the channel axis; both variables have shape ``[channels]``.
+        channels: size of the channel axis; all variables have shape ``[channels]``.
         dtype: float32 or float64.
-        initializers: of mean and variance; zeros and ones if None.
-        collections: graph collections that mean and variance join; ``GLOBAL_VARIABLES`` if None.
+        parameters: whether there is a ``gamma``, a ``beta``, in the order of their creation; neither if None.
+        initializers: of gamma, beta, mean and variance; ones, zeros, zeros and ones where None.
+        regularizers: of gamma and beta.
+        trainable: whether gamma and beta are. The statistics never are.
+        collections: those that gamma, beta, mean and variance join; ``GLOBAL_VARIABLES`` where None.
 
     Returns:
-        `MovingStatistics`. Both are listed in `MOVING_STATISTICS` too; neither is trainable.
+        `LayerVariables`. The two statistics are listed in `MOVING_STATISTICS` too.
     """
-    defaults = (tf.zeros_initializer(), tf.ones_initializer())
-    made = [
-        _statistic(name, [channels], dtype, initializer or default, joined)
-        for name, initializer, default, joined in zip(
-            _CONVENTIONAL_NAMES, initializers, defaults, collections, strict=True
-        )
-    ]
-    return MovingStatistics(*made)
+    ones, zeros = tf.ones_initializer(), tf.zeros_initializer()
+    defaults = LayerVariables(ones, zeros, zeros, ones)
+    initializers = LayerVariables(*(given or default for given, default in zip(initializers, defaults, strict=True)))
+    collections = LayerVariables(*collections)
+
+    def parameter(name: str) -> tf.Variable:
+        initializer, keys = getattr(initializers, name), getattr(collections, name)
+        regularizer = dict(zip(("gamma", "beta"), regularizers, strict=True))[name]
+        return tf.get_variable(name, [channels], dtype, initializer, regularizer, trainable, collections=keys)
+
+    made = {name: parameter(name) for name, wanted in (parameters or {}).items() if wanted}
+    return LayerVariables(
+        made.get("gamma"),
+        made.get("beta"),
+        _statistic("moving_mean", [channels], dtype, initializers.moving_mean, collections.moving_mean),
+        _statistic("moving_variance", [channels], dtype, initializers.moving_variance, collections.moving_variance),
+    )
 
 
 def create_renorm(channels: int, dtype: tf.DType) -> RenormStatistics:
-    """Makes ``renorm_mean`` (0), ``renorm_stddev`` (1) and ``moving_stddev`` (1), named as tf.layers names them.
-
-    Args, collections: as in `create`.
-    """
+    """Makes ``renorm_mean`` (0), ``renorm_stddev`` (1) and ``moving_stddev`` (1), named as tf.layers names them."""
     return RenormStatistics(
         _statistic("renorm_mean", [channels], dtype, tf.zeros_initializer()),
         _statistic("renorm_stddev", [channels], dtype, tf.ones_initializer()),
@@ -93,7 +109,7 @@ def create_renorm(channels: int, dtype: tf.DType) -> RenormStatistics:
 def _statistic(
     name: str, shape: Sequence[int], dtype: tf.DType, initializer: Initializer, collections: Sequence[str] | None = None
 ) -> tf.Variable:
-    # A scope's partitioner is for weights; a statistic in parts could neither be assigned nor be read as one.
+    # A scope's partitioner is for weights; a statistic in parts can be neither assigned nor read as one.
     with tf.variable_scope(tf.get_variable_scope(), auxiliary_name_scope=False) as scope:
         scope.set_partitioner(None)
         variable = tf.get_variable(name, shape, dtype, initializer, trainable=False, collections=collections)
@@ -141,34 +157,41 @@ def moving_statistics(graph: tf.Graph | None = None) -> list[tf.Variable]:
 
 
 def exponential_average(
-    statistics: MovingStatistics, decay: float, *, zero_debias: Sequence[bool] = (False, False)
+    variables: LayerVariables, decay: float, *, zero_debias: Sequence[bool] = (False, False)
 ) -> Updates:
     """The usual estimator: each update leaves old·decay + batch·(1 − decay).
 
     With a constant batch it converges to that batch's statistics, and n updates after the start, decayⁿ of the start is
-    left in them. `zero_debias` takes that share out: the statistic is then Σ decay^(n−i)·batch_i / Σ decay^(n−i).
+    left in them. `zero_debias` subtracts that share: the statistic is then Σ decay^(n−i)·batch_i / Σ decay^(n−i).
 
     Args:
-        statistics: the variables to move.
+        variables: the layer's, whose statistics are to move.
         decay: weight of the old value, in [0, 1].
         zero_debias: for mean and variance. Makes ``<name>/biased`` (0, ``[channels]``) and ``<name>/local_step`` (0,
-            scalar), as contrib names them, with `create`'s collections.
+            scalar), as contrib names them.
 
     Returns:
         The update function. No gradient flows through its ops.
     """
-    steps = []
-    for variable, name, debias in zip(statistics, _CONVENTIONAL_NAMES, zero_debias, strict=True):
-        if not debias:
-            steps.append(lambda batch, variable=variable: _step_toward(variable, batch, 1.0 - decay))
-            continue
-        dtype = variable.dtype.base_dtype
-        biased = _statistic(f"{name}/biased", variable.shape, dtype, tf.zeros_initializer())
-        count = _statistic(f"{name}/local_step", [], dtype, tf.zeros_initializer())
-        steps.append(
-            lambda batch, all_three=(variable, biased, count): _debiased_step(*all_three, batch=batch, decay=decay)
-        )
-    return lambda mean, variance: [step(batch) for step, batch in zip(steps, (mean, variance), strict=True)]
+    statistics = (variables.moving_mean, variables.moving_variance)
+    debiasing = [
+        _create_debiasing(name, statistic) if debias else None
+        for name, statistic, debias in zip(_CONVENTIONAL_NAMES, statistics, zero_debias, strict=True)
+    ]
+
+    def updates(mean: tf.Tensor, variance: tf.Tensor) -> list[tf.Operation]:
+        return [
+            _debiased_step(statistic, *extra, batch, decay) if extra else _step_toward(statistic, batch, 1.0 - decay)
+            for statistic, extra, batch in zip(statistics, debiasing, (mean, variance), strict=True)
+        ]
+
+    return updates
+
+
+def _create_debiasing(name: str, statistic: tf.Variable) -> tuple[tf.Variable, tf.Variable]:
+    dtype = statistic.dtype.base_dtype
+    biased = _statistic(f"{name}/biased", statistic.shape, dtype, tf.zeros_initializer())
+    return biased, _statistic(f"{name}/local_step", [], dtype, tf.zeros_initializer())
 
 
 def _step_toward(variable: tf.Variable, target: tf.Tensor, share: float | tf.Tensor) -> tf.Operation:
@@ -179,12 +202,12 @@ def _step_toward(variable: tf.Variable, target: tf.Tensor, share: float | tf.Ten
 
 
 def _debiased_step(
-    variable: tf.Variable, biased: tf.Variable, count: tf.Variable, *, batch: tf.Tensor, decay: float
+    variable: tf.Variable, biased: tf.Variable, count: tf.Variable, batch: tf.Tensor, decay: float
 ) -> tf.Operation:
     with tf.name_scope("AssignMovingAvg") as scope:
         new_biased = biased.read_value() * decay + tf.stop_gradient(batch) * (1.0 - decay)
         new_count = count.read_value() + 1.0
-        # The weights that the batches have so far sum to 1 − decayⁿ; with decay 1 they sum to 0: nothing was learned.
+        # The batches' weights sum to 1 − decayⁿ; with decay 1 they sum to 0: nothing was learned.
         total = 1.0 - tf.pow(tf.convert_to_tensor(decay, new_count.dtype), new_count)
         debiased = tf.math.divide_no_nan(new_biased, total)
         saved = [tf.assign(biased, new_biased).op, tf.assign(count, new_count).op]
@@ -192,45 +215,41 @@ def _debiased_step(
             return tf.assign(variable, debiased, name=scope).op
 
 
-def cumulative_average(statistics: MovingStatistics) -> Updates:
+def cumulative_average(variables: LayerVariables) -> Updates:
     """The simple average of all batches' statistics, each counted alike: PyTorch's ``momentum=None``.
 
     It converges to the mean over the whole run, early weights included, so it suits weights that no longer move.
-
-    Args:
-        statistics: the variables to move. Makes ``moving_count`` (0, scalar), with `create`'s collections.
-
-    Returns:
-        The update function.
+    Makes ``moving_count`` (0, scalar).
     """
-    count = _statistic("moving_count", [], statistics.mean.dtype.base_dtype, tf.zeros_initializer())
+    statistics = (variables.moving_mean, variables.moving_variance)
+    count = _statistic("moving_count", [], variables.moving_mean.dtype.base_dtype, tf.zeros_initializer())
 
     def updates(mean: tf.Tensor, variance: tf.Tensor) -> list[tf.Operation]:
         share = 1.0 / (count.read_value() + 1.0)
         steps = [
-            _step_toward(variable, batch, share) for variable, batch in zip(statistics, (mean, variance), strict=True)
+            _step_toward(statistic, batch, share) for statistic, batch in zip(statistics, (mean, variance), strict=True)
         ]
         with tf.control_dependencies(steps):
             counted = tf.assign_add(count, 1.0).op
-        # Whichever of the two a train op runs, it must count, and once.
+        # If a train op runs only one of the two, the batch must still be counted, and once.
         return [tf.group(step, counted, name="AssignMovingAvg") for step in steps]
 
     return updates
 
 
 def renorm_average(
-    statistics: MovingStatistics, renorm: RenormStatistics, decay: float, renorm_decay: float, epsilon: float
+    variables: LayerVariables, renorm: RenormStatistics, decay: float, renorm_decay: float, epsilon: float
 ) -> Updates:
     """The estimator of batch renormalization, as tf.layers has it: deviations √(σ²+ε) are averaged, not variances.
 
     Args:
-        statistics: what inference reads. The variance is the square of ``moving_stddev``, less `epsilon`.
+        variables: the layer's; the moving variance becomes the square of ``moving_stddev``, less `epsilon`.
         renorm: ``renorm_mean`` and ``renorm_stddev`` move with `renorm_decay`, ``moving_stddev`` with `decay`.
         decay, renorm_decay: weights of the old values.
         epsilon: the layer's.
 
     Returns:
-        The update function; it is told the batch's biased variance.
+        The update function; it takes the batch's biased variance.
     """
 
     def updates(mean: tf.Tensor, variance: tf.Tensor) -> list[tf.Operation]:
@@ -239,12 +258,13 @@ def renorm_average(
         new_variance = tf.nn.relu(tf.square(new_deviation) - epsilon)
         return [
             tf.group(
-                _step_toward(renorm.mean, mean, 1.0 - renorm_decay), _step_toward(statistics.mean, mean, 1.0 - decay)
+                _step_toward(renorm.mean, mean, 1.0 - renorm_decay),
+                _step_toward(variables.moving_mean, mean, 1.0 - decay),
             ),
             tf.group(
                 _step_toward(renorm.deviation, deviation, 1.0 - renorm_decay),
                 tf.assign(renorm.inference_deviation, new_deviation),
-                tf.assign(statistics.variance, new_variance, name="AssignMovingAvg"),
+                tf.assign(variables.moving_variance, new_variance, name="AssignMovingAvg"),
             ),
         ]
 
@@ -257,19 +277,21 @@ def is_ref_variable(variable: tf.Variable) -> bool:
 
 
 def run_when(
-    flag: tf.Tensor, make_ops: Callable[[], list[tf.Operation]], variables: Sequence[tf.Variable]
+    flag: bool | tf.Tensor, make_ops: Callable[[], list[tf.Operation]], variables: Sequence[tf.Variable]
 ) -> list[tf.Operation]:
     """Ops that run what `make_ops` makes if `flag` is True, and touch nothing if it is False.
 
     Args:
-        flag: scalar bool tensor.
+        flag: Python bool or scalar bool tensor.
         make_ops: builds the two ops of an `Updates` inside the branch, so that they belong to it: an assign made
             *outside* a ``tf.cond`` and named as a control dependency inside it runs whichever branch is taken.
         variables: those that the ops assign.
 
     Returns:
-        Two ops to depend on, for the two that `make_ops` returns.
+        Two ops to depend on, for the two that `make_ops` returns; none for the Python bool False.
     """
+    if isinstance(flag, bool):
+        return make_ops() if flag else []
     with tf.name_scope("update_if_training"):
         if any(is_ref_variable(variable) for variable in variables):
             return _run_when_by_switch(flag, make_ops)

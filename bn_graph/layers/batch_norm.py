@@ -9,29 +9,22 @@ bool tensor         by the value it is fed   only when it is fed True, inside th
 ==================  =======================  =============================================  =====================
 
 What each further argument changes is in `batch_norm_wrapper`'s docstring; how a batch is normalized, in `transforms`;
-how the statistics move, in `population`; what is refused, in `arguments`.
+how the statistics move, in `averages`; what is refused, in `arguments`. The other forms (`slim`, `convolutional`) end
+in the same steps.
 """
 
 import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
 
+from bn_graph.graphs.notes import LAYERS
 from bn_graph.layers import arguments, averages, moments, synchronized, transforms
+from bn_graph.layers.arguments import Average, Method
+from bn_graph.layers.averages import LayerVariables
+from bn_graph.layers.transforms import Normalized
 from bn_graph.tf1 import tf
 
-__all__ = ["LAYERS", "Parameters", "batch_norm_wrapper", "connect"]
-
-LAYERS = "bn_graph_layers"
-"""Graph collection of one JSON string a layer call: its scope, inputs, channel axis and statistics, by name."""
-
-
-class Parameters(NamedTuple):
-    """The variables of one layer; `gamma` or `beta` is None where the layer has none."""
-
-    gamma: tf.Variable | None
-    beta: tf.Variable | None
-    statistics: averages.MovingStatistics
+__all__ = ["LAYERS", "batch_norm_wrapper", "noted", "with_updates"]
 
 
 def batch_norm_wrapper(
@@ -47,8 +40,8 @@ def batch_norm_wrapper(
     gamma_initializer: averages.Initializer | None = None,
     moving_mean_initializer: averages.Initializer | None = None,
     moving_variance_initializer: averages.Initializer | None = None,
-    beta_regularizer: Callable[[tf.Tensor], tf.Tensor] | None = None,
-    gamma_regularizer: Callable[[tf.Tensor], tf.Tensor] | None = None,
+    beta_regularizer: averages.Regularizer | None = None,
+    gamma_regularizer: averages.Regularizer | None = None,
     trainable: bool = True,
     updates_collection: str | None = None,
     average: str = "exponential",
@@ -90,15 +83,15 @@ def batch_norm_wrapper(
             variance's) into that collection instead, and the train op must depend on them (`bn_graph.train_op` does).
         average: ``"exponential"``, or ``"cumulative"``: every batch since the start counts alike, decay is unused
             (PyTorch's ``momentum=None``).
-        zero_debias: takes the share of the start values out of the exponential average, for mean and variance.
+        zero_debias: subtracts the share of the start values from the exponential average, for mean and variance.
         unbiased_variance: the moving variance averages m/(m−1)·σ² (Bessel's correction), as PyTorch, tf.layers' fused
             kernel and the paper's Algorithm 2 do, and not σ², as Keras 3 and tf.layers without the kernel do. It is
             never used for normalizing the batch itself.
         fused: TensorFlow's fused kernel, for rank 4 with the channels last and at most float32; None takes it where
-            it applies, since it is faster. Results are those of the other way to float rounding.
+            it applies, since it is faster. The results are the same up to float rounding.
         virtual_batch_size: in training, each run of that many examples is normalized by its own statistics (ghost
             batches). The batch must be a multiple of it. The moving statistics are those of whole batches, variance
-            *between* virtual batches included (tf.layers leaves it out), and inference knows no virtual batches.
+            *between* virtual batches included (tf.layers leaves it out), and inference has no virtual batches.
         renorm: batch renormalization: training corrects the batch's statistics toward moving ones.
         renorm_clipping: ``{"rmin", "rmax", "dmax"}``, any of them; unclipped if left out.
         renorm_decay: weight of the old value in the statistics that renorm corrects toward.
@@ -106,14 +99,13 @@ def batch_norm_wrapper(
             ``[batch]``, or of any leading dimensions of `inputs` (``[batch, time]``), or of their rank and
             broadcastable to them. All are normalized, whatever their weight.
         sync: for training on several workers (processes or towers): puts all workers' vectors together, as
-            `bn_graph.training.distributed.gatherer` makes it. Then the batch of which all of this speaks is that of all workers
-            together, each example counted alike however many a worker has; gradients flow through the exchange, and the
-            moving statistics are at every worker what one process would have on the whole batch. All workers must run
-            the layer together, in the same mode. None knows no other worker: each normalizes by its own examples (ghost
-            batches of a worker's size), and its moving variance lacks the variance *between* workers.
-        sync_population_only: with `sync`, normalizes by the worker's own examples all the same; only the moving
-            statistics are those of all workers' examples, variance between workers included. Nothing waits for the
-            exchange but the updates.
+            `bn_graph.training.distributed.gatherer` makes it. "The batch" is then that of all workers together, each
+            example counted alike however many a worker has; gradients flow through the exchange, and the moving
+            statistics are at every worker what one process would have on the whole batch. All workers must run the layer
+            together, in the same mode. With None each worker normalizes by its own examples (ghost batches of a worker's
+            size), and its moving variance lacks the variance *between* workers.
+        sync_population_only: with `sync`, normalizes by the worker's own examples; only the moving statistics are those
+            of all workers' examples, variance between workers included. Only the updates wait for the exchange.
         name: variable scope; ``batch_normalization``, made unique, if None.
         reuse: as in ``tf.variable_scope``. Layers that share a scope share **one** set of variables, and each that is
             run in training updates it.
@@ -142,6 +134,14 @@ def batch_norm_wrapper(
             0, or to at most 1 with `unbiased_variance`, and a batch that is no multiple of `virtual_batch_size`. Nothing
             is updated.
 
+    Caveats:
+        1. A bias just before the layer is redundant: the batch's mean subtracts it, and beta adds one. Leave it out
+           (``use_bias=False``); otherwise it gets no gradient but rounding errors.
+        2. In training the examples of a batch are not independent: each output depends on the whole batch. Statistics of
+           batches whose examples resemble each other (one class, frames of one clip, padding) are not the population's.
+        3. Updating in place (the default) delays the outputs until both updates are done, at every run in training,
+           also one that only wants a loss. A collected update runs beside the rest of the step, and only with the train op.
+
     Source: r2rt, "Implementing Batch Normalization in Tensorflow", *Fixing the model for test time*; Ioffe &
     Szegedy 2015, Algorithms 1 and 2; Ioffe 2017 (renorm); Hoffer et al. 2017 (virtual batches).
 
@@ -157,184 +157,115 @@ def batch_norm_wrapper(
         ...     session.run(bn_graph.moving_statistics())  # 0·0.5 + 4·0.5 and 1·0.5 + 4·0.5
         [array([2.], dtype=float32), array([2.5], dtype=float32)]
     """
-    inputs = tf.convert_to_tensor(inputs, name="inputs")
-    weights = None if weights is None else tf.convert_to_tensor(weights, name="weights")
-    axis = arguments.checked_axis(inputs, axis)
-    training = arguments.checked_is_training(is_training)
+    inputs, axis, training, weights = arguments.checked_tensors(inputs, axis, is_training, weights)
+    method = arguments.resolve_method(
+        inputs, axis, fused, virtual_batch_size, renorm, weights, sync, sync_population_only
+    )
+    average = arguments.resolve_average(average, zero_debias=zero_debias, renorm=renorm)
     arguments.check_constants(decay=decay, renorm_decay=renorm_decay, epsilon=epsilon)
     clipping = arguments.checked_clipping(renorm_clipping)
-    arguments.check_average(average, zero_debias=zero_debias, renorm=renorm)
-    arguments.check_one_way(virtual_batch_size=virtual_batch_size, renorm=renorm, weights=weights, sync=sync)
-    arguments.check_sync(sync, population_only=sync_population_only)
-    together = sync is not None and not sync_population_only
-    plain = virtual_batch_size is None and not renorm and weights is None and not together
-    arguments.check_virtual_batches(inputs, axis, virtual_batch_size)
-    fused = arguments.checked_fused(fused, inputs, axis, plain=plain)
-    if training is True and not together:
-        arguments.refuse_static_single_value(inputs, axis)
+    arguments.refuse_static_single_value(inputs, axis, training, method)
 
     channels, dtype = inputs.shape.as_list()[axis], moments.compute_dtype(inputs.dtype)
+    initializers = (gamma_initializer, beta_initializer, moving_mean_initializer, moving_variance_initializer)
+    parameters, regularizers = {"gamma": scale, "beta": center}, (gamma_regularizer, beta_regularizer)
     with tf.variable_scope(name, default_name="batch_normalization", reuse=reuse):
-        gamma = _parameter("gamma", scale, channels, dtype, gamma_initializer, gamma_regularizer, trainable)
-        beta = _parameter("beta", center, channels, dtype, beta_initializer, beta_regularizer, trainable)
-        initializers = (moving_mean_initializer, moving_variance_initializer)
-        layer = Parameters(gamma, beta, averages.create(channels, dtype, initializers=initializers))
-
-        if renorm:
-            reference = averages.create_renorm(channels, dtype)
-            update = averages.renorm_average(layer.statistics, reference, decay, renorm_decay, epsilon)
-            by_batch = partial(transforms.with_renorm, reference=reference[:2], clipping=clipping)
-        else:
-            update = _plain_average(layer.statistics, average, decay, zero_debias)
-            if sync is None:
-                by_batch = _plain_transform(fused, virtual_batch_size, weights, unbiased_variance)
-            else:
-                by_batch = _synchronized_transform(fused, sync, sync_population_only, unbiased_variance)
-        return connect(
-            inputs,
-            axis,
-            training,
-            layer,
-            by_batch=by_batch,
-            update=update,
-            epsilon=epsilon,
-            fused=fused,
-            checked=_not_checked  # what must hold, must hold of all workers' values, and is checked when they are known
-            if together
-            else partial(
-                arguments.with_run_time_checks,
-                weights=weights,
-                virtual_batch_size=virtual_batch_size,
-                unbiased=unbiased_variance,
-            ),
-            updates_collections=None if updates_collection is None else [updates_collection],
+        variables = averages.create(channels, dtype, parameters, initializers, regularizers, trainable)
+        reference = averages.create_renorm(channels, dtype) if renorm else None
+        update = _estimator(average, variables, reference, decay, renorm_decay, epsilon)
+        normalize_batch = _transform(
+            method, unbiased_variance, virtual_batch_size, weights, sync, sync_population_only, reference, clipping
         )
+        batch = transforms.by_mode(
+            training,
+            lambda: normalize_batch(inputs, axis, variables.gamma, variables.beta, epsilon),
+            lambda: transforms.by_moving_statistics(inputs, axis, variables, epsilon, method is Method.FUSED_KERNEL),
+        )
+        updates = averages.run_when(training, lambda: update(batch.mean, batch.variance), variables[2:])
+        outputs = with_updates(batch.outputs, updates, updates_collection)
+        return noted(outputs, inputs, axis, variables, epsilon)
 
 
-def connect(
+def _estimator(
+    average: Average,
+    variables: LayerVariables,
+    reference: averages.RenormStatistics | None,
+    decay: float,
+    renorm_decay: float,
+    epsilon: float,
+) -> averages.Updates:
+    """What moves the statistics, with its own variables made."""
+    if average is Average.RENORM:
+        return averages.renorm_average(variables, reference, decay, renorm_decay, epsilon)
+    if average is Average.CUMULATIVE:
+        return averages.cumulative_average(variables)
+    debias = average is Average.DEBIASED
+    return averages.exponential_average(variables, decay, zero_debias=(debias, debias))
+
+
+def _transform(
+    method: Method,
+    unbiased: bool,
+    virtual_batch_size: int | None,
+    weights: tf.Tensor | None,
+    sync: synchronized.Gather | None,
+    sync_population_only: bool,
+    reference: averages.RenormStatistics | None,
+    clipping: Mapping[str, float],
+) -> Callable[..., Normalized]:
+    """The transform of a training batch, ``(inputs, axis, gamma, beta, epsilon)``, behind the batch's checks."""
+    if method is Method.ALL_WORKERS:  # the values of all workers are checked there, where they are known
+        return partial(synchronized.by_all_workers, gather=sync, unbiased=unbiased)
+    if method is Method.RENORM:
+        by_batch = partial(transforms.with_renorm, reference=reference[:2], clipping=clipping)
+    elif method is Method.VIRTUAL_BATCHES:
+        by_batch = partial(transforms.by_virtual_batches, size=virtual_batch_size, unbiased=unbiased)
+    else:
+        kernel = method is Method.FUSED_KERNEL
+        by_batch = transforms.by_fused_kernel if kernel else partial(transforms.by_moments, weights=weights)
+        by_batch = partial(by_batch, unbiased=unbiased and not sync_population_only)
+    if sync_population_only:
+        by_batch = synchronized.with_moving_statistics_of_all_workers(by_batch, sync, unbiased=unbiased)
+    checked = partial(
+        arguments.with_run_time_checks, weights=weights, virtual_batch_size=virtual_batch_size, unbiased=unbiased
+    )
+    return lambda inputs, axis, *parameters: by_batch(checked(inputs, axis), axis, *parameters)
+
+
+def with_updates(
+    outputs: tf.Tensor, updates: Sequence[tf.Operation], collections: str | Sequence[str] | None
+) -> tf.Tensor:
+    """`outputs`, named so, that depend on the update ops if `collections` is None; else these join the collections."""
+    if collections is not None:
+        for key in [collections] if isinstance(collections, str) else collections:
+            for op in updates:
+                tf.add_to_collection(key, op)
+    with tf.control_dependencies(updates if collections is None else []):
+        return tf.identity(outputs, name="outputs")
+
+
+def noted(
+    outputs: tf.Tensor,
     inputs: tf.Tensor,
     axis: int,
-    training: bool | tf.Tensor,
-    layer: Parameters,
-    *,
-    by_batch: Callable[..., transforms.Normalized],
-    update: averages.Updates,
+    variables: LayerVariables,
     epsilon: float,
-    fused: bool,
-    checked: Callable[[tf.Tensor, int], tf.Tensor],
-    updates_collections: Sequence[str] | None,
     scope: str | None = None,
 ) -> tf.Tensor:
-    """Wires a layer's variables, its way of normalizing a batch and its estimator into the graph; every form ends here.
+    """`outputs`, of the inputs' static shape, with a note of this call in the graph's collection `LAYERS`.
 
-    Args:
-        inputs, axis: float tensor and its channel axis, counted from the front.
-        training: True, False, or a scalar bool tensor.
-        layer: the variables.
-        by_batch: called as ``by_batch(inputs, axis, gamma, beta, epsilon)`` in the training branch.
-        update: makes the update ops from the batch's mean and variance, in the training branch too.
-        epsilon, fused: for normalizing by the population.
-        checked: called as ``checked(inputs, axis)``; gives the inputs behind run-time checks of a training batch.
-        updates_collections: keys for the two update ops; None makes them dependencies of the outputs.
-        scope: the layer's variable scope, for the note in `LAYERS`; that of the moving mean if None.
-
-    Returns:
-        The outputs, of the shape and dtype of `inputs`.
+    The note is a string, so that it outlives a meta graph. `scope` is that of the moving mean if None.
     """
-    gamma, beta, statistics = layer
-
-    def train() -> transforms.Normalized:
-        return by_batch(checked(inputs, axis), axis, gamma, beta, epsilon)
-
-    def infer() -> transforms.Normalized:
-        moments_of_population = [variable.read_value() for variable in statistics]
-        return transforms.by_population(inputs, axis, gamma, beta, epsilon, *moments_of_population, fused=fused)
-
-    update_ops = []
-    if training is False:
-        outputs = infer().outputs
-    elif training is True:
-        outputs, mean, variance = train()
-        update_ops = update(mean, variance)
-    else:
-        outputs, mean, variance = tf.cond(training, train, infer)
-        update_ops = averages.run_when(training, lambda: update(mean, variance), statistics)
-
-    for key in updates_collections or ():
-        for op in update_ops:
-            tf.add_to_collection(key, op)
-    with tf.control_dependencies(update_ops if updates_collections is None else []):
-        outputs = tf.identity(outputs, name="outputs")
     outputs.set_shape(inputs.shape)
-    _record(inputs, outputs, axis, layer, epsilon, scope)
-    return outputs
-
-
-def _parameter(
-    name: str,
-    wanted: bool,
-    channels: int,
-    dtype: tf.DType,
-    initializer: averages.Initializer | None,
-    regularizer: Callable[[tf.Tensor], tf.Tensor] | None,
-    trainable: bool,
-) -> tf.Variable | None:
-    if not wanted:
-        return None
-    if initializer is None:
-        initializer = tf.ones_initializer() if name == "gamma" else tf.zeros_initializer()
-    return tf.get_variable(name, [channels], dtype, initializer, regularizer=regularizer, trainable=trainable)
-
-
-def _plain_average(
-    statistics: averages.MovingStatistics, average: str, decay: float, zero_debias: bool
-) -> averages.Updates:
-    if average == "cumulative":
-        return averages.cumulative_average(statistics)
-    return averages.exponential_average(statistics, decay, zero_debias=(zero_debias, zero_debias))
-
-
-def _plain_transform(
-    fused: bool, virtual_batch_size: int | None, weights: tf.Tensor | None, unbiased: bool
-) -> Callable[..., transforms.Normalized]:
-    if virtual_batch_size is not None:
-        return partial(transforms.by_virtual_batches, size=virtual_batch_size, unbiased=unbiased)
-    if fused:
-        return partial(transforms.by_fused_kernel, unbiased=unbiased)
-    return partial(transforms.by_moments, unbiased=unbiased, weights=weights)
-
-
-def _synchronized_transform(
-    fused: bool, sync: synchronized.Gather, population_only: bool, unbiased: bool
-) -> Callable[..., transforms.Normalized]:
-    if not population_only:
-        return partial(synchronized.by_all_workers, gather=sync, unbiased=unbiased)
-    by_own_batch = _plain_transform(fused, None, None, unbiased=False)
-    return synchronized.with_population_of_all_workers(by_own_batch, sync, unbiased=unbiased)
-
-
-def _not_checked(inputs: tf.Tensor, axis: int) -> tf.Tensor:
-    del axis
-    return inputs
-
-
-def _record(
-    inputs: tf.Tensor, outputs: tf.Tensor, axis: int, layer: Parameters, epsilon: float, scope: str | None
-) -> None:
-    """Leaves a note of this call in the graph, as a string, so that it outlives a meta graph."""
-    variables = {
-        "gamma": layer.gamma,
-        "beta": layer.beta,
-        "moving_mean": layer.statistics.mean,
-        "moving_variance": layer.statistics.variance,
-    }
     note = {
-        "scope": layer.statistics.mean.op.name.rpartition("/")[0] if scope is None else scope,
+        "scope": variables.moving_mean.op.name.rpartition("/")[0] if scope is None else scope,
         "inputs": inputs.name,
         "outputs": outputs.name,
         "axis": axis,
         "epsilon": float(epsilon),
     }
     # `name` and not `op.name`: a scope's partitioner may have cut gamma and beta into parts, which have no op in common.
-    note |= {name: variable.name.partition(":")[0] for name, variable in variables.items() if variable is not None}
+    present = {name: variable for name, variable in variables._asdict().items() if variable is not None}
+    note |= {name: variable.name.partition(":")[0] for name, variable in present.items()}
     tf.add_to_collection(LAYERS, json.dumps(note))
+    return outputs

@@ -1,15 +1,16 @@
 """``ConvolutionalBatchNormalizer``: the helper class of the documents, whose averages are kept by an
-``ExponentialMovingAverage``, with its order of updates settled.
+``ExponentialMovingAverage``, in a defined order of updates.
 
 The documented recipe assigns each batch's moments to two variables, and averages these variables by another op, which
-nothing orders after the assigns: the average takes in the present batch or the one before, as the threads have it. Here
+nothing orders after the assigns: the average gets the present batch or the one before, as the threads happen to run. Here
 the averaging op gets the moments themselves from the forward pass, so it needs no order and averages the present batch.
 """
 
 from typing import NamedTuple
 
 from bn_graph.layers import arguments, averages, moments, transforms
-from bn_graph.layers.batch_norm import Parameters, connect
+from bn_graph.layers.averages import LayerVariables
+from bn_graph.layers.batch_norm import noted, with_updates
 from bn_graph.tf1 import tf
 
 __all__ = ["ConvolutionalBatchNormalizer"]
@@ -27,7 +28,7 @@ class _TrainingCall(NamedTuple):
 
 
 class ConvolutionalBatchNormalizer:
-    """Batch normalization of a convolution's outputs, with the statistics in the care of an EWMA trainer.
+    """Batch normalization of a convolution's outputs, whose statistics an ``ExponentialMovingAverage`` keeps.
 
     ==================  =======================  ============================================================
     `train`             normalizes with          updates
@@ -126,13 +127,13 @@ class ConvolutionalBatchNormalizer:
         self._present: tuple[tf.Tensor, tf.Tensor, tf.Tensor] | None = None
 
     def get_assigner(self) -> tf.Operation:
-        """Returns the op that takes the present batch into the averages; makes the averages when first called.
+        """Returns the op that averages the present batch; makes the averages when first called.
 
-        It may be called before or after `normalize`, and run in any place of a step: it depends on the moments of the
+        It may be called before or after `normalize`, and run anywhere in a step: it depends on the moments of the
         step's batch itself. All training calls of `normalize` in the graph, later ones too, are one batch to it: their
         moments are pooled by the number of values, ``mean`` and ``variance`` get them, and the averages take one step.
         So towers on parts of a batch give what one tower on all of it gives, and running the op needs the feeds of all.
-        Make these calls before a session first runs the op: a session does not see what is wired into an op later.
+        Make these calls before a session first runs the op: a session does not see what is connected to an op later.
 
         Returns:
             The op, the same at every call.
@@ -145,7 +146,7 @@ class ConvolutionalBatchNormalizer:
             root = tf.VariableScope(reuse=False, name="")
             with tf.variable_scope(root, auxiliary_name_scope=False), tf.name_scope(f"{self._scope}/assigner/"):
                 self._present = self._inputs_of_the_assigner()
-                self._wire_in_training_calls()
+                self._connect_training_calls()
                 mean, variance, flag = self._present
                 self._assigner = tf.group(
                     *averages.run_when(flag, lambda: self._average(mean, variance), [self.mean, self.variance])
@@ -175,39 +176,33 @@ class ConvolutionalBatchNormalizer:
         x = tf.convert_to_tensor(x, name="x")
         self._check_inputs(x)
         train = arguments.checked_is_training(train)
-        if train is True:
-            arguments.refuse_static_single_value(x, _CHANNEL_AXIS)
+        statistics = (self.mean, self.variance) if train is True else self._averages()
+        arguments.refuse_static_single_value(x, _CHANNEL_AXIS, train)
         if train is not False:
-            self._check_place(x)
-        statistics = averages.MovingStatistics(self.mean, self.variance) if train is True else self._averages()
-        batch_moments = []
+            self._check_outside_branches(x)
+        gamma = self.gamma if self.scale_after_norm else None
+        variables = LayerVariables(gamma, self.beta, *statistics)
 
-        def store(mean: tf.Tensor, variance: tf.Tensor) -> list[tf.Operation]:
-            batch_moments.extend([mean, variance])
-            return [tf.assign(self.mean, mean).op, tf.assign(self.variance, variance).op]
+        def by_batch() -> transforms.Normalized:
+            batch = arguments.with_run_time_checks(x, _CHANNEL_AXIS)
+            return transforms.by_fused_kernel(batch, _CHANNEL_AXIS, gamma, self.beta, self.epsilon, unbiased=False)
 
         with tf.name_scope(f"{self._scope}/"):
-            fused = arguments.checked_fused(None, x, _CHANNEL_AXIS, plain=True)
-            by_batch = transforms.by_fused_kernel if fused else transforms.by_moments
-            outputs = connect(
-                x,
-                _CHANNEL_AXIS,
+            batch = transforms.by_mode(
                 train,
-                Parameters(self.gamma if self.scale_after_norm else None, self.beta, statistics),
-                by_batch=lambda *batch: by_batch(*batch, unbiased=False),
-                update=store,
-                epsilon=self.epsilon,
-                fused=fused,
-                checked=lambda x, axis: arguments.with_run_time_checks(
-                    x, axis, weights=None, virtual_batch_size=None, unbiased=False
-                ),
-                updates_collections=None,
-                scope=self._scope,
+                by_batch,
+                lambda: transforms.by_moving_statistics(x, _CHANNEL_AXIS, variables, self.epsilon, fused=True),
             )
+            stores = averages.run_when(train, lambda: self._store(batch.mean, batch.variance), statistics)
+            outputs = with_updates(batch.outputs, stores, None)
+            noted(outputs, x, _CHANNEL_AXIS, variables, self.epsilon, self._scope)
             if train is not False:
-                self._training_calls.append(_after(outputs, x, *batch_moments, train))
-                self._wire_in_training_calls()
+                self._training_calls.append(_after(outputs, x, batch.mean, batch.variance, train))
+                self._connect_training_calls()
         return outputs
+
+    def _store(self, mean: tf.Tensor, variance: tf.Tensor) -> list[tf.Operation]:
+        return [tf.assign(self.mean, mean).op, tf.assign(self.variance, variance).op]
 
     def _check_inputs(self, x: tf.Tensor) -> None:
         depth = self.mean.shape.as_list()[0]
@@ -218,7 +213,7 @@ class ConvolutionalBatchNormalizer:
         if x.shape.rank != 4 or x.shape.as_list()[_CHANNEL_AXIS] != depth:
             raise ValueError(f"x must have the shape [N, H, W, depth] with depth = {depth}, got {x.shape}.")
 
-    def _check_place(self, x: tf.Tensor) -> None:
+    def _check_outside_branches(self, x: tf.Tensor) -> None:
         graph = self.mean.graph
         if x.graph is not graph or tf.get_default_graph() is not graph or graph._get_control_flow_context() is not None:
             raise ValueError(
@@ -226,25 +221,25 @@ class ConvolutionalBatchNormalizer:
                 "outside, could not get the batch's moments. Call it once, outside, with the flag as train=."
             )
 
-    def _averages(self) -> averages.MovingStatistics:
+    def _averages(self) -> tuple[tf.Variable, tf.Variable]:
         found = [self.ewma_trainer.average(variable) for variable in (self.mean, self.variance)]
         if any(average is None for average in found):
             raise ValueError(
                 f"The averages of {self._scope} don't exist yet, and inference normalizes by them. Call get_assigner() "
                 "before normalize(train=False): it creates them, in a graph that only predicts as well."
             )
-        return averages.MovingStatistics(*found)
+        return tuple(found)
 
     def _inputs_of_the_assigner(self) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """What the assigner works on: mean, variance, and whether to. Stand-ins, until a training call is wired in."""
+        """What the assigner works on: mean, variance, and whether to. Defaults, until a training call is connected."""
         message = f"The assigner of {self._scope} has no batch: the graph has no call of normalize(train=True)."
         with tf.control_dependencies(None):
             with tf.control_dependencies([tf.debugging.Assert(False, [message])]):
                 flag = tf.identity(False)
-            stand_ins = (tf.zeros(self.mean.shape), tf.ones(self.mean.shape), flag)
-            return tuple(tf.identity(tensor) for tensor in stand_ins)
+            defaults = (tf.zeros(self.mean.shape), tf.ones(self.mean.shape), flag)
+            return tuple(tf.identity(tensor) for tensor in defaults)
 
-    def _wire_in_training_calls(self) -> None:
+    def _connect_training_calls(self) -> None:
         """Makes all training calls so far what the assigner works on, if there is an assigner yet.
 
         The recipe asks for the assigner before there is a batch, so its inputs must be exchanged later. TensorFlow has
@@ -255,7 +250,7 @@ class ConvolutionalBatchNormalizer:
                 present.op._update_input(0, now)
 
     def _average(self, mean: tf.Tensor, variance: tf.Tensor) -> list[tf.Operation]:
-        assigns = [tf.assign(self.mean, mean).op, tf.assign(self.variance, variance).op]
+        assigns = self._store(mean, variance)
         with tf.control_dependencies(assigns):  # a resource variable is read where it is used: here, after them
             return [tf.group(*assigns), self.ewma_trainer.apply([self.mean, self.variance])]
 
@@ -278,7 +273,7 @@ def _after(
 
 
 def _pooled(calls: list[_TrainingCall]) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Mean and variance of the calls' batches taken as one, and whether any trains in the run."""
+    """Mean and variance of the calls' batches pooled, and whether any trains in the run."""
     if len(calls) == 1:
         return calls[0].mean, calls[0].variance, calls[0].flag
     counts = tf.stack([call.count for call in calls])

@@ -22,10 +22,9 @@ __all__ = ["BatchStatistics", "batch_statistics", "compute_dtype", "normalize", 
 
 
 class BatchStatistics(NamedTuple):
-    """What a batch says of itself.
-
-    ``centered`` = inputs − mean, of the inputs' shape; ``mean`` and ``variance`` (biased) with the reduced dimensions
-    kept at size 1; ``count``, the number of values per channel (their weights' sum), broadcastable to ``mean``.
+    """Of one batch: ``centered`` = inputs − mean, of the inputs' shape; ``mean`` and ``variance`` (biased) with the
+    reduced dimensions kept at size 1; ``count``, the number of values per channel (their weights' sum), broadcastable to
+    ``mean``.
     """
 
     centered: tf.Tensor
@@ -47,7 +46,7 @@ def compute_dtype(dtype: tf.DType) -> tf.DType:
 
 
 def batch_statistics(inputs: tf.Tensor, axes: Sequence[int]) -> BatchStatistics:
-    """Mean and biased variance of `inputs` over `axes`, and the inputs with the mean taken off.
+    """Mean and biased variance of `inputs` over `axes`, and the inputs with the mean subtracted.
 
     Args:
         inputs: float tensor of known rank; float16 and bfloat16 are computed in float32.
@@ -69,9 +68,9 @@ def batch_statistics(inputs: tf.Tensor, axes: Sequence[int]) -> BatchStatistics:
     """
     inputs = tf.cast(inputs, compute_dtype(inputs.dtype))
     axes = [axis % inputs.shape.rank for axis in axes]
-    # A sum of values around 10⁶ is rounded to the spacing of floats at its own size, which grows with the batch. Values
-    # from which one of their own has been taken off are of the size of their spread, and so is the rounding of their
-    # sum. (Should that one be an outlier, it lies at most √m standard deviations off, for it widens the spread itself.)
+    # A sum of values around 10⁶ is rounded to the spacing of floats at its own size, which grows with the batch. With one
+    # of the values subtracted, they are of the size of their spread, and so is the rounding of their sum. (If that one is
+    # an outlier, it is at most √m standard deviations off, for it widens the spread itself.)
     shift = first_value(inputs, axes)
     shifted = inputs - shift
     remainder = tf.reduce_mean(shifted, axes, keepdims=True)

@@ -15,8 +15,8 @@ The state carries each example's time step, since ``tf.nn.dynamic_rnn`` doesn't 
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from bn_graph.layers import arguments, averages, moments
-from bn_graph.layers.batch_norm import Parameters
+from bn_graph.layers import arguments, averages, moments, transforms
+from bn_graph.layers.averages import LayerVariables
 from bn_graph.tf1 import tf
 
 __all__ = ["BatchNormLSTMCell", "LSTMState"]
@@ -40,9 +40,9 @@ class _Weights(NamedTuple):
     input_kernel: tf.Variable
     recurrent_kernel: tf.Variable
     bias: tf.Variable
-    bn_x: Parameters
-    bn_h: Parameters
-    bn_c: Parameters
+    bn_x: LayerVariables
+    bn_h: LayerVariables
+    bn_c: LayerVariables
 
 
 class BatchNormLSTMCell:
@@ -65,10 +65,10 @@ class BatchNormLSTMCell:
         start = cell.noisy_state(tf.shape(x)[0], is_training=is_training)
         outputs, state = tf.nn.dynamic_rnn(cell, x, initial_state=start)
 
-    Updates are in place, dependencies of the cell's outputs: they stand inside the loop, from where ``UPDATE_OPS`` could
-    not run them, and no train op can leave them out.
+    Updates are in place, dependencies of the cell's outputs: they are inside the loop, where ``UPDATE_OPS`` can't run
+    them, and no train op can leave them out.
 
-    Sequences that end early. Tell the cell the ``sequence_length`` that ``dynamic_rnn`` is told: examples past their end
+    Sequences that end early. Give the cell the ``sequence_length`` that ``dynamic_rnn`` is given: examples past their end
     then count neither in the batch's statistics nor in the moving ones, and what pads them may be NaN. (The cell can't see
     it: the state of an example that has just ended is like that of one that goes on. A training run in which the examples'
     steps differ is an error without it.) At a step that a single example reaches, a batch would say nothing, for its mean
@@ -128,7 +128,7 @@ class BatchNormLSTMCell:
             units: size of ``h`` and ``c``.
             is_training: Python bool, or scalar bool tensor that is fed at each run.
             max_steps: rows of the moving statistics: the longest sequence of the training data.
-            sequence_length: of each example, int ``[batch]``, from 1 up, the same as ``dynamic_rnn`` is told; counted from
+            sequence_length: of each example, int ``[batch]``, from 1 up, the same as ``dynamic_rnn`` is given; counted from
                 the sequence's start where a state is carried on. None if all are as long as the batch.
             gamma: every gamma's first value. 1 saturates the gates' nonlinearities, and gradients vanish.
             decay: weight of the old value in the moving statistics, in [0, 1].
@@ -290,7 +290,7 @@ class BatchNormLSTMCell:
                 self._create_layer("bn_c", self._units, dtype, center=True),
             )
 
-    def _create_layer(self, name: str, channels: int, dtype: tf.DType, center: bool = False) -> Parameters:
+    def _create_layer(self, name: str, channels: int, dtype: tf.DType, center: bool = False) -> LayerVariables:
         shape = [self._max_steps, channels]
         with tf.variable_scope(name, auxiliary_name_scope=False):
             gamma = tf.get_variable("gamma", [channels], dtype, tf.constant_initializer(self._gamma))
@@ -299,18 +299,16 @@ class BatchNormLSTMCell:
             variance = tf.get_variable("moving_variance", shape, dtype, tf.ones_initializer(), trainable=False)
         averages.register(mean)
         averages.register(variance)
-        return Parameters(gamma, beta, averages.MovingStatistics(mean, variance))
+        return LayerVariables(gamma, beta, mean, variance)
 
-    def _normalize(self, inputs: tf.Tensor, layer: Parameters, step: tf.Tensor, running: tf.Tensor | None) -> tf.Tensor:
+    def _normalize(
+        self, inputs: tf.Tensor, layer: LayerVariables, step: tf.Tensor, running: tf.Tensor | None
+    ) -> tf.Tensor:
         with tf.name_scope(layer.gamma.op.name.split("/")[-2]):
-            if self._training is True:
-                return self._by_batch(inputs, layer, step, running)
-            if self._training is False:
-                return self._by_population(inputs, layer, step)
-            return tf.cond(
+            return transforms.by_mode(
                 self._training,
                 lambda: self._by_batch(inputs, layer, step, running),
-                lambda: self._by_population(inputs, layer, step),
+                lambda: self._by_moving_statistics(inputs, layer, step),
             )
 
     def _checked_step(self, inputs: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
@@ -323,29 +321,29 @@ class BatchNormLSTMCell:
             with tf.control_dependencies(checks):
                 return tf.identity(step)
 
-        if isinstance(self._training, bool):
-            return checked() if self._training else step
-        return tf.cond(self._training, checked, lambda: tf.identity(step))
+        return transforms.by_mode(self._training, checked, lambda: tf.identity(step))
 
     def _row(self, step: tf.Tensor) -> tf.Tensor:
         return tf.minimum(tf.cast(step, tf.int32), self._max_steps - 1)
 
-    def _by_population(self, inputs: tf.Tensor, layer: Parameters, step: tf.Tensor) -> tf.Tensor:
+    def _by_moving_statistics(self, inputs: tf.Tensor, layer: LayerVariables, step: tf.Tensor) -> tf.Tensor:
         # Each example by its own step, so that no answer depends on what else is in the batch.
-        mean, variance = (tf.gather(statistic, self._row(step[:, 0])) for statistic in layer.statistics)
+        mean, variance = (tf.gather(statistic, self._row(step[:, 0])) for statistic in layer[2:])
         return moments.normalize(inputs - mean, variance, layer.gamma, layer.beta, self._epsilon)
 
-    def _by_batch(self, inputs: tf.Tensor, layer: Parameters, step: tf.Tensor, running: tf.Tensor | None) -> tf.Tensor:
+    def _by_batch(
+        self, inputs: tf.Tensor, layer: LayerVariables, step: tf.Tensor, running: tf.Tensor | None
+    ) -> tf.Tensor:
         row = self._row(tf.reduce_max(step, axis=0))
         share = tf.constant(1.0 - self._decay, inputs.dtype)
         if self._sequence_length is None:
             centered, mean, variance, _ = moments.batch_statistics(inputs, [0])
-            updates = _move_row(layer.statistics, row, mean, variance, share)
+            updates = _move_row(layer[2:], row, mean, variance, share)
         else:
             centered, mean, variance, count = moments.weighted_statistics(inputs, [0], running)
             alone = count < 2.0
-            moving_mean, moving_variance = (tf.gather(statistic, row) for statistic in layer.statistics)
-            updates = _move_row(layer.statistics, row, mean, variance, share * tf.cast(count > 1.0, share.dtype))
+            moving_mean, moving_variance = (tf.gather(statistic, row) for statistic in layer[2:])
+            updates = _move_row(layer[2:], row, mean, variance, share * tf.cast(count > 1.0, share.dtype))
             centered += tf.where(alone, mean - moving_mean, tf.zeros_like(mean))
             variance = tf.where(alone, moving_variance, variance)
         with tf.control_dependencies(updates):
@@ -377,7 +375,7 @@ def _assert(condition: tf.Tensor, *data) -> tf.Operation:
 
 
 def _move_row(
-    statistics: averages.MovingStatistics, row: tf.Tensor, mean: tf.Tensor, variance: tf.Tensor, share: tf.Tensor
+    statistics: Sequence[tf.Variable], row: tf.Tensor, mean: tf.Tensor, variance: tf.Tensor, share: tf.Tensor
 ) -> list[tf.Operation]:
     """``averages.exponential_average`` of one row: row ← row·decay + batch·(1 − decay), `share` being 1 − decay."""
     ops = []

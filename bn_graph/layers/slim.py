@@ -2,11 +2,11 @@
 
 Code that was written for contrib (or for ``slim.batch_norm``, which fails on TensorFlow 2.21) changes its import::
 
-    from bn_graph.layers import slim# was: slim = tf.contrib.slim
+    from bn_graph.layers import slim  # was: slim = tf.contrib.slim
     net = slim.batch_norm(net, is_training=is_training)
 
 Two defaults are contrib's own against this project's rules, since compatibility is what this form is for: `is_training`
-is True unless you say otherwise, and a training batch of one value per channel is not refused: its output is beta.
+is True unless you set it, and a training batch of one value per channel is not refused: its output is beta.
 `bn_graph.batch_norm_wrapper` has neither.
 """
 
@@ -16,13 +16,14 @@ from functools import partial
 import numpy as np
 
 from bn_graph.layers import arguments, averages, moments, transforms
-from bn_graph.layers.batch_norm import Parameters, connect
+from bn_graph.layers.averages import LayerVariables
+from bn_graph.layers.batch_norm import noted, with_updates
+from bn_graph.layers.transforms import Normalized
 from bn_graph.tf1 import tf
 
 __all__ = ["batch_norm"]
 
 _CHANNEL_AXIS = {"NHWC": -1, "NCHW": 1}
-_VARIABLES = ("beta", "gamma", "moving_mean", "moving_variance")
 
 Collections = str | Sequence[str] | None
 Adjustment = Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
@@ -76,7 +77,7 @@ def batch_norm(
     Args:
         inputs: float16, bfloat16, float32 or float64 tensor of rank 2 to 5 with a known channel dimension.
         decay: weight of the old value in the moving statistics.
-        center, scale: whether there is a ``beta``, a ``gamma``. Mind that `scale` is False unless you say otherwise.
+        center, scale: whether there is a ``beta``, a ``gamma``. Mind that `scale` is False by default.
         epsilon: added to the variance inside the root.
         activation_fn: applied last.
         param_initializers: by the variable's name: ``beta``, ``gamma``, ``moving_mean``, ``moving_variance``.
@@ -92,7 +93,7 @@ def batch_norm(
         batch_weights: shape ``[batch]``; how much each example counts in the batch's statistics. They are not checked.
         fused: None or True takes the kernel where it applies and never complains; see above for the moving variance.
         data_format: ``"NHWC"`` (channels last) or ``"NCHW"`` (channels second), for any rank. NCHW works on CPUs too.
-        zero_debias_moving_mean: takes the share of the start value out of the moving mean. Of the mean only.
+        zero_debias_moving_mean: subtracts the share of the start value from the moving mean. Of the mean only.
         scope: variable scope, by name or object; ``BatchNorm``, made unique, if None.
         renorm, renorm_clipping, renorm_decay: batch renormalization, as in `bn_graph.batch_norm_wrapper`.
         adjustment: given the inputs' dynamic shape, returns (scale, bias), which are applied to the normalized
@@ -115,6 +116,8 @@ def batch_norm(
         2. `param_regularizers` always count; contrib drops them with ``fused=False`` and its own updates.
         3. Update ops exist whatever `trainable` says; contrib's last releases drop some with ``trainable=False``.
         4. There is no ``arg_scope``: ``functools.partial(batch_norm, decay=0.9, ...)`` sets arguments for many layers.
+
+    Caveats: those of `bn_graph.batch_norm_wrapper`.
 
     Raises:
         ValueError: an undefined rank or channel dimension, or a rank outside 2 to 5; another `data_format`; an
@@ -144,45 +147,32 @@ def batch_norm(
     training = _checked_flag(is_training)
     _check_decays(decay=decay, renorm_decay=renorm_decay)
     clipping = arguments.checked_clipping(renorm_clipping)
-    initializers = _checked_names("param_initializers", param_initializers)
-    regularizers = _checked_names("param_regularizers", param_regularizers)
+    initializers = _by_variable("param_initializers", param_initializers)
+    regularizers = _by_variable("param_regularizers", param_regularizers)
     weights = _checked_weights(inputs, batch_weights)
     update_keys = None if updates_collections is None else _keys(updates_collections)
-    if renorm and (weights is not None or zero_debias_moving_mean or update_keys != [tf.GraphKeys.UPDATE_OPS]):
-        raise ValueError(
-            "renorm is not supported with batch_weights, zero_debias_moving_mean, or updates_collections other than "
-            "tf.GraphKeys.UPDATE_OPS."
-        )
+    if renorm:
+        _check_renorm(weights, zero_debias_moving_mean, update_keys)
     fused, unbiased = _contrib_kernel(fused, inputs, axis, plain=weights is None and not renorm and adjustment is None)
 
     channels, dtype = inputs.shape.as_list()[axis], moments.compute_dtype(inputs.dtype)
     with tf.variable_scope(scope, default_name="BatchNorm", values=[inputs], reuse=reuse) as layer_scope:
-        keys = {name: _model_keys(variables_collections, name) for name in _VARIABLES}
-        make = partial(_parameter, initializers, regularizers, keys, shape=[channels], dtype=dtype, trainable=trainable)
-        beta, gamma = make("beta") if center else None, make("gamma") if scale else None
-        layer = Parameters(gamma, beta, _statistics(initializers, keys, channels, dtype))
-
+        keys = [_model_keys(variables_collections, name) for name in LayerVariables._fields]
+        parameters = {"beta": center, "gamma": scale}
+        variables = averages.create(channels, dtype, parameters, initializers, regularizers[:2], trainable, keys)
+        reference = _create_renorm(channels, dtype) if renorm else None
         if renorm:
-            reference = averages.create_renorm(channels, dtype)
-            _add_model_variables(reference)
-            update = averages.renorm_average(layer.statistics, reference, decay, renorm_decay, epsilon)
-            by_batch = partial(transforms.with_renorm, reference=reference[:2], clipping=clipping)
+            update = averages.renorm_average(variables, reference, decay, renorm_decay, epsilon)
         else:
-            update = averages.exponential_average(layer.statistics, decay, zero_debias=(zero_debias_moving_mean, False))
-            by_batch = partial(transforms.by_fused_kernel if fused else transforms.by_moments, unbiased=unbiased)
-            by_batch = by_batch if weights is None else partial(by_batch, weights=weights)
-        outputs = connect(
-            inputs,
-            axis,
+            update = averages.exponential_average(variables, decay, zero_debias=(zero_debias_moving_mean, False))
+        normalize_batch = _transform(fused, unbiased, weights, reference, clipping, adjustment)
+        batch = transforms.by_mode(
             training,
-            layer,
-            by_batch=by_batch if adjustment is None else partial(_adjusted, by_batch=by_batch, adjustment=adjustment),
-            update=update,
-            epsilon=epsilon,
-            fused=fused,
-            checked=lambda inputs, axis: inputs,  # contrib checks no batch
-            updates_collections=update_keys,
+            lambda: normalize_batch(inputs, axis, variables.gamma, variables.beta, epsilon),
+            lambda: transforms.by_moving_statistics(inputs, axis, variables, epsilon, fused),
         )
+        updates = averages.run_when(training, lambda: update(batch.mean, batch.variance), variables[2:])
+        outputs = noted(with_updates(batch.outputs, updates, update_keys), inputs, axis, variables, epsilon)
         outputs = outputs if activation_fn is None else activation_fn(outputs)
         return _collected(outputs, outputs_collections, layer_scope.name)
 
@@ -203,7 +193,7 @@ def _checked_axis(inputs: tf.Tensor, data_format: str) -> int:
 
 
 def _checked_flag(is_training: bool | int | tf.Tensor) -> bool | tf.Tensor:
-    """`arguments.checked_is_training`, but a number stands for its truth, as in contrib."""
+    """`arguments.checked_is_training`, but a number is taken by its truth, as in contrib."""
     if isinstance(is_training, int | np.integer):
         return bool(is_training)
     return arguments.checked_is_training(is_training)
@@ -216,12 +206,21 @@ def _check_decays(**decays: float | tf.Tensor) -> None:
     )
 
 
-def _checked_names(argument: str, given: Mapping | None) -> Mapping:
-    """The dict, empty for None; a name that no variable has would be a typing error without any effect."""
-    unknown = set(given or {}) - set(_VARIABLES)
+def _by_variable(argument: str, given: Mapping | None) -> list:
+    """The dict's values in the order of `LayerVariables`; a name that no variable has would be without any effect."""
+    unknown = set(given or {}) - set(LayerVariables._fields)
     if unknown:
-        raise ValueError(f"{argument} may have the keys {', '.join(_VARIABLES)}, got {', '.join(sorted(unknown))}.")
-    return given or {}
+        names = ", ".join(sorted(LayerVariables._fields))
+        raise ValueError(f"{argument} may have the keys {names}, got {', '.join(sorted(unknown))}.")
+    return [(given or {}).get(name) for name in LayerVariables._fields]
+
+
+def _check_renorm(weights: tf.Tensor | None, zero_debias: bool, update_keys: list[str] | None) -> None:
+    if weights is not None or zero_debias or update_keys != [tf.GraphKeys.UPDATE_OPS]:
+        raise ValueError(
+            "renorm is not supported with batch_weights, zero_debias_moving_mean, or updates_collections other than "
+            "tf.GraphKeys.UPDATE_OPS."
+        )
 
 
 def _checked_weights(inputs: tf.Tensor, weights: tf.Tensor | None) -> tf.Tensor | None:
@@ -255,47 +254,32 @@ def _model_keys(collections: Collections | Mapping[str, Collections], name: str)
     return [*_keys(further), tf.GraphKeys.GLOBAL_VARIABLES, tf.GraphKeys.MODEL_VARIABLES]
 
 
-def _parameter(
-    initializers: Mapping[str, averages.Initializer],
-    regularizers: Mapping[str, Callable[[tf.Tensor], tf.Tensor]],
-    keys: Mapping[str, Sequence[str]],
-    name: str,
-    *,
-    shape: Sequence[int],
-    dtype: tf.DType,
-    trainable: bool,
-) -> tf.Variable:
-    return tf.get_variable(
-        name,
-        shape,
-        dtype,
-        initializers.get(name) or (tf.ones_initializer() if name == "gamma" else tf.zeros_initializer()),
-        regularizer=regularizers.get(name),
-        trainable=trainable,
-        collections=keys[name],
-    )
-
-
-def _statistics(
-    initializers: Mapping[str, averages.Initializer],
-    keys: Mapping[str, Sequence[str]],
-    channels: int,
-    dtype: tf.DType,
-) -> averages.MovingStatistics:
-    names = ("moving_mean", "moving_variance")
-    return averages.create(
-        channels,
-        dtype,
-        initializers=[initializers.get(name) for name in names],
-        collections=[keys[name] for name in names],
-    )
-
-
-def _add_model_variables(variables: Sequence[tf.Variable]) -> None:
+def _create_renorm(channels: int, dtype: tf.DType) -> averages.RenormStatistics:
+    """`averages.create_renorm`, with the variables in ``MODEL_VARIABLES``."""
+    reference = averages.create_renorm(channels, dtype)
     present = {variable.op.name for variable in tf.get_collection(tf.GraphKeys.MODEL_VARIABLES)}
-    for variable in variables:
+    for variable in reference:
         if variable.op.name not in present:
             tf.add_to_collection(tf.GraphKeys.MODEL_VARIABLES, variable)
+    return reference
+
+
+def _transform(
+    fused: bool,
+    unbiased: bool,
+    weights: tf.Tensor | None,
+    reference: averages.RenormStatistics | None,
+    clipping: Mapping[str, float],
+    adjustment: Adjustment | None,
+) -> Callable[..., Normalized]:
+    """The transform of a training batch, ``(inputs, axis, gamma, beta, epsilon)``; contrib checks no batch."""
+    if reference is not None:
+        by_batch = partial(transforms.with_renorm, reference=reference[:2], clipping=clipping)
+    elif fused:
+        by_batch = partial(transforms.by_fused_kernel, unbiased=unbiased)
+    else:
+        by_batch = partial(transforms.by_moments, unbiased=unbiased, weights=weights)
+    return by_batch if adjustment is None else partial(_adjusted, by_batch=by_batch, adjustment=adjustment)
 
 
 def _adjusted(
@@ -305,9 +289,9 @@ def _adjusted(
     beta: tf.Tensor | None,
     epsilon: float,
     *,
-    by_batch: Callable[..., transforms.Normalized],
+    by_batch: Callable[..., Normalized],
     adjustment: Adjustment,
-) -> transforms.Normalized:
+) -> Normalized:
     """`by_batch`, with `adjustment` between the normalized values and gamma and beta."""
     normalized, mean, variance = by_batch(inputs, axis, None, None, epsilon)
     scale, bias = (tf.cast(part, mean.dtype) for part in adjustment(tf.shape(inputs)))
@@ -316,7 +300,7 @@ def _adjusted(
         outputs *= transforms.along(axis, inputs, gamma)
     if beta is not None:
         outputs += transforms.along(axis, inputs, beta)
-    return transforms.Normalized(tf.cast(outputs, inputs.dtype), mean, variance)
+    return Normalized(tf.cast(outputs, inputs.dtype), mean, variance)
 
 
 def _collected(outputs: tf.Tensor, collections: Collections, alias: str) -> tf.Tensor:

@@ -1,11 +1,11 @@
-"""Batch statistics over all workers' examples, and a population that is theirs together.
+"""Batch statistics, and moving statistics, over all workers' examples.
 
-A worker is whoever holds a part of the batch: a process of a cluster, or a tower of one process. Workers exchange one
-vector a layer (`Gather`) and each computes from it, in the same order, so that all of them come to the same statistics
-bit for bit. What carries the vectors is the caller's; `bn_graph.training.distributed` has TensorFlow's collectives for it.
+A worker has a part of the batch: a process of a cluster, or a tower of one process. Workers exchange one vector a layer
+(`Gather`) and each computes from it, in the same order, so that all of them come to the same statistics bit for bit.
+The caller provides the exchange; `bn_graph.training.distributed` has TensorFlow's collectives for it.
 
 Accuracy. E[x²] − E[x]² loses all digits where the mean is large, and so do means that are rounded at their own size.
-A worker's mean travels in two parts (one of its values, and the mean of what is left when that is taken off), its
+A worker's mean travels in two parts (one of its values, and the mean of what is left when that is subtracted), its
 variance about its own mean, and they are combined as Chan, Golub & LeVeque do (1979): within the workers and between.
 """
 
@@ -16,11 +16,11 @@ from bn_graph.layers import moments
 from bn_graph.layers.transforms import Normalized, along, corrected, reduced_axes
 from bn_graph.tf1 import tf
 
-__all__ = ["Gather", "by_all_workers", "with_population_of_all_workers"]
+__all__ = ["Gather", "by_all_workers", "with_moving_statistics_of_all_workers"]
 
 Gather = Callable[[tf.Tensor], tf.Tensor]
 """From a worker's vector ``[n]`` to all workers' ``[workers, n]``, the same at each; the gradient of a worker's row is the
-sum of what all workers make of it. All run it together, and each layer's call is one exchange."""
+sum over all workers. All run it together, and each layer's call is one exchange."""
 
 _ONE_VALUE = (
     "Batch normalization in training needs at least two values per channel in the batches of all workers together: "
@@ -84,19 +84,19 @@ def by_all_workers(
     return Normalized(tf.cast(outputs, inputs.dtype), whole.shift + whole.remainder, variance)
 
 
-def with_population_of_all_workers(
+def with_moving_statistics_of_all_workers(
     by_batch: Callable[..., Normalized], gather: Gather, *, unbiased: bool
 ) -> Callable[..., Normalized]:
-    """`by_batch`, each worker by its own batch's statistics, and the estimator told those of all workers' examples.
+    """`by_batch`, each worker by its own batch's statistics, and the estimator gets those of all workers' examples.
 
     Args:
         by_batch: as `transforms.by_moments`; its own variance biased.
-        gather: exchanges one vector. Nothing waits for it but the updates, and it has no gradient.
+        gather: exchanges one vector. Only the updates wait for it, and it has no gradient.
         unbiased: as in `by_all_workers`.
 
     Returns:
-        The like of `by_batch`. The variance for the estimator is the mean of the workers' variances *and* the variance
-        between their means: inference knows no workers, and the population has both parts.
+        A function like `by_batch`. The variance for the estimator is the mean of the workers' variances *and* the
+        variance between their means: inference has no workers, and the population's variance has both parts.
     """
 
     def by_own_batch(inputs: tf.Tensor, axis: int, *args) -> Normalized:
@@ -118,7 +118,7 @@ def _combined(part: _Statistics, gather: Gather) -> _Statistics:
     # Every worker has the same counts before it, so all of them raise, and none waits for another's next exchange.
     with tf.control_dependencies([tf.debugging.Assert(count > 1.0, [_ONE_VALUE, count])]):
         shares = counts / count
-    # Any value near the data would do: what is rounded off here, the remainders hold.
+    # Any value near the data would do: the remainders have what is rounded off here.
     shift = tf.reduce_sum(shares * shifts, 0)
     offsets = (shifts - shift) + remainders
     remainder = tf.reduce_sum(shares * offsets, 0)

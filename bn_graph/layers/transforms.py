@@ -1,27 +1,31 @@
-"""The ways in which one batch is normalized: by its moments, by TensorFlow's fused kernel, in virtual batches, with
-renormalization, and at inference by the population's statistics.
+"""How a batch is normalized: by its moments, by TensorFlow's fused kernel, in virtual batches, with renormalization, and
+at inference by the moving statistics.
 
 All take ``gamma`` and ``beta`` of shape ``[channels]`` (or None), compute in `moments.compute_dtype` of the inputs, and
-return `Normalized`: the outputs, in the inputs' shape and dtype, and what the population's estimator is to be told.
+return `Normalized`: the outputs, in the inputs' shape and dtype, and the statistics that the moving ones step toward.
 """
 
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, TypeVar
 
 from bn_graph.layers import moments
+from bn_graph.layers.averages import LayerVariables
 from bn_graph.tf1 import tf
 
 __all__ = [
     "Normalized",
     "along",
     "by_fused_kernel",
+    "by_mode",
     "by_moments",
-    "by_population",
+    "by_moving_statistics",
     "by_virtual_batches",
     "corrected",
     "reduced_axes",
     "with_renorm",
 ]
+
+T = TypeVar("T")
 
 _FAR = 16.0
 """How many standard deviations a channel's mean may lie from 0 before the fused kernel's rounding would show (10⁻⁶)."""
@@ -36,6 +40,13 @@ class Normalized(NamedTuple):
     outputs: tf.Tensor
     mean: tf.Tensor
     variance: tf.Tensor
+
+
+def by_mode(training: bool | tf.Tensor, train: Callable[[], T], infer: Callable[[], T]) -> T:
+    """What `train` or what `infer` makes; for a bool tensor both are built, and the value that is fed chooses one."""
+    if isinstance(training, bool):
+        return train() if training else infer()
+    return tf.cond(training, train, infer)
 
 
 def by_moments(
@@ -69,12 +80,11 @@ def by_fused_kernel(
     """`by_moments` for rank 4 with the channels last, by TensorFlow's fused kernel: the same numbers, several times faster.
 
     The kernel sums the values as they are. Where a channel's mean lies far from 0 by its own standard deviation, that
-    loses digits (inputs around 10⁶ with deviation 1: all of them), and one value per channel is taken off first. Whether
-    it is so, a sample of the batch tells: the kernel's own statistics would tell too, but come too late to choose its
-    inputs, and a choice between two outputs costs the gradient two more passes over the inputs.
+    loses digits (inputs around 10⁶ with deviation 1: all of them), and one value per channel is subtracted first. A
+    sample of the batch decides: the kernel's own statistics come too late to choose its inputs, and a choice between two
+    outputs costs the gradient two more passes over the inputs.
     """
     channels = inputs.shape.as_list()[axis]
-
     far = _is_far(inputs, epsilon)
     shift = moments.first_value(inputs, [0, 1, 2])
     values = tf.cond(far, lambda: inputs - shift, lambda: inputs)
@@ -88,8 +98,8 @@ def by_fused_kernel(
         epsilon=epsilon,
         is_training=True,
     )
-    taken_off = tf.cast(tf.reshape(shift, [-1]), tf.float32)
-    mean = tf.cond(far, lambda: results.batch_mean + taken_off, lambda: results.batch_mean)
+    subtracted = tf.cast(tf.reshape(shift, [-1]), tf.float32)
+    mean = tf.cond(far, lambda: results.batch_mean + subtracted, lambda: results.batch_mean)
     variance = results.batch_variance
     if not unbiased:  # the kernel applies Bessel's correction
         count = tf.cast(tf.reduce_prod(tf.shape(inputs)[:-1]), tf.float32)
@@ -123,7 +133,7 @@ def by_virtual_batches(
     """Normalizes each run of `size` examples by its own moments (ghost batches; Hoffer et al. 2017).
 
     The estimator gets the mean and variance of the *whole* batch: the mean of the virtual batches' variances and the
-    variance between their means. Inference knows no virtual batches, and the population has both parts.
+    variance between their means. Inference has no virtual batches, and the population's variance has both parts.
     """
     shape = tf.shape(inputs)
     static = inputs.shape.as_list()
@@ -178,23 +188,16 @@ def with_renorm(
     return Normalized(tf.cast(outputs, inputs.dtype), mean, variance)
 
 
-def by_population(
-    inputs: tf.Tensor,
-    axis: int,
-    gamma: tf.Tensor | None,
-    beta: tf.Tensor | None,
-    epsilon: float,
-    mean: tf.Tensor,
-    variance: tf.Tensor,
-    *,
-    fused: bool,
+def by_moving_statistics(
+    inputs: tf.Tensor, axis: int, variables: LayerVariables, epsilon: float, fused: bool
 ) -> Normalized:
-    """Normalizes by the given `mean` and `variance`: each output depends on its own example only."""
+    """Normalizes by the moving statistics: each output depends on its own example only."""
+    gamma, beta, mean, variance = variables
+    mean, variance = mean.read_value(), variance.read_value()
     if fused:
-        ones = tf.ones_like(variance)
         results = tf.raw_ops.FusedBatchNormV3(
             x=inputs,
-            scale=ones if gamma is None else gamma,
+            scale=tf.ones_like(variance) if gamma is None else gamma,
             offset=tf.zeros_like(mean) if beta is None else beta,
             mean=mean,
             variance=variance,

@@ -6,38 +6,43 @@ import pytest
 from bn_graph.layers import averages, batch_norm
 from bn_graph.tf1 import legacy_layers, tf
 from tests import oracle
+from tests.conftest import VARIABLE_KINDS
 
 
+@VARIABLE_KINDS
 def test_statistics_start_at_zero_and_one_and_are_not_trainable(graph, start):
     with tf.variable_scope("layer"):
-        statistics = averages.create(3, tf.float64)
+        gamma, beta, *statistics = averages.create(3, tf.float64)
+    assert gamma is None and beta is None
     mean, variance = start().run(statistics)
     np.testing.assert_array_equal(mean, np.zeros(3))
     np.testing.assert_array_equal(variance, np.ones(3))
     assert [variable.op.name for variable in statistics] == ["layer/moving_mean", "layer/moving_variance"]
     assert [variable.dtype.base_dtype for variable in statistics] == [tf.float64] * 2
     assert tf.trainable_variables() == []
-    assert tf.global_variables() == list(statistics)
+    assert tf.global_variables() == statistics
 
 
+@VARIABLE_KINDS
 def test_variables_are_of_the_kind_that_the_scope_asks_for(graph, variable_kind):
-    statistics = averages.create(3, tf.float32)
+    statistics = averages.create(3, tf.float32)[2:]
     assert [averages.is_ref_variable(variable) for variable in statistics] == [variable_kind == "ref"] * 2
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.3, 0.999, 1.0])
+@VARIABLE_KINDS
 def test_exponential_update_follows_the_recursion(graph, decay, start, random):
-    statistics = averages.create(2, tf.float64)
+    variables = averages.create(2, tf.float64)
     inputs = tf.placeholder(tf.float64, [None, 2])
     mean, variance = tf.nn.moments(inputs, [0])
-    update = averages.exponential_average(statistics, decay)(mean, variance)
+    update = averages.exponential_average(variables, decay)(mean, variance)
 
     session, batches = start(), [random.normal(5.0, 2.0, (4, 2)) for _ in range(4)]
     for step, batch in enumerate(batches, 1):
         session.run(update, {inputs: batch})
         expected = oracle.moving(batches[:step], decay)
-        np.testing.assert_allclose(session.run(statistics.mean), expected[0] + np.zeros(2), rtol=1e-12)
-        np.testing.assert_allclose(session.run(statistics.variance), expected[1] + np.zeros(2), rtol=1e-12)
+        np.testing.assert_allclose(session.run(variables.moving_mean), expected[0] + np.zeros(2), rtol=1e-12)
+        np.testing.assert_allclose(session.run(variables.moving_variance), expected[1] + np.zeros(2), rtol=1e-12)
 
 
 @pytest.mark.parametrize("flag_kind", ["placeholder", "constant"])
@@ -78,19 +83,19 @@ def _two_layers():
 LISTED = ["first/moving_mean", "first/moving_variance", "second/moving_mean", "second/moving_variance"]
 
 
-def test_moving_statistics_lists_every_layer_in_order_of_creation(graph):
+def test_moving_statistics_lists_every_layer_in_order_of_creation(plain_graph):
     tf.get_variable("weights", [3])
     _two_layers()
     assert [variable.op.name for variable in averages.moving_statistics()] == LISTED
-    assert [variable.op.name for variable in averages.moving_statistics(graph)] == LISTED
+    assert [variable.op.name for variable in averages.moving_statistics(plain_graph)] == LISTED
 
 
-def test_moving_statistics_reads_the_graph_that_it_is_given_and_finds_none_in_an_empty_one(graph):
+def test_moving_statistics_reads_the_graph_that_it_is_given_and_finds_none_in_an_empty_one(plain_graph):
     _two_layers()
     with tf.Graph().as_default() as other:
         assert averages.moving_statistics() == []
         assert averages.moving_statistics(other) == []
-        assert len(averages.moving_statistics(graph)) == 4
+        assert len(averages.moving_statistics(plain_graph)) == 4
 
 
 @pytest.mark.filterwarnings("ignore:.*tf.layers.batch_normalization. is deprecated:UserWarning")
@@ -101,6 +106,7 @@ def test_moving_statistics_lists_those_of_tf_layers(plain_graph):
 
 
 @pytest.mark.parametrize("import_scope", [None, "imported"])
+@VARIABLE_KINDS
 def test_moving_statistics_survive_export_and_import_of_a_meta_graph(graph, import_scope, tmp_path):
     _two_layers()
     path = str(tmp_path / "exported.meta")
@@ -111,6 +117,7 @@ def test_moving_statistics_survive_export_and_import_of_a_meta_graph(graph, impo
         assert [variable.op.name for variable in averages.moving_statistics()] == [prefix + name for name in LISTED]
 
 
+@VARIABLE_KINDS
 def test_a_layer_added_to_an_imported_graph_is_listed_with_those_of_before(graph, tmp_path):
     _two_layers()
     path = str(tmp_path / "exported.meta")

@@ -7,6 +7,7 @@ from bn_graph.layers.averages import MOVING_STATISTICS, moving_statistics
 from bn_graph.layers.batch_norm import batch_norm_wrapper
 from bn_graph.tf1 import legacy_layers, tf
 from tests import oracle
+from tests.conftest import COND_KINDS, VARIABLE_KINDS
 
 CHANNELS = 3
 MEAN, VARIANCE = np.array([1.0, -2.0, 0.5]), np.array([4.0, 0.25, 9.0])
@@ -117,7 +118,7 @@ def test_inference_after_training_leaves_every_statistic_bit_identical(graph, st
 
 
 @TWO_FLAGS
-def test_one_example_at_a_time_gets_at_inference_what_it_gets_in_a_batch(graph, form, start, random):
+def test_one_example_at_a_time_gets_at_inference_what_it_gets_in_a_batch(plain_graph, form, start, random):
     inputs = tf.placeholder(tf.float32, [None, CHANNELS])
     flag, feed = flag_and_feed(form, False)
     outputs = batch_norm_wrapper(inputs, flag)
@@ -129,7 +130,7 @@ def test_one_example_at_a_time_gets_at_inference_what_it_gets_in_a_batch(graph, 
 
 
 @TWO_FLAGS
-def test_an_empty_batch_at_inference_gives_empty_outputs(graph, form, start):
+def test_an_empty_batch_at_inference_gives_empty_outputs(plain_graph, form, start):
     inputs = tf.placeholder(tf.float32, [None, CHANNELS])
     flag, feed = flag_and_feed(form, False)
     outputs = batch_norm_wrapper(inputs, flag)
@@ -141,6 +142,7 @@ def test_an_empty_batch_at_inference_gives_empty_outputs(graph, form, start):
 
 @pytest.mark.parametrize("form", ["python bool", "numpy bool", "constant"])
 @pytest.mark.parametrize("key", [None, tf.GraphKeys.UPDATE_OPS])
+@VARIABLE_KINDS
 def test_a_flag_known_to_be_false_makes_no_assign_op_but_initializers(graph, form, key):
     flag, _ = flag_and_feed(form, False)
     batch_norm_wrapper(tf.placeholder(tf.float32, [None, CHANNELS]), flag, updates_collection=key)
@@ -204,7 +206,7 @@ def test_every_rank_axis_and_partly_known_shape(plain_graph, shape, axis, known,
         (tf.float64, tf.float64, 1e-6),
     ],
 )
-def test_every_dtype(graph, dtype, kept_in, rtol, form, is_training, start, random):
+def test_every_dtype(plain_graph, dtype, kept_in, rtol, form, is_training, start, random):
     inputs = tf.placeholder(dtype, [None, CHANNELS])
     flag, feed = flag_and_feed(form, is_training)
     outputs = batch_norm_wrapper(inputs, flag, decay=0.5)
@@ -246,6 +248,7 @@ def test_epsilon_is_added_to_the_variance_inside_the_root(plain_graph, epsilon, 
 # --- variables --------------------------------------------------------------------------------------------------------
 
 
+@VARIABLE_KINDS
 def test_variables_have_these_names_shapes_kinds_and_collections(graph, variable_kind):
     batch_norm_wrapper(tf.placeholder(tf.float32, [None, CHANNELS]), True, name="bn1")
     variables = tf.global_variables()
@@ -297,7 +300,7 @@ def test_outputs_and_statistics_are_those_of_tf_layers_not_fused(plain_graph, st
         np.testing.assert_allclose(statistics[:2], statistics[2:], rtol=1e-6)
 
 
-def test_two_layers_have_statistics_of_their_own(graph, start, random):
+def test_two_layers_have_statistics_of_their_own(plain_graph, start, random):
     inputs = tf.placeholder(tf.float64, [None, CHANNELS])
     flag = tf.placeholder(tf.bool, [])
     first = batch_norm_wrapper(inputs, flag, decay=0.5)
@@ -310,7 +313,7 @@ def test_two_layers_have_statistics_of_their_own(graph, start, random):
     assert_statistics(session, [*oracle.moving([batch], 0.5), *oracle.moving([between], 0.25)])
 
 
-def test_running_one_layer_leaves_the_others_statistics_alone(graph, start, random):
+def test_running_one_layer_leaves_the_others_statistics_alone(plain_graph, start, random):
     inputs = tf.placeholder(tf.float64, [None, CHANNELS])
     first = batch_norm_wrapper(inputs, True, decay=0.5)
     batch_norm_wrapper(inputs, True, decay=0.5)
@@ -320,14 +323,14 @@ def test_running_one_layer_leaves_the_others_statistics_alone(graph, start, rand
 
 
 @pytest.mark.parametrize("name", ["bn", None])
-def test_a_reusing_scope_shares_one_set_of_variables(graph, name, start, random):
+def test_a_reusing_scope_shares_one_set_of_variables(plain_graph, name, start, random):
     inputs = tf.placeholder(tf.float64, [None, CHANNELS])
     outputs = []
     for is_training, reuse in ((True, False), (False, True)):
         with tf.variable_scope("model", reuse=reuse):
             outputs.append(batch_norm_wrapper(inputs, is_training, decay=0.5, name=name))
     assert len(tf.global_variables()) == 4
-    assert len(graph.get_collection(MOVING_STATISTICS)) == 2
+    assert len(plain_graph.get_collection(MOVING_STATISTICS)) == 2
 
     session, batch = start(), random.normal(3.0, 2.0, (4, CHANNELS))
     session.run(outputs[0], {inputs: batch})
@@ -342,7 +345,7 @@ def test_a_reusing_scope_shares_one_set_of_variables(graph, name, start, random)
 
 @TWO_FLAGS
 @pytest.mark.parametrize("decay", [0.0, 0.3, 0.999, 1.0])
-def test_training_steps_follow_the_recursion(graph, decay, form, start, random):
+def test_training_steps_follow_the_recursion(plain_graph, decay, form, start, random):
     inputs = tf.placeholder(tf.float64, [None, CHANNELS])
     flag, feed = flag_and_feed(form, True)
     outputs = batch_norm_wrapper(inputs, flag, decay=decay)
@@ -423,7 +426,7 @@ def test_a_flag_fed_false_does_not_even_assign_the_statistics_to_themselves(grap
     assert_bit_identical(before, all_values(session))
 
 
-def test_updates_in_place_add_nothing_to_the_collection_of_update_ops(graph):
+def test_updates_in_place_add_nothing_to_the_collection_of_update_ops(plain_graph):
     batch_norm_wrapper(tf.placeholder(tf.float32, [None, CHANNELS]), True)
     batch_norm_wrapper(tf.placeholder(tf.float32, [None, CHANNELS]), tf.placeholder(tf.bool, []))
     assert tf.get_collection(tf.GraphKeys.UPDATE_OPS) == []
@@ -457,6 +460,7 @@ def test_the_body_of_a_while_loop_may_hold_training_steps(graph, form, is_traini
 @TWO_FLAGS
 @pytest.mark.parametrize("is_training", [True, False])
 @pytest.mark.parametrize(("shape", "axis"), [((4, CHANNELS), -1), ((2, CHANNELS, 2, 1), 1)])
+@COND_KINDS
 def test_gradients_are_the_numerical_ones(graph, shape, axis, form, is_training, start, random):
     inputs = tf.placeholder(tf.float64, [None, *shape[1:]])
     flag, feed = flag_and_feed(form, is_training)
@@ -486,7 +490,7 @@ def test_gradients_are_the_numerical_ones(graph, shape, axis, form, is_training,
 @TWO_FLAGS
 @pytest.mark.parametrize("is_training", [True, False])
 @pytest.mark.parametrize("shape", [(5, CHANNELS), (2, 4, 3, CHANNELS)])
-def test_outputs_and_gradients_equal_those_of_tf_nn(graph, shape, form, is_training, start, random):
+def test_outputs_and_gradients_equal_those_of_tf_nn(plain_graph, shape, form, is_training, start, random):
     inputs = tf.placeholder(tf.float64, [None, *shape[1:]])
     flag, feed = flag_and_feed(form, is_training)
     ours = batch_norm_wrapper(inputs, flag)
@@ -508,7 +512,7 @@ def test_outputs_and_gradients_equal_those_of_tf_nn(graph, shape, form, is_train
         np.testing.assert_allclose(got, expected, rtol=1e-6, atol=1e-9)
 
 
-def test_no_gradient_flows_to_the_statistics_in_training(graph):
+def test_no_gradient_flows_to_the_statistics_in_training(plain_graph):
     outputs = batch_norm_wrapper(tf.placeholder(tf.float32, [None, CHANNELS]), True)
     assert tf.gradients(outputs, moving_statistics()) == [None, None]
 
@@ -646,7 +650,7 @@ def test_one_example_predicts_where_the_flag_is_fed_false_and_fails_where_it_is_
     assert_bit_identical(before, all_values(session))
 
 
-def test_one_example_predicts_with_is_training_false(graph, start):
+def test_one_example_predicts_with_is_training_false(plain_graph, start):
     example = np.array([[3.0, 4.0, 5.0]])
     outputs = batch_norm_wrapper(tf.constant(example), False)
     session = start()

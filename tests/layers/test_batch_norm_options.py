@@ -11,6 +11,7 @@ from bn_graph.layers.averages import moving_statistics
 from bn_graph.layers.batch_norm import LAYERS, batch_norm_wrapper
 from bn_graph.tf1 import tf
 from tests import oracle
+from tests.conftest import COND_KINDS, VARIABLE_KINDS
 
 CHANNELS = 3
 
@@ -84,7 +85,7 @@ def test_python_bool_and_fed_flag_give_the_same_numbers(graph, option, start, ra
         np.testing.assert_allclose(one, other, rtol=1e-12)
 
 
-def test_unbiased_variance_is_averaged_and_the_biased_one_normalizes(graph, start, random):
+def test_unbiased_variance_is_averaged_and_the_biased_one_normalizes(plain_graph, start, random):
     inputs, flag, outputs = layer(decay=0.0, unbiased_variance=True)
     batch = batches_of(random, 1)[0]
     session = start()
@@ -93,7 +94,7 @@ def test_unbiased_variance_is_averaged_and_the_biased_one_normalizes(graph, star
     np.testing.assert_allclose(value_of(session, "moving_variance"), batch.var(0, ddof=1), rtol=1e-12)
 
 
-def test_cumulative_average_counts_every_batch_alike(graph, start, random):
+def test_cumulative_average_counts_every_batch_alike(plain_graph, start, random):
     inputs, flag, outputs = layer(average="cumulative")
     session, batches = start(), batches_of(random, 5)
     for number, batch in enumerate(batches, start=1):
@@ -112,7 +113,7 @@ def test_cumulative_average_counts_once_whichever_update_op_is_run(graph, which,
     assert value_of(session, "moving_count") == 1
 
 
-def test_zero_debias_takes_the_start_out_of_the_average(graph, start, random):
+def test_zero_debias_takes_the_start_out_of_the_average(plain_graph, start, random):
     decay = 0.9
     inputs, flag, outputs = layer(decay=decay, zero_debias=True)
     session, batches = start(), batches_of(random, 4)
@@ -160,6 +161,7 @@ def test_a_batch_that_can_not_be_cut_is_refused_and_updates_nothing(graph, start
 
 
 @pytest.mark.parametrize("clipping", [{}, {"rmin": 0.8, "rmax": 1.2, "dmax": 0.1}])
+@VARIABLE_KINDS
 def test_renorm_corrects_toward_the_statistics_before_the_step(graph, clipping, start, random):
     decay, renorm_decay, epsilon = 0.9, 0.7, 1e-3
     inputs, flag, outputs = layer(decay=decay, renorm=True, renorm_decay=renorm_decay, renorm_clipping=clipping)
@@ -197,7 +199,7 @@ def test_renorm_and_tf_layers_restore_into_each_other_and_agree(plain_graph, sta
         np.testing.assert_allclose(one, other, rtol=1e-6)
 
 
-def test_weights_count_examples_and_a_mask_leaves_padding_out(graph, start, random):
+def test_weights_count_examples_and_a_mask_leaves_padding_out(plain_graph, start, random):
     weights = tf.placeholder(tf.float64, [None])
     inputs, flag, outputs = layer(decay=0.0, weights=weights)
     batch = batches_of(random, 1)[0]
@@ -241,7 +243,7 @@ def test_weights_that_vanish_or_are_negative_are_refused_and_update_nothing(grap
     np.testing.assert_array_equal(value_of(session, "moving_mean"), np.zeros(3))
 
 
-def test_weights_too_light_for_an_unbiased_variance_are_refused(graph, start, random):
+def test_weights_too_light_for_an_unbiased_variance_are_refused(plain_graph, start, random):
     inputs, flag, outputs = layer(weights=tf.constant([0.2, 0.2, 0.1]), unbiased_variance=True)
     session = start()
     with pytest.raises(tf.errors.InvalidArgumentError, match="must sum to more than 1"):
@@ -255,6 +257,7 @@ def test_weights_too_light_for_an_unbiased_variance_are_refused(graph, start, ra
 @pytest.mark.parametrize("dtype", [tf.float32, tf.float16, tf.bfloat16])
 @pytest.mark.parametrize("unbiased", [False, True])
 @pytest.mark.parametrize("offset", [0.0, 256.0, 1e6])
+@COND_KINDS
 def test_fused_and_unfused_give_the_same_numbers(graph, dtype, unbiased, offset, start, random):
     if offset > 256 and dtype != tf.float32:
         pytest.skip("half precision has no such values, or no spread around them")
@@ -321,14 +324,14 @@ def test_constant_channels_give_beta(plain_graph, fused, start):
 # --- variables --------------------------------------------------------------------------------------------------------
 
 
-def test_without_center_or_scale_there_is_no_such_variable(graph):
+def test_without_center_or_scale_there_is_no_such_variable(plain_graph):
     layer(center=False, name="a")
     layer(scale=False, name="b")
     names = [v.op.name for v in tf.trainable_variables()]
     assert names == ["a/gamma", "b/beta"]
 
 
-def test_initializers_and_regularizers_reach_their_variable(graph, start):
+def test_initializers_and_regularizers_reach_their_variable(plain_graph, start):
     constants = {
         f"{name}_initializer": tf.constant_initializer(value)
         for name, value in (("gamma", 2.0), ("beta", 3.0), ("moving_mean", 4.0), ("moving_variance", 5.0))
@@ -340,13 +343,13 @@ def test_initializers_and_regularizers_reach_their_variable(graph, start):
     assert session.run(tf.losses.get_regularization_losses()) == [2.0 * CHANNELS, 30.0 * CHANNELS]
 
 
-def test_frozen_parameters_are_not_trainable(graph):
+def test_frozen_parameters_are_not_trainable(plain_graph):
     layer(trainable=False)
     assert tf.trainable_variables() == []
     assert len(tf.global_variables()) == 4
 
 
-def test_reuse_shares_one_set_of_variables(graph, start, random):
+def test_reuse_shares_one_set_of_variables(plain_graph, start, random):
     inputs = tf.placeholder(tf.float64, [None, CHANNELS])
     train = batch_norm_wrapper(inputs, True, decay=0.5, name="bn")
     infer = batch_norm_wrapper(inputs, False, name="bn", reuse=True)
@@ -357,12 +360,13 @@ def test_reuse_shares_one_set_of_variables(graph, start, random):
     np.testing.assert_allclose(session.run(infer, {inputs: batch}), expected, rtol=1e-9)
 
 
-def test_a_name_used_twice_without_reuse_is_an_error(graph):
+def test_a_name_used_twice_without_reuse_is_an_error(plain_graph):
     layer(name="bn")
     with pytest.raises(ValueError, match="already exists"):
         layer(name="bn")
 
 
+@VARIABLE_KINDS
 def test_each_call_leaves_a_note_that_outlives_a_meta_graph(graph):
     inputs, _, outputs = layer((None, CHANNELS, 4), axis=1, scale=False, name="bn")
     meta = tf.train.export_meta_graph(as_text=False)

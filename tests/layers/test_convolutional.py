@@ -8,6 +8,7 @@ from bn_graph.layers.averages import MOVING_STATISTICS, moving_statistics
 from bn_graph.layers.convolutional import ConvolutionalBatchNormalizer
 from bn_graph.tf1 import tf
 from tests import oracle
+from tests.conftest import VARIABLE_KINDS
 
 DEPTH = 3
 DECAY = 0.75
@@ -69,6 +70,7 @@ def test_the_constructor_makes_four_variables_of_which_two_are_trainable(plain_g
     assert_close(start(), [bn.mean, bn.variance, bn.beta, bn.gamma], [0.0, 1.0, 0.0, 1.0])
 
 
+@VARIABLE_KINDS
 def test_the_assigner_makes_the_averages_which_start_at_the_variables_start(graph, start):
     bn = normalizer()
     assert averages(bn) == [None, None]
@@ -91,7 +93,7 @@ def test_normalizers_without_a_name_get_distinct_ones_and_share_a_trainer(plain_
     assert len(tf.global_variables()) == 12
 
 
-def test_names_do_not_depend_on_where_the_assigner_is_asked_for(graph):
+def test_names_do_not_depend_on_where_the_assigner_is_asked_for(plain_graph):
     with tf.variable_scope("net"):
         bn = normalizer()
     with tf.variable_scope("elsewhere", reuse=tf.AUTO_REUSE), tf.name_scope("here"):

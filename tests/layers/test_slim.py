@@ -11,6 +11,7 @@ from bn_graph.layers.averages import moving_statistics
 from bn_graph.layers.batch_norm import batch_norm_wrapper
 from bn_graph.tf1 import legacy_layers, tf
 from tests import oracle
+from tests.conftest import VARIABLE_KINDS
 
 CHANNELS = 3
 DECAY = 0.75
@@ -212,6 +213,7 @@ def test_outputs_collections_get_the_output_after_the_activation(plain_graph, co
 
 
 @pytest.mark.parametrize("key", [tf.GraphKeys.UPDATE_OPS, "my updates", ["one", "two"]])
+@VARIABLE_KINDS
 def test_the_update_ops_wait_in_the_collections_the_means_first(graph, key, start, random):
     inputs = tf.placeholder(tf.float32, [None, CHANNELS])
     outputs = slim.batch_norm(inputs, DECAY, updates_collections=key)
@@ -468,6 +470,7 @@ def test_fused_true_with_what_the_kernel_can_not_do_falls_back_as_contrib_does(p
 
 
 @pytest.mark.parametrize("clipping", [None, {"rmin": 0.9, "rmax": 1.2, "dmax": 0.1}])
+@VARIABLE_KINDS
 def test_renorm_corrects_toward_the_moving_statistics(graph, clipping, start, random):
     inputs = tf.placeholder(tf.float64, [None, CHANNELS])
     outputs = slim.batch_norm(inputs, DECAY, renorm=True, renorm_clipping=clipping, renorm_decay=0.5)
@@ -489,7 +492,7 @@ def test_renorm_corrects_toward_the_moving_statistics(graph, clipping, start, ra
 
 @pytest.mark.parametrize("renorm", [False, True])
 @pytest.mark.parametrize("dtype", [tf.float16, tf.float64])
-def test_adjustment_acts_before_gamma_and_beta_in_training_only(graph, renorm, dtype, start, random):
+def test_adjustment_acts_before_gamma_and_beta_in_training_only(plain_graph, renorm, dtype, start, random):
     inputs, flag = tf.placeholder(dtype, [None, CHANNELS]), tf.placeholder(tf.bool, [])
     seen = []
 

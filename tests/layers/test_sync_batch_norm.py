@@ -62,7 +62,7 @@ def statistics_of_each(session, workers):
 
 
 @pytest.mark.parametrize("sizes", [(4, 4), (7, 1), (5, 0), (1, 1), (2, 3, 4)])
-def test_every_example_is_normalized_by_the_whole_batch_however_it_is_cut(graph, start, random, sizes):
+def test_every_example_is_normalized_by_the_whole_batch_however_it_is_cut(plain_graph, start, random, sizes):
     batch = random.normal(2.0, 3.0, (sum(sizes), CHANNELS))
     parts = cut(batch, sizes)
     inputs, outputs = towers(parts)
@@ -87,7 +87,7 @@ def test_workers_hold_the_same_bits(plain_graph, start, random):
 
 
 @pytest.mark.parametrize("sizes", [(3, 3), (4, 1), (5, 0)])
-def test_gradients_are_those_of_the_whole_batch(graph, start, random, sizes):
+def test_gradients_are_those_of_the_whole_batch(plain_graph, start, random, sizes):
     batch, slopes = random.normal(1.0, 2.0, (sum(sizes), CHANNELS)), random.normal(size=(sum(sizes), CHANNELS))
     parts, weights = cut(batch, sizes), cut(slopes, sizes)
     inputs, outputs = towers(parts)
