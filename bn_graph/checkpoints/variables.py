@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 
-from bn_graph.checkpoints.values import whole_variables
+from bn_graph.checkpoints.values import WholeVariable, whole_variables
 from bn_graph.graphs import reachability
 from bn_graph.layers.averages import LayerVariables, moving_statistics
 from bn_graph.tf1 import tf
