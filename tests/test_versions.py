@@ -1,0 +1,36 @@
+import pytest
+
+from experiments.machinery.eras import EnvironmentFailed
+from tests import versions
+
+REPORT = """<testsuites><testsuite name="pytest" errors="1" failures="2" skipped="3" tests="10" time="12.345"/></testsuites>"""
+
+
+def test_errors_count_as_failures_and_what_was_skipped_has_not_passed(tmp_path):
+    (tmp_path / "report.xml").write_text(REPORT)
+    assert versions.outcome(tmp_path / "report.xml") == versions.Outcome(passed=4, failed=3, skipped=3, seconds=12.345)
+
+
+@pytest.mark.parametrize(("failed", "status"), [(0, 0), (1, 1)])
+def test_a_failing_test_of_any_version_is_the_exit_status(failed, status, monkeypatch, capsys):
+    monkeypatch.setattr(versions, "make_environment", lambda folder, recipe: folder)
+    outcomes = iter([versions.Outcome(10, failed, 2, 3.4), versions.Outcome(11, 0, 1, 5.6)])
+    monkeypatch.setattr(versions, "run_tests", lambda *_: next(outcomes))
+    assert versions.main(["2.12.1", "2.21.0"]) == status
+    assert capsys.readouterr().out.splitlines()[-2:] == [
+        f"| 2.12.1 | 3.10 | TensorFlow | 10 | {failed} | 2 | 3 |",
+        "| 2.21.0 | 3.13 | tf-keras | 11 | 0 | 1 | 6 |",
+    ]
+
+
+def test_a_version_that_cannot_be_had_is_in_the_table_and_the_next_is_tested(monkeypatch, capsys):
+    def make_environment(folder, recipe):
+        if recipe.python == "3.10":
+            raise EnvironmentFailed("there is no Python 3.10")
+        return folder
+
+    monkeypatch.setattr(versions, "make_environment", make_environment)
+    monkeypatch.setattr(versions, "run_tests", lambda *_: versions.Outcome(10, 0, 0, 1.0))
+    assert versions.main(["2.12.1", "2.15.1"]) == 1
+    printed = capsys.readouterr().out
+    assert "| not tested: there is no Python 3.10 |" in printed and "| 2.15.1 | 3.11 | TensorFlow | 10 |" in printed

@@ -1,0 +1,122 @@
+"""The library's tests with each TensorFlow that it works with, in an environment a version, and a table of the outcomes.
+
+Run ``make test-versions``, or::
+
+    python -m tests.versions [2.12.1 2.15.1 ...] [--tests tests/layers ...]
+
+The environments are made once, under ``.eras`` (1 to 2 GB and a few minutes each). They take Python 3.10 to 3.13, which
+are looked for as `experiments.machinery.eras` says; what cannot be made is reported, and the others are tested all the
+same. The experiments' tests are left out: those need the one TensorFlow of ``requirements.txt``.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from experiments.machinery.eras import FOLDER, EnvironmentFailed, Recipe, make_environment
+
+ROOT = Path(__file__).parents[1]
+_TESTING = ("pytest>=8,<10", "pytest-xdist>=3.5,<4", "hypothesis>=6.100,<7", "scikit-learn>=1", "tqdm", "h5py")
+
+# The oldest and the newest version, and those that changed something: 2.15 is the last with legacy Keras built in, 2.16
+# the first with Keras 3, 2.18 the first on NumPy 2. From 2.16 on tf.layers takes the package tf-keras.
+VERSIONS = {
+    recipe.tensorflow: recipe
+    for recipe in (
+        Recipe("2.12.1", "3.10", _TESTING),
+        Recipe("2.15.1", "3.11", _TESTING),
+        Recipe("2.16.2", "3.11", ("tf-keras==2.16.*", *_TESTING)),
+        Recipe("2.18.1", "3.12", ("tf-keras==2.18.*", *_TESTING)),
+        Recipe("2.21.0", "3.13", ("tf-keras==2.21.*", *_TESTING)),
+    )
+}
+
+DEFAULT_TESTS = ("bn_graph", "tests", "--ignore=tests/experiments", "--ignore=tests/audit/test_experiments.py")
+
+
+class Outcome(NamedTuple):
+    """What one version's tests came to."""
+
+    passed: int
+    failed: int
+    skipped: int
+    seconds: float
+
+
+def run_tests(python: Path, tests: Sequence[str], processes: str) -> Outcome:
+    """Runs pytest in an environment; its output goes to this program's.
+
+    Args:
+        python: the environment's interpreter.
+        tests: pytest's arguments.
+        processes: how many, or ``auto`` for as many as there are cores.
+
+    Raises:
+        EnvironmentFailed: pytest ended without having run the tests.
+    """
+    # A thread each: the processes share the cores.
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1"}
+    environment.pop("TF_USE_LEGACY_KERAS", None)
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.xml"
+        options = ["-n", processes, "--dist", "worksteal", "-p", "no:cacheprovider", "--junitxml", str(report)]
+        command = [str(python), "-m", "pytest", *options, *tests]
+        status = subprocess.run(command, cwd=ROOT, env=environment).returncode
+        if not report.exists():
+            raise EnvironmentFailed(f"pytest ended with status {status} before it ran the tests")
+        return outcome(report)
+
+
+def outcome(report: Path) -> Outcome:
+    """The numbers of a JUnit report; errors in fixtures and at collection count as failures."""
+    (suite,) = ElementTree.parse(report).getroot().iter("testsuite")
+    tests, failures, errors, skipped = (int(suite.get(key)) for key in ("tests", "failures", "errors", "skipped"))
+    return Outcome(tests - failures - errors - skipped, failures + errors, skipped, float(suite.get("time")))
+
+
+def table(rows: dict[str, Outcome | str]) -> str:
+    """A Markdown table: the outcome of each version, or why there is none."""
+    lines = ["| TensorFlow | Python | tf.layers from | passed | failed | skipped | seconds |"]
+    lines.append("|---|---|---|---:|---:|---:|---:|")
+    for version, row in rows.items():
+        keras = "tf-keras" if any("tf-keras" in package for package in VERSIONS[version].packages) else "TensorFlow"
+        numbers = [row, "", "", ""] if isinstance(row, str) else [*row[:3], f"{row.seconds:.0f}"]
+        lines.append(f"| {version} | {VERSIONS[version].python} | {keras} | {' | '.join(map(str, numbers))} |")
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Tests the versions asked for; returns 0 if all were tested and no test failed, else 1."""
+    parser = argparse.ArgumentParser(prog="python -m tests.versions", description=__doc__.splitlines()[0])
+    parser.add_argument("version", nargs="*", help=f"of {', '.join(VERSIONS)} (default: all)")
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="of the environments (default: .eras)")
+    parser.add_argument("--processes", default="auto", help="how many run tests at a time (default: the cores)")
+    parser.add_argument("--tests", nargs="+", default=DEFAULT_TESTS, help="pytest's paths and options in place of all")
+    given = parser.parse_args(arguments)
+    unknown = [version for version in given.version if version not in VERSIONS]
+    if unknown:
+        print(
+            f"versions: no recipe for TensorFlow {', '.join(unknown)}; there are: {', '.join(VERSIONS)}",
+            file=sys.stderr,
+        )
+        return 2
+    rows: dict[str, Outcome | str] = {}
+    for version in given.version or VERSIONS:
+        print(f"== TensorFlow {version}, Python {VERSIONS[version].python}", flush=True)
+        try:
+            python = make_environment(given.folder / version, VERSIONS[version])
+            rows[version] = run_tests(python, given.tests, given.processes)
+        except EnvironmentFailed as error:
+            rows[version] = f"not tested: {error}"
+    print(table(rows))
+    return int(any(isinstance(row, str) or row.failed for row in rows.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
