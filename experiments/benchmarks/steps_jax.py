@@ -17,7 +17,7 @@ def scan(threads: int, **task) -> dict[str, Callable]:
     del threads  # its pools read the environment, which the parent has set
     task, split = tasks.made(task), tasks.data()
     images, labels = jax.device_put(split.images), jax.device_put(split.labels)
-    order = jax.device_put(tasks.rows(task, split.size // task.batch))
+    order = jax.device_put(tasks.rows(task, split.size // task.batch, split.size))
     step = _make_step(task)
 
     @jax.jit

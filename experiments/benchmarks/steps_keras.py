@@ -31,7 +31,7 @@ def _fit(keras, threads: int, steps_per_execution: int, task: Task) -> dict[str,
     tf.config.threading.set_intra_op_parallelism_threads(threads)
     tf.config.threading.set_inter_op_parallelism_threads(threads)
     split = tasks.data()
-    order = tasks.rows(task, split.size // task.batch).ravel()
+    order = tasks.rows(task, split.size // task.batch, split.size).ravel()
     images, labels = split.images[order], split.labels[order]
     model = _model(keras, task)
     model.compile(steps_per_execution=steps_per_execution, **_training(keras, task))

@@ -27,7 +27,7 @@ def _contender(threads: int, task: Task, *, compile_loss: bool) -> dict[str, Cal
     torch.set_num_threads(threads)
     split = tasks.data()
     images, labels = torch.from_numpy(split.images), torch.from_numpy(split.labels)
-    order = torch.from_numpy(tasks.rows(task, split.size // task.batch)).long()
+    order = torch.from_numpy(tasks.rows(task, split.size // task.batch, split.size)).long()
     model = _model(torch, task)
     reduction = "sum" if task.network == "r2rt" else "mean"
 

@@ -106,8 +106,8 @@ def initial_weights(task: Task) -> list[np.ndarray]:
     ]
 
 
-def rows(task: Task, steps: int, examples: int = EXAMPLES) -> np.ndarray:
-    """The examples of the first `steps` batches, int32 [steps, batch], in this library's order."""
+def rows(task: Task, steps: int, examples: int) -> np.ndarray:
+    """Which of so many `examples` are in the first `steps` batches, int32 [steps, batch], in this library's order."""
     batches = bn_graph.training.datasets.batch_rows(examples, task.batch, seed=SEED)
     return np.stack(list(itertools.islice(batches, steps))).astype(np.int32)
 
