@@ -17,10 +17,10 @@ __all__ = ["main"]
 
 _COMMANDS = {
     "audit": "find faults of batch norm in graphs and checkpoints",
-    "recalibrate": "compute a checkpoint's statistics anew, over data",
-    "inference-graph": "write a SavedModel that uses population statistics",
+    "recalibrate": "compute a checkpoint's moving statistics anew, over data",
+    "inference-graph": "write a SavedModel that uses moving statistics",
 }
-_MENDABLE, _INTERRUPTED, _CLOSED_PIPE = 2, 130, 141  # the last two as shells report SIGINT and SIGPIPE
+_USER_ERROR, _INTERRUPTED, _CLOSED_PIPE = 2, 130, 141  # the last two as shells report SIGINT and SIGPIPE
 
 
 class _OneLineParser(argparse.ArgumentParser):
@@ -37,8 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the command's name and its arguments; the process's own if None.
 
     Returns:
-        The exit status: the command's own; 2 with one line on stderr for what the user can mend; 130 after Ctrl-C; 141
-        if whoever reads the output has closed it.
+        The exit status: the command's own; 2 (or what a `CommandError` says) with one line on stderr for an error that
+        the user can repair; 130 after Ctrl-C; 141 if the reader of the output has closed it.
 
     Raises:
         SystemExit: with status 0, after ``--help``.
@@ -58,15 +58,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()  # so that a closed pipe shows here and not at the interpreter's end
         return status
     except BnGraphError as error:
-        return _complain(name, str(error))
+        return _complain(name, str(error), getattr(error, "status", _USER_ERROR))
     except BrokenPipeError:
         _drop_what_is_left()
         return _CLOSED_PIPE
     except OSError as error:
-        return _complain(name, f"{error.filename}: {error.strerror}" if error.filename else str(error))
-    except KeyboardInterrupt:
-        print(f"\n{name}: stopped.", file=sys.stderr)
-        return _INTERRUPTED
+        return _complain(name, f"{error.filename}: {error.strerror}" if error.filename else str(error), _USER_ERROR)
+    except KeyboardInterrupt as stop:
+        if sys.stderr.isatty():
+            print(file=sys.stderr)  # the terminal has shown ^C
+        return _complain(name, "; ".join(["stopped", *map(str, stop.args)]) + ".", _INTERRUPTED)
 
 
 def _run(argv: list[str]) -> int:
@@ -91,7 +92,7 @@ def _overview() -> argparse.ArgumentParser:
     parser = _OneLineParser(
         prog=_program(),
         usage="%(prog)s COMMAND ...",
-        description="Find the faults of batch norm in TensorFlow 1 graphs and checkpoints, and mend them.",
+        description="Find the faults of batch norm in TensorFlow 1 graphs and checkpoints, and repair them.",
         epilog=f"commands:\n{commands}\n\n{_program()} COMMAND --help says more of each.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -104,13 +105,13 @@ def _program() -> str:
     return "bn-graph" if os.path.basename(sys.argv[0]).startswith("bn-graph") else "python -m bn_graph"
 
 
-def _complain(name: str, message: str) -> int:
+def _complain(name: str, message: str, status: int) -> int:
     print(f"{name}: {' '.join(message.split())}", file=sys.stderr)
-    return _MENDABLE
+    return status
 
 
 def _never_fail_to_encode() -> None:
-    """A terminal that can't show a sign of a layer's name gets its escape instead of an exception."""
+    """Writes an escape in place of a character of a layer's name that the terminal can't show."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")

@@ -5,15 +5,16 @@ last is one; in a graph that does, a copy of a trained layer that no train op ru
 one. A graph that only trains has none, and what its inference graph does is undetermined.
 """
 
+import itertools
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from bn_graph.audit.report import Mode, State
-from bn_graph.graphs.graph import Ref, downstream
+from bn_graph.graphs.graph import Ref, downstream, needed, walk
 from bn_graph.graphs.layers import Layer
 from bn_graph.graphs.modes import alternatives, normalizing_by_batch, runs, sinks, values_used
 from bn_graph.graphs.normalizations import Normalization, leads_on
-from bn_graph.graphs.ops import FORWARDS, WEIGHTED
+from bn_graph.graphs.ops import FORWARDS, MERGES, WEIGHTED
 
 if TYPE_CHECKING:
     from bn_graph.audit.model import Model
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["InferencePath", "find_paths"]
 
 _MOST_LOCAL = 5_000
+_MOST_PASSING_ON = 7
 _NO_STATISTICS = "there are no moving statistics at all"
 _NO_OUTPUT_KNOWN = "the graph computes gradients but applies none, so its inference output is unknown; name an --output"
 
@@ -220,41 +222,31 @@ def _leaking_updates(model: "Model", layer: Layer) -> tuple[int, ...]:
     calls = list(alternatives(layer))
     places = [call.place for call in calls if any(node in model.modes.chosen for node, _ in call.choices)]
     places = places or [call.place for call in calls if not call.by_batch]
-    run = _local(model, places) - model.modes.dead
+    run = _local(model, places)
     return tuple(sorted(update.node for update in layer.updates if update.node in run))
 
 
 def _local(model: "Model", places: Sequence[Normalization]) -> set[int]:
     """What runs for these calls' outputs, without what runs for their inputs."""
-    graph = model.graph
     stops = {place.inputs[0] for place in places}
-    reached: set[int] = set()
-    pending = [node for place in places for node in _passing_on(model, place)]
-    while pending and len(reached) < _MOST_LOCAL:
-        node = pending.pop()
-        if node in reached or node in stops:
-            continue
-        reached.add(node)
-        pending.extend(source for source, _ in graph.inputs[node])
-        pending.extend(graph.controls[node])
-        for call in graph.calls.get(node, ()):
-            if (node, call.part) not in model.modes.not_called:
-                pending.extend(source for source, _ in call.results)
-                pending.extend(call.effects)
-    return reached - model.modes.dead
+
+    def inner(node: int) -> list[int]:
+        return [source for source in needed(model.graph, node, model.modes.not_called) if source not in stops]
+
+    starts = {node for place in places for node in _passing_on(model, place)} - stops
+    return set(itertools.islice(walk(starts, inner), _MOST_LOCAL)) - model.modes.dead
 
 
 def _passing_on(model: "Model", place: Normalization) -> set[int]:
     """A call's output and the nodes that only pass it on; updates in place are their control inputs."""
-    found, pending = set(), [place.outputs[0]]
-    for _ in range(8):
-        following = []
-        for node in pending:
-            found.add(node)
-            users = model.uses.data[node]
-            following += [user for user, at, _ in users if _passes_on(model, user, at)]
-        pending = [node for node in following if node not in found]
-    return {node for node in found if _is_called(model, node)}
+
+    def following(step: tuple[int, int]) -> list[tuple[int, int]]:
+        node, distance = step
+        if distance == _MOST_PASSING_ON:
+            return []
+        return [(user, distance + 1) for user, at, _ in model.uses.data[node] if _passes_on(model, user, at)]
+
+    return {node for node, _ in walk([(place.outputs[0], 0)], following) if _is_called(model, node)}
 
 
 def _is_called(model: "Model", node: int) -> bool:
@@ -273,6 +265,6 @@ def _passes_on(model: "Model", user: int, at: int) -> bool:
     A loop that TensorFlow built a second time, to keep what the gradients need, is called for those alone.
     """
     if at >= 0:
-        return model.graph.ops[user] in FORWARDS | {"Merge"}
+        return model.graph.ops[user] in FORWARDS | MERGES
     callers = [model.name(other) for other, _, _ in model.uses.data[user]]
     return not callers or not all("gradients" in name for name in callers)

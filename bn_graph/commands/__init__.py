@@ -1,7 +1,8 @@
 """The commands of ``python -m bn_graph``, a module each, imported when it is asked for.
 
-Each offers ``add_arguments(parser)`` and ``run(arguments) -> int``, the exit status. What a user can mend is raised as
-`CommandError` (or `bn_graph.audit.findings.AuditError`); `bn_graph.__main__` makes a line of it, and exit status 2.
+Each offers ``add_arguments(parser)`` and ``run(arguments) -> int``, the exit status. What stops a command is raised:
+`CommandError` or another `BnGraphError`, an OSError, or KeyboardInterrupt, whose text says what is left. `bn_graph.__main__`
+makes a line of it on stderr, and the exit status.
 """
 
 from bn_graph.graphs.errors import BnGraphError
@@ -10,4 +11,8 @@ __all__ = ["CommandError"]
 
 
 class CommandError(BnGraphError):
-    """What a user can mend: one line saying what was wrong, what was expected and what to do."""
+    """A command that can't do what it was asked: one line saying what was wrong, what was expected and what to do."""
+
+    def __init__(self, message: str, status: int = 2) -> None:
+        super().__init__(message)
+        self.status = status

@@ -6,16 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from bn_graph.graphs.errors import BnGraphError
+from bn_graph.commands import CommandError
+from bn_graph.graphs.errors import one_line
 from bn_graph.tf1 import tf
 
-__all__ = ["FeedError", "batch_size_of", "batches", "examples", "placeholders", "resolve", "singles", "unfed"]
+__all__ = ["batch_size_of", "batches", "examples", "placeholders", "resolve", "singles", "unfed"]
 
-_OF_SAVERS = re.compile(r"(^|/)save(_\d+)?/(filename|Const)(_\d+)?$")
-
-
-class FeedError(BnGraphError):
-    """Data or a value that the graph can't be fed; the message is one line."""
+_SAVER_INPUTS = re.compile(r"(^|/)save(_\d+)?/(filename|Const)(_\d+)?$")
 
 
 def placeholders(graph: tf.Graph) -> list[tf.Tensor]:
@@ -30,14 +27,14 @@ def placeholders(graph: tf.Graph) -> list[tf.Tensor]:
         ['x:0']
     """
     ops = [op for op in graph.get_operations() if op.type.startswith("Placeholder")]
-    return [op.outputs[0] for op in ops if not _OF_SAVERS.search(op.name)]
+    return [op.outputs[0] for op in ops if not _SAVER_INPUTS.search(op.name)]
 
 
 def resolve(graph: tf.Graph, name: str) -> tf.Tensor:
-    """The tensor of which `name` speaks: its full name, with or without port, or the end of one placeholder's name.
+    """The tensor that `name` stands for: its full name, with or without port, or the end of one placeholder's name.
 
     Raises:
-        FeedError: there is none, or more than one placeholder ends so.
+        CommandError: there is none, or more than one placeholder ends so.
 
     Example:
         >>> from bn_graph.commands.feeds import resolve
@@ -56,9 +53,11 @@ def resolve(graph: tf.Graph, name: str) -> tf.Tensor:
     if len(ending) == 1:
         return ending[0]
     if ending:
-        raise FeedError(f"{name} may be any of {', '.join(tensor.op.name for tensor in ending)}; give the full name.")
+        raise CommandError(
+            f"{name} may be any of {', '.join(tensor.op.name for tensor in ending)}; give the full name."
+        )
     listed = ", ".join(describe(tensor) for tensor in known) or "none"
-    raise FeedError(f"The graph has no tensor named {name}. Its placeholders: {listed}.")
+    raise CommandError(f"The graph has no tensor named {name}. Its placeholders: {listed}.")
 
 
 def describe(tensor: tf.Tensor) -> str:
@@ -80,7 +79,7 @@ def singles(graph: tf.Graph, pairs: Sequence[str]) -> dict[str, np.ndarray]:
     """The values of ``NAME=VALUE`` arguments, by names of tensors.
 
     Raises:
-        FeedError: no such tensor, or the value isn't one of its dtype, or the tensor isn't a scalar.
+        CommandError: no such tensor, or the value isn't one of its dtype, or the tensor isn't a scalar.
 
     Example:
         >>> from bn_graph.commands.feeds import singles
@@ -94,12 +93,12 @@ def singles(graph: tf.Graph, pairs: Sequence[str]) -> dict[str, np.ndarray]:
     for pair in pairs:
         name, equals, text = pair.partition("=")
         if not (name and equals and text):
-            raise FeedError(f"--feed {pair}: expected NAME=VALUE, as in --feed keep_prob=1.0.")
+            raise CommandError(f"--feed {pair}: expected NAME=VALUE, as in --feed keep_prob=1.0.")
         tensor = resolve(graph, name)
         if tensor.name in values:
-            raise FeedError(f"--feed {pair}: {tensor.name} has been given a value already.")
+            raise CommandError(f"--feed {pair}: {tensor.name} has been given a value already.")
         if tensor.shape.rank not in (0, None):
-            raise FeedError(f"--feed {pair}: {describe(tensor)} is no scalar; put its values into the data.")
+            raise CommandError(f"--feed {pair}: {describe(tensor)} is no scalar; put its values into the data.")
         values[tensor.name] = _scalar(pair, text, tensor)
     return values
 
@@ -117,8 +116,8 @@ def _scalar(pair: str, text: str, tensor: tf.Tensor) -> np.ndarray:
             return value
     except (KeyError, ValueError, OverflowError) as error:
         kind = "true or false" if dtype.is_bool else f"a number of dtype {dtype.name}"
-        raise FeedError(f"--feed {pair}: {describe(tensor)} takes {kind}, got {text!r}.") from error
-    raise FeedError(f"--feed {pair}: {describe(tensor)} takes neither a number nor true or false.")
+        raise CommandError(f"--feed {pair}: {describe(tensor)} takes {kind}, got {text!r}.") from error
+    raise CommandError(f"--feed {pair}: {describe(tensor)} takes neither a number nor true or false.")
 
 
 def examples(graph: tf.Graph, path: str | os.PathLike) -> dict[str, np.ndarray]:
@@ -129,7 +128,7 @@ def examples(graph: tf.Graph, path: str | os.PathLike) -> dict[str, np.ndarray]:
         path: of a file as ``np.savez`` writes it; all arrays have as many entries along their first axis.
 
     Raises:
-        FeedError: it can't be read as such; an array has a dtype or shape that its tensor doesn't take, or is empty.
+        CommandError: it can't be read as such; an array has a dtype or shape that its tensor doesn't take, or is empty.
 
     Example:
         >>> import tempfile
@@ -146,12 +145,12 @@ def examples(graph: tf.Graph, path: str | os.PathLike) -> dict[str, np.ndarray]:
     for name, array in _arrays(path).items():
         tensor = resolve(graph, name)
         if tensor.name in data:
-            raise FeedError(f"{path}: {tensor.name} is there twice, once as {name}.")
+            raise CommandError(f"{path}: {tensor.name} is there twice, once as {name}.")
         data[tensor.name] = _fitted(f"{path}: {name}", array, tensor)
     lengths = {name: len(array) for name, array in data.items()}
     if len(set(lengths.values())) > 1:
         listed = ", ".join(f"{name.removesuffix(':0')} {length}" for name, length in lengths.items())
-        raise FeedError(f"{path}: the arrays have different numbers of examples: {listed}.")
+        raise CommandError(f"{path}: the arrays have different numbers of examples: {listed}.")
     return data
 
 
@@ -160,20 +159,19 @@ def _arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
         with open(path, "rb") as file:
             opened = np.load(file, allow_pickle=False)
             if not isinstance(opened, np.lib.npyio.NpzFile):
-                raise FeedError(
+                raise CommandError(
                     f"{path} holds a single array; save it with its placeholder's name: np.savez(path, x=…)."
                 )
             arrays = {name: opened[name] for name in opened.files}
-    except FeedError:
+    except CommandError:
         raise
     except OSError as error:
-        raise FeedError(f"{path} can't be read: {error.strerror or error}.") from error
+        raise CommandError(f"{path} can't be read: {error.strerror or error}.") from error
     except Exception as error:  # zipfile, zlib and NumPy each have several kinds for damaged files
-        line = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise FeedError(f"{path} is no .npz file of plain arrays: {line}.") from error
+        raise CommandError(f"{path} is no .npz file of plain arrays: {one_line(error)}") from error
     strange = [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]
     if strange or not arrays:
-        raise FeedError(f"{path} holds {'something that is no array: ' + strange[0] if strange else 'no arrays'}.")
+        raise CommandError(f"{path} holds {'something that is no array: ' + strange[0] if strange else 'no arrays'}.")
     return arrays
 
 
@@ -181,13 +179,15 @@ def _fitted(where: str, array: np.ndarray, tensor: tf.Tensor) -> np.ndarray:
     """`array` in the tensor's dtype."""
     dtype = tensor.dtype.base_dtype
     if array.ndim == 0:
-        raise FeedError(f"{where} is a single value, where the first axis must be the examples; pass it with --feed.")
+        raise CommandError(
+            f"{where} is a single value, where the first axis must be the examples; pass it with --feed."
+        )
     if array.size == 0:
-        raise FeedError(f"{where} is empty: its shape is {list(array.shape)}.")
+        raise CommandError(f"{where} is empty: its shape is {list(array.shape)}.")
     if tensor.shape.rank is not None:
         expected = [None, *tensor.shape.as_list()[1:]]
         if tensor.shape.rank == 0 or not tf.TensorShape(expected).is_compatible_with(array.shape):
-            raise FeedError(f"{where} has shape {list(array.shape)}, which {describe(tensor)} doesn't take.")
+            raise CommandError(f"{where} has shape {list(array.shape)}, which {describe(tensor)} doesn't take.")
     if dtype == tf.string:
         fits, converted = array.dtype.kind in "SU", array.astype(object)
     elif dtype.as_numpy_dtype is None or not (
@@ -202,7 +202,7 @@ def _fitted(where: str, array: np.ndarray, tensor: tf.Tensor) -> np.ndarray:
         converted = array.astype(dtype.as_numpy_dtype) if fits else array
         fits = fits and not (dtype.is_integer and not np.array_equal(converted, array))
     if not fits:
-        raise FeedError(f"{where} is {array.dtype}, whose values {describe(tensor)} doesn't take.")
+        raise CommandError(f"{where} is {array.dtype}, whose values {describe(tensor)} doesn't take.")
     return converted
 
 
@@ -210,7 +210,7 @@ def batch_size_of(graph: tf.Graph, data: Mapping[str, np.ndarray], wanted: int |
     """How many examples to feed together: what the placeholders' shapes fix, or `wanted`, or `default`.
 
     Raises:
-        FeedError: they contradict each other, or there are fewer examples than that.
+        CommandError: they contradict each other, or there are fewer examples than that.
 
     Example:
         >>> import numpy as np
@@ -226,11 +226,11 @@ def batch_size_of(graph: tf.Graph, data: Mapping[str, np.ndarray], wanted: int |
     sizes = {int(getattr(size, "value", size)) for size in fixed.values()} | ({wanted} if wanted else set())
     if len(sizes) > 1:
         listed = ", ".join(describe(graph.get_tensor_by_name(name)) for name in fixed)
-        raise FeedError(f"The batch size is fixed by the graph: {listed}; {wanted or 'one size'} doesn't fit that.")
+        raise CommandError(f"The batch size is fixed by the graph: {listed}; {wanted or 'one size'} doesn't fit that.")
     size = sizes.pop() if sizes else default
     length = len(next(iter(data.values()))) if data else 0
     if data and fixed and length < size:
-        raise FeedError(f"The graph takes batches of {size} examples, and the data has {length}.")
+        raise CommandError(f"The graph takes batches of {size} examples, and the data has {length}.")
     return size
 
 

@@ -1,4 +1,4 @@
-"""``python -m bn_graph inference-graph``: a SavedModel of somebody's graph that uses population statistics throughout."""
+"""``python -m bn_graph inference-graph``: a SavedModel in which every layer uses its moving statistics."""
 
 import argparse
 import os
@@ -57,8 +57,12 @@ def run(arguments: argparse.Namespace) -> int:
         arguments: as `add_arguments` defines them.
 
     Returns:
-        The exit status: 0; 1 if examples get other answers alone than in a batch; 2, with one line on stderr, for what
-        the user can mend; 130 after Ctrl-C. With all but 0 nothing is left at ``--out``.
+        The exit status 0.
+
+    Raises:
+        BnGraphError: an argument, the graph or the checkpoint can't be used; or, with status 1, examples get other answers
+            alone than in a batch. Nothing is left at ``--out``.
+        KeyboardInterrupt: likewise.
 
     Example:
         >>> import argparse
@@ -66,29 +70,18 @@ def run(arguments: argparse.Namespace) -> int:
         >>> parser = argparse.ArgumentParser()
         >>> inference_graph.add_arguments(parser)
         >>> inference_graph.run(parser.parse_args("--meta no.meta --checkpoint m --output y --out served".split()))
-        2
+        Traceback (most recent call last):
+        bn_graph.checkpoints.files.CheckpointError: The meta graph no.meta can't be read: No such file or directory.
     """
     from bn_graph.commands.quiet import start_tensorflow_quietly
 
     try:
-        # What goes wrong while ops run is raised, and said in one line; the runtime's own log of it says it twice.
+        # What goes wrong while ops run is raised, and reported in one line; the runtime's own log of it would repeat it.
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
         start_tensorflow_quietly()
-        from bn_graph.checkpoints.files import CheckpointError
-        from bn_graph.commands.feeds import FeedError
-        from bn_graph.inference.conversion import CheckFailed, PopulationExportError
-        from bn_graph.inference.export import ExportError
-
         return _write(arguments)
     except KeyboardInterrupt:
-        print("inference-graph: stopped; nothing was written.", file=sys.stderr)
-        return 130
-    except CheckFailed as error:
-        print(f"inference-graph: {error} Nothing was written.", file=sys.stderr)
-        return 1
-    except (CommandError, FeedError, CheckpointError, PopulationExportError, ExportError, OSError) as error:
-        print(f"inference-graph: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        raise KeyboardInterrupt("nothing was written") from None
 
 
 def _write(arguments: argparse.Namespace) -> int:
@@ -110,21 +103,24 @@ def _write(arguments: argparse.Namespace) -> int:
     _refuse_missing(turned, restored, inputs)
     examples = _examples(turned, arguments.example, inputs)
     signature = {tensor.name.removesuffix(":0"): tensor for tensor in inputs}
-    difference = population_export.write(
-        turned, restored.values, arguments.out, signature, output.name.removesuffix(":0"), examples
-    )
+    try:
+        difference = population_export.write(
+            turned, restored.values, arguments.out, signature, output.name.removesuffix(":0"), examples
+        )
+    except population_export.CheckFailed as error:
+        raise CommandError(f"{error} Nothing was written.", status=1) from error
     _warn_of_statistics(turned, restored)
     for name in switches:
         flag = name.removesuffix(":0")
         print(f"{flag} is fixed to false; if it must be true, give --feed {flag}=true.")
     print(f"Written: {arguments.out}: {', '.join(map(feeds.describe, inputs))} → {arguments.output}.")
-    print(f"Layers that use population statistics: {', '.join(_layer_names(turned)) or 'none'}.")
+    print(f"Layers that use their moving statistics: {', '.join(_layer_names(turned)) or 'none'}.")
     print(f"One at a time and in a batch, outputs differ by at most {difference:.3g}.")
     return 0
 
 
 def _open_switches(graph: "tf.Graph", output: "tf.Tensor", taken: set[str]) -> list[str]:
-    """Scalar bool placeholders on the way to the output that nobody spoke of: they switch between modes."""
+    """Scalar bool placeholders on the way to the output without a given value: they switch between modes."""
     from bn_graph.commands import feeds
     from bn_graph.graphs import reachability
 
@@ -199,19 +195,23 @@ def _layer_names(turned: "Turned", pairs: "list[tuple[str, str]] | None" = None)
 def _warn_of_statistics(turned: "Turned", restored: "Restored") -> None:
     """One line each for statistics that the checkpoint lacks, and for those that were never updated."""
     missing = [pair for pair in turned.statistics if set(pair) & set(restored.missing)]
-    initial = [pair for pair in turned.statistics if pair not in missing and _is_initial(restored.values, *pair)]
+    initial = [pair for pair in turned.statistics if pair not in missing and _are_initial(restored.values, *pair)]
     for pairs, what in (
         (missing, "are not in the checkpoint"),
         (initial, "were never updated (means 0, variances all 1 or 0)"),
     ):
         if pairs:
             print(
-                f"inference-graph: warning: the statistics of {', '.join(_layer_names(turned, pairs))} {what}; if the "
+                f"bn_graph inference-graph: warning: the statistics of {', '.join(_layer_names(turned, pairs))} {what}; if the "
                 "network was trained on batch statistics, run `python -m bn_graph recalibrate` first.",
                 file=sys.stderr,
             )
 
 
-def _is_initial(values: Mapping[str, np.ndarray], mean: str, variance: str) -> bool:
-    same = np.unique(values[variance])  # an ExponentialMovingAverage of a tensor starts from 0
-    return bool((values[mean] == 0).all() and len(same) == 1 and same[0] in (0, 1))
+def _are_initial(values: Mapping[str, np.ndarray], mean: str, variance: str) -> bool:
+    from bn_graph.audit.report import State
+    from bn_graph.audit.stored import Role, statistics_state
+    from bn_graph.checkpoints.index import Entry
+
+    entries = [Entry(values[name].dtype.name, values[name].shape, value=values[name]) for name in (mean, variance)]
+    return statistics_state(zip(entries, (Role.MEAN, Role.VARIANCE), (None, None), strict=True)) == State.INITIAL

@@ -1,9 +1,8 @@
-"""``python -m bn_graph recalibrate``: a new checkpoint with the population statistics of somebody's trained weights."""
+"""``python -m bn_graph recalibrate``: a new checkpoint with the population statistics of trained weights."""
 
 import argparse
 import functools
 import os
-import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -67,8 +66,12 @@ def run(arguments: argparse.Namespace) -> int:
 
     Returns:
         The exit status: 0; 1 if the audit of the new checkpoint still finds statistics that were never updated or are
-        missing; 2, with one line on stderr, for what the user can mend; 130 after Ctrl-C. With 2 and 130 nothing was
-        written.
+        missing.
+
+    Raises:
+        BnGraphError: an argument, the data, the graph or the checkpoint can't be used; nothing was written. With status 1,
+            the new checkpoint can't be audited.
+        KeyboardInterrupt: says whether the new checkpoint was written.
 
     Example:
         >>> import argparse
@@ -76,35 +79,22 @@ def run(arguments: argparse.Namespace) -> int:
         >>> parser = argparse.ArgumentParser()
         >>> recalibrate.add_arguments(parser)
         >>> recalibrate.run(parser.parse_args("--meta no.meta --checkpoint m --data d.npz --out new".split()))
-        2
+        Traceback (most recent call last):
+        bn_graph.checkpoints.files.CheckpointError: The meta graph no.meta can't be read: No such file or directory.
     """
     from bn_graph.commands.quiet import start_tensorflow_quietly
 
     try:
-        # What goes wrong while ops run is raised, and said in one line; the runtime's own log of it says it twice.
+        # What goes wrong while ops run is raised, and reported in one line; the runtime's own log of it would repeat it.
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
         start_tensorflow_quietly()
-        from bn_graph.checkpoints.files import CheckpointError
-        from bn_graph.commands.feeds import FeedError
-        from bn_graph.recalibration import RecalibrationError
+        return _recalibrate(arguments)
     except KeyboardInterrupt:
-        return _stopped(arguments.out)
-    try:
-        return _mend(arguments)
-    except (CommandError, FeedError, CheckpointError, RecalibrationError) as error:
-        print(f"recalibrate: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return _stopped(arguments.out)
+        is_complete = os.path.exists(f"{arguments.out}.index")
+        raise KeyboardInterrupt(f"{arguments.out} is complete" if is_complete else "nothing was written") from None
 
 
-def _stopped(out: str) -> int:
-    written = f"{out} is complete" if os.path.exists(f"{out}.index") else "nothing was written"
-    print(f"recalibrate: stopped; {written}.", file=sys.stderr)
-    return 130
-
-
-def _mend(arguments: argparse.Namespace) -> int:
+def _recalibrate(arguments: argparse.Namespace) -> int:
     from bn_graph.checkpoints import meta_graphs
     from bn_graph.graphs import layer_calls
     from bn_graph.tf1 import tf
@@ -221,7 +211,7 @@ def _why_none(graph: "tf.Graph", of_inference: Sequence[str]) -> str:
         return "No batch norm layer with moving statistics was found in the graph."
     wanted = " If they were trained with batch statistics, give --inference-layers." if of_inference else ""
     return (
-        f"No op of the graph takes a batch's statistics into {', '.join(statistics[:4] or of_inference[:4])}: the layers "
+        f"No op of the graph averages a batch's statistics into {', '.join(statistics[:4] or of_inference[:4])}: the layers "
         f"were built for inference, and if they were trained so, the weights belong to the statistics as they are.{wanted}"
     )
 
@@ -288,7 +278,7 @@ def _print_rest(
             "If the weights were trained with batch statistics, give --inference-layers."
         )
     if others:
-        print(f"Left as they are, since no update op tells what they are statistics of: {', '.join(others)}.")
+        print(f"Left as they are, since no update op shows what they are statistics of: {', '.join(others)}.")
     initialized = [name for name in restored.missing if name not in known]
     if initialized:
         print(f"Not in the checkpoint, and so initialized: {', '.join(initialized)}.")
@@ -304,14 +294,13 @@ def _statistics_for_inference(calls: "Sequence[LayerCall]") -> set[str]:
 
 
 def _audited(prefix: str, left_out: Mapping[str, Sequence[str]]) -> int:
-    """Prints what the audit of the new checkpoint says of its statistics; the exit status."""
+    """Prints what the audit of the new checkpoint finds about its statistics; the exit status."""
     from bn_graph.audit import AuditError, audit
 
     try:
         report = audit(f"{prefix}.meta", checkpoint=prefix)
     except AuditError as error:
-        print(f"recalibrate: the new checkpoint can't be audited: {error}", file=sys.stderr)
-        return 1
+        raise CommandError(f"the new checkpoint can't be audited: {error}", status=1) from error
     findings = [finding for finding in report.errors if finding.code in _STATISTICS_RULES]
     for finding in findings:
         print(f"{finding.code} {', '.join(finding.layers)}: {finding.message}")

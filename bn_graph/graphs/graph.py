@@ -23,6 +23,7 @@ __all__ = [
     "build",
     "closure",
     "downstream",
+    "needed",
     "node_named",
     "reach",
     "uses",
@@ -284,14 +285,16 @@ def closure(graph: Graph, starts: Iterable[int], not_called: Collection[Caller] 
         ['x', 'y']
     """
 
-    def needed(node: int) -> list[int]:
-        found = [source for source, _ in graph.inputs[node]] + graph.controls[node]
-        for call in graph.calls.get(node, ()):
-            if (node, call.part) not in not_called:
-                found += [source for source, _ in call.results] + call.effects
-        return found
+    return reach(starts, lambda node: needed(graph, node, not_called))
 
-    return reach(starts, needed)
+
+def needed(graph: Graph, node: int, not_called: Collection[Caller] = frozenset()) -> list[int]:
+    """The nodes that run when a node is run, next before it: its inputs, and what the functions that it calls return."""
+    found = [source for source, _ in graph.inputs[node]] + graph.controls[node]
+    for call in graph.calls.get(node, ()):
+        if (node, call.part) not in not_called:
+            found += [source for source, _ in call.results] + call.effects
+    return found
 
 
 def downstream(uses: Uses, starts: Iterable[int], *, control: bool = True) -> set[int]:

@@ -17,6 +17,7 @@ __all__ = [
     "FUNCTIONS",
     "FUSED",
     "GLOBAL",
+    "GROUPING",
     "LOOPS",
     "MERGES",
     "NEXT_ITERATIONS",
@@ -200,6 +201,9 @@ SAME_RANK = frozenset(
 
 RANDOM = ("Random", "Multinomial", "StatelessRandom", "TruncatedNormal", "ParameterizedTruncatedNormal")
 """Beginnings of the types of random ops."""
+
+GROUPING = frozenset({"NoOp", "Identity", "ReadVariableOp"})
+"""Gather update ops: a group of them, a group of groups, a read after an assign."""
 
 NO_OUTPUTS = ("Assign", "Save", "Restore", "NoOp", "Assert", "Print", "Shape", "Rank", "Size", "VarIsInitialized")
 """Beginnings of types that no program fetches as a prediction."""

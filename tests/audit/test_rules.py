@@ -130,6 +130,12 @@ def test_evidence_beyond_six_lines_is_counted():
     assert finding.evidence == (*(f"line {number}" for number in range(6)), "… and 3 more lines like these")
 
 
+def test_the_readme_has_the_table_of_the_rules():
+    text = (ROOT / "bn_graph/audit/README.md").read_text(encoding="utf-8")
+    shown = text.partition("<!-- generated: rules -->\n")[2].partition("\n<!-- end: rules -->")[0]
+    assert shown == rules.table(), "put what bn_graph.audit.rules.table() returns between the markers"
+
+
 @pytest.mark.parametrize("code", CODES)
 def test_the_code_of_a_fix_is_python(code):
     ast.parse(RULES[code].example)

@@ -1,6 +1,5 @@
-"""What the tests of the mending commands share: networks whose checkpoints hold statistics that were never updated."""
+"""What the tests of the repairing commands share: networks whose checkpoints hold statistics that were never updated."""
 
-import argparse
 import hashlib
 import re
 from pathlib import Path
@@ -60,12 +59,6 @@ def write_examples(folder, random, count=60, rank=2, **arrays):
     path = Path(folder) / "data.npz"
     np.savez(path, **(arrays or {"x": data}))
     return str(path), data
-
-
-def parsed(command, *words):
-    parser = argparse.ArgumentParser()
-    command.add_arguments(parser)
-    return parser.parse_args([str(word) for word in words])
 
 
 def fingerprints(folder):

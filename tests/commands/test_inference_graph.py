@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 
-from bn_graph.commands import inference_graph
+from bn_graph.__main__ import main
 from bn_graph.tf1 import tf
 from tests import test_recalibration as forms
 from tests.commands import broken
@@ -13,7 +13,7 @@ from tests.commands import broken
 
 def run(network, out, *words):
     words = [*network.arguments, "--output", network.output, "--out", out, *words]
-    return inference_graph.run(broken.parsed(inference_graph, *words))
+    return main(["inference-graph", *map(str, words)])
 
 
 def save_all(folder, output):
@@ -188,7 +188,7 @@ def test_control_c_leaves_nothing(plain_graph, random, tmp_path, monkeypatch, ca
 
     network = broken.save(tmp_path, forms.wrapper, random)
     monkeypatch.setattr("bn_graph.inference.conversion.largest_difference", stop)
-    refused(capfd, tmp_path, network, says=["stopped"], status=130)
+    refused(capfd, tmp_path, network, says=["bn_graph inference-graph: stopped; nothing was written."], status=130)
     assert os.listdir(tmp_path) == ["old"]
 
 

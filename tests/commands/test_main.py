@@ -66,7 +66,7 @@ def test_wrong_arguments_are_one_line_and_status_2(argv, command, capsys):
     "error",
     [CommandError("no such\nthing"), AuditError("no such thing"), FileNotFoundError(2, "no such thing", "model.meta")],
 )
-def test_what_the_user_can_mend_is_one_line_and_status_2(error, command, capsys):
+def test_what_the_user_can_repair_is_one_line_and_status_2(error, command, capsys):
     command(raises(error))
     assert main(["recalibrate"]) == 2
     err = capsys.readouterr().err
@@ -79,10 +79,17 @@ def test_an_error_of_the_file_system_names_the_file(command, capsys):
     assert capsys.readouterr().err == "bn_graph recalibrate: out/model.meta: Permission denied\n"
 
 
-def test_ctrl_c_is_status_130(command, capsys):
-    command(raises(KeyboardInterrupt()))
+def test_an_error_may_have_another_status(command, capsys):
+    command(raises(CommandError("not so", status=1)))
+    assert main(["recalibrate"]) == 1
+    assert capsys.readouterr().err == "bn_graph recalibrate: not so\n"
+
+
+@pytest.mark.parametrize("words, line", [((), "stopped."), (("out is complete",), "stopped; out is complete.")])
+def test_ctrl_c_is_status_130_and_one_line_that_says_what_is_left(words, line, command, capsys):
+    command(raises(KeyboardInterrupt(*words)))
     assert main(["recalibrate"]) == 130
-    assert "Traceback" not in capsys.readouterr().err
+    assert capsys.readouterr().err == f"bn_graph recalibrate: {line}\n"
 
 
 def test_a_bug_is_not_hidden(command):

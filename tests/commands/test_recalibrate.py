@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 import bn_graph.audit
+from bn_graph.__main__ import main
 from bn_graph.audit.report import Finding, Level, Report
 from bn_graph.checkpoints import meta_graphs
-from bn_graph.commands import inference_graph, recalibrate
 from bn_graph.recalibration import RecalibrationError
 from bn_graph.tf1 import tf
 from tests import test_recalibration as forms
@@ -37,7 +37,7 @@ def saved(plain_graph, random, tmp_path, audited):
 
 
 def run(network, data, out, *words):
-    return recalibrate.run(broken.parsed(recalibrate, *network.arguments, "--data", data, "--out", out, *words))
+    return main(["recalibrate", *map(str, [*network.arguments, "--data", data, "--out", out, *words])])
 
 
 def values(prefix):
@@ -45,7 +45,7 @@ def values(prefix):
     return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
 
 
-# --- It mends ---------------------------------------------------------------------------------------------------------
+# --- It repairs ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("form", broken.FORMS)
@@ -74,7 +74,7 @@ def test_population_statistics_are_written_and_served_and_the_old_checkpoint_is_
 
     served = tmp_path / "served"
     words = ["--meta", f"{out}.meta", "--checkpoint", out, "--output", network.output, "--out", served]
-    assert inference_graph.run(broken.parsed(inference_graph, *words)) == 0
+    assert main(["inference-graph", *map(str, words)]) == 0
     batch = array[:5]
     expected = broken.expected_answers(array, network.weights, batch)
     np.testing.assert_allclose(broken.answers(served, batch), expected, atol=1e-5)
@@ -82,7 +82,7 @@ def test_population_statistics_are_written_and_served_and_the_old_checkpoint_is_
         np.testing.assert_allclose(broken.answers(served, batch[one : one + 1])[0], expected[one], atol=1e-5)
 
 
-def test_a_graph_that_only_trains_is_mended_by_the_papers_method_too(plain_graph, random, tmp_path, audited):
+def test_a_graph_that_only_trains_is_repaired_by_the_papers_method_too(plain_graph, random, tmp_path, audited):
     network = broken.save(tmp_path, forms.tf_layers, random, flag=True)
     data, array = broken.write_examples(tmp_path, random)
     out = str(tmp_path / "new")
@@ -138,7 +138,9 @@ def test_the_new_meta_graph_restores_by_itself(saved):
 
 
 @pytest.mark.parametrize("rank", [2, 4])
-def test_a_graph_for_inference_only_is_mended_if_asked_for(variable_kind, plain_graph, random, tmp_path, audited, rank):
+def test_a_graph_for_inference_only_is_repaired_if_asked_for(
+    variable_kind, plain_graph, random, tmp_path, audited, rank
+):
     with tf.variable_scope("", use_resource=variable_kind == "resource"):
         network = broken.save(tmp_path, forms.tf_layers, random, flag=False, rank=rank)
     data, array = broken.write_examples(tmp_path, random, rank=rank)
@@ -150,13 +152,13 @@ def test_a_graph_for_inference_only_is_mended_if_asked_for(variable_kind, plain_
         np.testing.assert_allclose(after[f"bn{number}/moving_variance"], variance, rtol=2e-6, atol=2e-6)
 
 
-def test_layers_for_inference_beside_others_are_left_and_named_and_mended_if_asked_for(
+def test_layers_for_inference_beside_others_are_left_and_named_and_repaired_if_asked_for(
     plain_graph, random, tmp_path, audited, capfd
 ):
     network = broken.save(tmp_path, lambda z, _, name: forms.tf_layers(z, name == "bn1", name), random)
     data, array = broken.write_examples(tmp_path, random)
     first, second = forms.expected_pooled(array, network.weights)
-    for out, words, expected in (("left", [], np.ones(5)), ("mended", ["--inference-layers"], second[1])):
+    for out, words, expected in (("left", [], np.ones(5)), ("repaired", ["--inference-layers"], second[1])):
         assert run(network, data, str(tmp_path / out), *words) == 0
         after = values(str(tmp_path / out))
         np.testing.assert_allclose(after["bn1/moving_variance"], first[1], rtol=2e-6)
@@ -350,7 +352,7 @@ def test_a_public_gan_whose_layers_were_built_for_inference_and_not_saved(tmp_pa
     assert "Issue encountered" not in capfd.readouterr().err
 
 
-def test_a_public_gan_with_sums_for_means_is_mended_from_the_names_and_shapes_of_its_checkpoint(
+def test_a_public_gan_with_sums_for_means_is_repaired_from_the_names_and_shapes_of_its_checkpoint(
     tmp_path, random, audited
 ):
     folder = broken.PUBLIC_GRAPHS / "J1"
@@ -365,7 +367,7 @@ def test_a_public_gan_with_sums_for_means_is_mended_from_the_names_and_shapes_of
     )
     out = str(tmp_path / "new")
     words = ["--meta", folder / "generator.ckpt.meta", "--checkpoint", network, "--data", data, "--out", out]
-    assert recalibrate.run(broken.parsed(recalibrate, *words)) == 0
+    assert main(["recalibrate", *map(str, words)]) == 0
     after = values(out)
     variances = {name: value for name, value in after.items() if name.endswith("/moving_variance")}
     assert len(variances) == 5 and all((value != 1).all() for value in variances.values())
@@ -394,7 +396,7 @@ def test_a_public_gan_whose_checkpoint_holds_the_generators_weights_only(tmp_pat
     assert "holds nothing of theirs: discriminator/conv2d_0/batch_normalization" in printed
 
     words = ["--meta", f"{out}.meta", "--checkpoint", out, "--output", network.output, "--out", tmp_path / "served"]
-    assert inference_graph.run(broken.parsed(inference_graph, *words)) == 0
+    assert main(["inference-graph", *map(str, words)]) == 0
     first, second = (broken.answers(tmp_path / "served", array) for array in _same_first(random))
     np.testing.assert_allclose(first[0], second[0], atol=1e-5)
     assert np.abs(first[1:] - second[1:]).max() > 0.01

@@ -1,12 +1,14 @@
 """BN001 detached-updates: no train op runs the layer's update ops."""
 
+import itertools
 from collections.abc import Iterator
 
 from bn_graph.audit.model import Model
 from bn_graph.audit.report import Level, State
 from bn_graph.audit.rules import ARTICLE, Rule, Verdict
-from bn_graph.graphs.graph import downstream
+from bn_graph.graphs.graph import downstream, needed, walk
 from bn_graph.graphs.layers import Layer
+from bn_graph.graphs.ops import GROUPING
 
 RULE = Rule(
     code="BN001",
@@ -78,15 +80,8 @@ def updates_are_gathered(model: Model, layer: Layer) -> bool:
 
 def _gathers(model: Model, group: int, wanted: set[int]) -> bool:
     """Whether a group has one of `wanted` among what it groups, groups of groups and reads after assigns included."""
-    pending, seen = [group], set()
-    while pending and len(seen) < _MOST_GATHERED:
-        node = pending.pop()
-        if node in wanted:
-            return True
-        if node in seen:
-            continue
-        seen.add(node)
-        if node == group or model.graph.ops[node] in ("NoOp", "Identity", "ReadVariableOp"):
-            pending.extend(model.graph.controls[node])
-            pending.extend(source for source, _ in model.graph.inputs[node])
-    return False
+
+    def grouped(node: int) -> list[int]:
+        return needed(model.graph, node) if node == group or model.graph.ops[node] in GROUPING else []
+
+    return any(node in wanted for node in itertools.islice(walk([group], grouped), _MOST_GATHERED))

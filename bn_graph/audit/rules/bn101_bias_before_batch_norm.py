@@ -6,6 +6,7 @@ from bn_graph.audit.model import Model
 from bn_graph.audit.report import Level
 from bn_graph.audit.rules import R2RT, Rule, Verdict
 from bn_graph.graphs.normalizations import Normalization
+from bn_graph.graphs.ops import ADDITIONS
 from bn_graph.graphs.values import variable
 
 RULE = Rule(
@@ -35,8 +36,6 @@ where the layer's input can't be followed to an op that adds a bias; nothing is 
     fix="use_bias=False; beta does its work",
 )
 
-_ADDITIONS = ("BiasAdd", "BiasAddV1", "Add", "AddV2")
-
 
 def check(model: Model) -> Iterator[Verdict]:
     """Reports each layer once, with its first call that has a bias."""
@@ -48,7 +47,7 @@ def check(model: Model) -> Iterator[Verdict]:
 
 def _evidence(model: Model, place: Normalization) -> str | None:
     node = place.inputs[0]
-    if model.graph.ops[node] not in _ADDITIONS:
+    if model.graph.ops[node] not in ADDITIONS | {"BiasAddV1"}:
         return None
     # A sum of a variable with something else; the bias, being a vector of channels, is the second term.
     terms = [variable(model.graph, ref) for ref in model.graph.inputs[node]]

@@ -1,11 +1,13 @@
 """BN102 suspicious-constants: a decay or an epsilon that is probably a slip."""
 
+import itertools
 from collections.abc import Iterator
 
 from bn_graph.audit.model import Model
 from bn_graph.audit.report import Level
 from bn_graph.audit.rules import R2RT, Rule, Verdict
-from bn_graph.graphs.graph import Graph, Ref
+from bn_graph.graphs.graph import Graph, Ref, walk
+from bn_graph.graphs.ops import ADDITIONS
 from bn_graph.graphs.updates import Update, assigned_value
 from bn_graph.graphs.values import constant_node, leaves, strip, variable
 
@@ -37,7 +39,7 @@ where the constant is no constant in the graph: it is computed or fed.""",
     fix="decay is the weight of the old value: 0.9 to 0.999 (PyTorch's momentum is 1 − decay); epsilon about 1e-3",
 )
 
-_MOST_STEPS = 40
+_MOST_TERMS = 40
 
 
 def check(model: Model) -> Iterator[Verdict]:
@@ -53,20 +55,18 @@ def check(model: Model) -> Iterator[Verdict]:
 
 def _decay(graph: Graph, update: Update) -> float | None:
     """The weight of the old value, where it is a constant in one of the usual forms of the average."""
-    pending, steps = [assigned_value(graph, update.node)], 0
-    while pending and steps < _MOST_STEPS:
-        node, _ = strip(graph, pending.pop(0))
-        steps += 1
-        if graph.ops[node] not in ("Mul", "Add", "AddV2", "Sub"):
-            continue
-        sources = graph.inputs[node]
-        if graph.ops[node] != "Mul" or len(sources) != 2:
-            pending.extend(sources)
-            continue
-        for source, other in (sources, sources[::-1]):
-            weight = _number(graph, source)
-            if weight is not None and 0 <= weight <= 1:
-                return _weight_of_old_value(graph, update, weight, other)
+
+    def terms(ref: Ref) -> list[Ref]:
+        node, _ = strip(graph, ref)
+        return graph.inputs[node] if graph.ops[node] in ADDITIONS | {"Sub"} else []
+
+    for ref in itertools.islice(walk([assigned_value(graph, update.node)], terms), _MOST_TERMS):
+        node, _ = strip(graph, ref)
+        if graph.ops[node] == "Mul":
+            for factor, other in itertools.permutations(graph.inputs[node], 2):
+                weight = _number(graph, factor)
+                if weight is not None and 0 <= weight <= 1:
+                    return _weight_of_old_value(graph, update, weight, other)
     return None
 
 
