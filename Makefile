@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 RUN    := $(BIN)/python -m
 PIP    := $(BIN)/pip install --quiet --disable-pip-version-check
 EXPERIMENTS := single-example bn-vs-plain figure1 population-estimators model-solver missing-update-ops \
-  control-dependencies conditional-updates checkpoint-variables training-vs-trainable conv-normalizer keras-modes \
+  control-dependencies conditional-updates checkpoint-variables training-vs-trainable conv-normalizer helper-variables keras-modes \
   test-batch-size numerics layer-defaults higher-learning-rates small-batches recurrent
 
 # Settings of the experiments: make bn-vs-plain MODE=full DATA=mnist SEED="0 1 2" STEPS=10000 OUTPUT=results FRESH=1
@@ -55,6 +55,7 @@ conditional-updates:    ## updates that leak out of a tf.cond, and updates that 
 checkpoint-variables:   ## saved four ways, restored three ways, each in a new process
 training-vs-trainable:  ## the two flags, digit for digit, across five libraries
 conv-normalizer:        ## the convolutional helper, its race, and the right order
+helper-variables:       ## what the convolutional helper keeps, and the function it calls
 keras-modes:            ## training, trainable and predict in legacy Keras and Keras 3
 test-batch-size:        ## loss of both phases against the test batch's size
 numerics:               ## identities, NaN of the log, dead ReLUs, gradients of biases

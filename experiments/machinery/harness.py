@@ -74,8 +74,8 @@ class Page(NamedTuple):
         run: from `Settings` to measurements, a dictionary that JSON can hold.
         judges: for each claim id a function from the result (measurements and settings) to a `Verdict`: ``judge_r2rt_03``
             for r2rt-03. They are the claims that ``claims.toml`` gives to this experiment, no more and no fewer.
-        figures: the module's ``FIGURES``: file name and caption of each; the caption says what to see.
-        draw: draws the figures into a folder, from the result alone.
+        figures: the module's ``FIGURES``: file name and caption of each; the caption says what to see. May be left out.
+        draw: draws the figures into a folder, from the result alone; needed where there are figures.
         summarize: from the result to the text that a person reads first; None if the verdicts are all there is to say.
     """
 
@@ -115,7 +115,8 @@ def page_of(module: ModuleType) -> Page:
         TypeError: a name is missing, or a claim of the register has no judge here, or a judge no claim.
     """
     name = programs.module_name(module.__name__).rpartition(".")[2]
-    missing = [each for each in ("__doc__", "FULL", "QUICK", "FIGURES", "run", "draw") if not hasattr(module, each)]
+    needed = ("__doc__", "FULL", "QUICK", "run", *(("draw",) if hasattr(module, "FIGURES") else ()))
+    missing = [each for each in needed if not hasattr(module, each)]
     if missing:
         raise TypeError(f"The page {name} lacks {', '.join(missing)} (experiments/README.md has the list).")
     judges = {
@@ -137,8 +138,8 @@ def page_of(module: ModuleType) -> Page:
         module.QUICK,
         module.run,
         {claim: judges[claim] for claim in claims},
-        module.FIGURES,
-        module.draw,
+        getattr(module, "FIGURES", {}),
+        getattr(module, "draw", lambda result, folder: None),
         getattr(module, "summarize", None),
     )
 

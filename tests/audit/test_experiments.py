@@ -310,7 +310,7 @@ def test_training_without_trainable_makes_no_updates_and_is_bn004(recorded, libr
 
 @pytest.mark.parametrize("order", [conv_normalizer.SUGGESTED, conv_normalizer.LIBRARY])
 def test_the_convolutional_helper_is_clean_in_the_documents_order_and_in_the_librarys(settings, recorded, order):
-    conv_normalizer._train(settings, 0, order)
+    conv_normalizer.train(settings, 0, order)
     (trained,) = recorded
     assert len(audit(trained.checkpoint).layers) == len(conv_normalizer.CHANNELS)
     assert errors(trained.checkpoint) == CLEAN
@@ -320,7 +320,7 @@ def test_the_convolutional_helper_is_clean_in_the_documents_order_and_in_the_lib
 @pytest.mark.parametrize("kind", conv_normalizer.KINDS)
 def test_one_step_of_the_helper_is_clean_in_every_order_and_for_both_kinds_of_variable(order, kind):
     with tf.Graph().as_default() as graph:
-        conv_normalizer._step(order, conv_normalizer.KINDS[kind], conv_normalizer._example())
+        conv_normalizer.step_of(order, conv_normalizer.KINDS[kind], conv_normalizer.example())
     assert errors(graph) == CLEAN
 
 

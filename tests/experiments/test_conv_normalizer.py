@@ -1,6 +1,4 @@
-"""The convolutional helper: what it keeps and orders, and that the verdicts follow from the measurements."""
-
-import copy
+"""The convolutional helper: what its recipe orders, and that the verdicts follow from the measurements."""
 
 import pytest
 
@@ -35,37 +33,10 @@ def test_trained_networks_predict_real_digits(result):
     assert all(each[order]["accuracy"] > 0.8 for each in result["trained"] for order in (SUGGESTED, LIBRARY))
 
 
-def test_exact_verdicts(result):
+def test_the_recipe_does_not_hold_as_suggested_and_averages_need_the_assigner(result):
     verdicts = {claim: each["verdict"] for claim, each in result["claims"].items()}
-    assert {verdicts[claim] for claim in ("qa-02", "qa-03", "qa-04", "qa-05")} == {"holds"}
     assert verdicts["qa-06"] != "holds"
     assert verdicts["qa-07"] == "holds if get_assigner was called before"
-
-
-@pytest.mark.parametrize("key", ["scaled_from_modern", "unscaled_from_given_moments", "gamma_changes_unscaled"])
-def test_qa_02_does_not_hold_if_gamma_acts_or_the_formula_differs(result, key):
-    result["function"][key] = 0.5
-    assert experiment.judge_qa_02(result).verdict == "does not hold"
-
-
-@pytest.mark.parametrize("key", ["convolution_from_012", "dense_from_0"])
-def test_qa_03_does_not_hold_for_moments_over_other_axes(result, key):
-    result["axes"][key] = 0.5
-    assert experiment.judge_qa_03(result).verdict == "does not hold"
-
-
-def test_qa_04_does_not_hold_for_another_start_or_a_missing_shadow(result):
-    without_shadow = copy.deepcopy(result)
-    without_shadow["variables"] = without_shadow["variables"][:-1]
-    assert experiment.judge_qa_04(without_shadow).verdict == "does not hold"
-    result["variables"][0]["trainable"] = True
-    assert experiment.judge_qa_04(result).verdict == "does not hold"
-
-
-@pytest.mark.parametrize("key", ["outputs_from_batch", "stored_variance_from_batch"])
-def test_qa_05_does_not_hold_if_the_batch_is_not_what_is_used_and_stored(result, key):
-    result["training_step"][key] = 0.5
-    assert experiment.judge_qa_05(result).verdict == "does not hold"
 
 
 def test_qa_06_follows_the_counted_outcomes(result):
