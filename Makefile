@@ -16,7 +16,7 @@ ARGS    = --mode $(MODE) --output $(OUTPUT) $(if $(DATA),--data $(DATA)) $(if $(
 ALL     = --output $(OUTPUT) $(if $(FRESH),--fresh)
 
 .DEFAULT_GOAL := help
-.PHONY: help install reproduce reproduce-quick report reference restore-demo mend-demo audit-cost bench distributed \
+.PHONY: help install reproduce reproduce-quick report readmes reference restore-demo mend-demo audit-cost bench distributed \
   mnist eras test test-versions lint format clean $(EXPERIMENTS)
 
 help:  ## list the commands
@@ -72,6 +72,9 @@ reproduce-quick: $(VENV)/.installed  ## every experiment in quick mode
 
 report: $(VENV)/.installed  ## results/report.html and results/claims.json from the results there are
 	@$(RUN) experiments.machinery.report --output $(OUTPUT)
+
+readmes: $(VENV)/.installed  ## bring the tables in the READMEs up to date
+	@$(RUN) experiments.machinery.report --update-readme
 
 reference: $(VENV)/.installed  ## take the full results as the committed reference, and bring README up to date
 	@$(RUN) experiments.machinery.report --output $(OUTPUT) --update-reference

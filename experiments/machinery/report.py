@@ -2,7 +2,7 @@
 
     make report            the page and claims.json, from this machine's results, beside the committed reference
     make reference         takes this machine's full results as the new reference, and brings the READMEs up to date
-    python -m experiments.machinery.report --check-readme     exit 1 if a README's tables are not the reference's
+    python -m experiments.machinery.report --check-readme     exit 1 if a README's tables are out of date
 
 An experiment without a result here is shown by its reference result, and the page says so.
 """
@@ -16,6 +16,7 @@ from pathlib import Path
 
 import jinja2
 
+from bn_graph.audit import rules
 from experiments.machinery import programs, register, results
 from experiments.machinery.programs import UsageError
 from experiments.machinery.results import write_json, write_text
@@ -134,6 +135,7 @@ def readme_tables(loaded: Mapping[str, dict]) -> dict[str, str]:
         "experiments": _experiments_table(loaded),
         "verdicts": _verdicts(claims),
         "small batches": loaded.get("small_batches", {}).get("advice", ""),
+        "rules": rules.table(),
     }
 
 
@@ -243,11 +245,12 @@ def _work(given: argparse.Namespace) -> int | None:
     if given.check_readme:
         outdated = outdated_readmes()
         for path in outdated:
-            print(f"The tables of {path.relative_to(ROOT)} are not the reference's: make reference.")
+            print(f"The tables of {path.relative_to(ROOT)} are out of date: make readmes.")
         return 1 if outdated else print("The READMEs' tables are current.")
-    if not given.update_reference:
+    if not (given.update_reference or given.update_readme):
         return _write_report(given.output)
-    update_reference(given.output, REFERENCE)
+    if given.update_reference:
+        update_reference(given.output, REFERENCE)
     for path, text in outdated_readmes().items():
         write_text(path, text)
     return None
@@ -257,9 +260,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = programs.parser(__name__, __doc__)
     parser.add_argument("--output", type=Path, default=Path("results"), help="folder of results (default: %(default)s)")
     parser.add_argument("--update-reference", action="store_true", help="take the full results as the reference")
-    parser.add_argument(
-        "--check-readme", action="store_true", help="exit 1 if a README's tables are not the reference's"
-    )
+    parser.add_argument("--update-readme", action="store_true", help="bring the READMEs' tables up to date")
+    parser.add_argument("--check-readme", action="store_true", help="exit 1 if a README's tables are out of date")
     return programs.run(parser, argv, _work)
 
 
