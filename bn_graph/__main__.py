@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         status = _run(argv)
         sys.stdout.flush()  # so that a closed pipe shows here and not at the interpreter's end
         return status
-    except BnGraphError as error:
+    except (BnGraphError, ImportError) as error:  # what is not installed is said like any other lack
         return _complain(name, str(error), getattr(error, "status", _USER_ERROR))
     except BrokenPipeError:
         _drop_what_is_left()

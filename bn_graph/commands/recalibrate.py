@@ -4,7 +4,7 @@ import argparse
 import functools
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -217,8 +217,6 @@ def _why_none(graph: "tf.Graph", of_inference: Sequence[str]) -> str:
 
 
 def _recalibrated(session: "tf.Session", feed: _Feed, layers: Sequence[str], method: str) -> "list[LayerStatistics]":
-    from tqdm import tqdm
-
     from bn_graph.commands import feeds
     from bn_graph.recalibration import recalibrate
 
@@ -226,10 +224,17 @@ def _recalibrated(session: "tf.Session", feed: _Feed, layers: Sequence[str], met
         return ({**batch, **feed.values} for batch in feeds.batches(feed.data, feed.size, feed.whole))
 
     total = sum(1 for _ in feeds.batches(feed.data, feed.size, feed.whole))
-    bar = functools.partial(tqdm, total=total, unit="batch", desc="recalibrate", leave=False, disable=None)
     with warnings.catch_warnings():
         warnings.simplefilter("error", RuntimeWarning)
-        return recalibrate(session, start, method=method, layers=layers, progress=bar)
+        return recalibrate(session, start, method=method, layers=layers, progress=_progress_bar(total))
+
+
+def _progress_bar(total: int) -> Callable[[Iterable], Iterable] | None:
+    try:
+        from tqdm import tqdm
+    except ImportError:  # the library goes without
+        return None
+    return functools.partial(tqdm, total=total, unit="batch", desc="recalibrate", leave=False, disable=None)
 
 
 # --- The report -------------------------------------------------------------------------------------------------------
