@@ -7,75 +7,32 @@ Importing this package builds nothing, opens no session and flips no switch of T
 are first used, so that what needs no TensorFlow starts without it.
 """
 
+import ast
 import importlib
+import os
 
-_HOMES = {
-    "bn_graph.checkpoints": [
-        "CheckpointError",
-        "UntrainedStatisticsWarning",
-        "make_inference_saver",
-        "make_saver",
-        "restore",
-        "save",
-    ],
-    "bn_graph.training.datasets": ["DataError", "Dataset", "Split", "batches", "load"],
-    "bn_graph.training.distributed": ["ClusterError", "WorkerLostError"],
-    "bn_graph.inference.export": ["ExportError", "export_frozen_graph", "export_saved_model"],
-    "bn_graph.checkpoints.interchange": [
-        "decay_from_torch_momentum",
-        "export_keras_weights",
-        "export_state_dict",
-        "import_keras_weights",
-        "import_state_dict",
-    ],
-    "bn_graph.layers.batch_norm": ["batch_norm_wrapper"],
-    "bn_graph.layers.convolutional": ["ConvolutionalBatchNormalizer"],
-    "bn_graph.layers.averages": ["moving_statistics"],
-    "bn_graph.layers.recurrent": ["BatchNormLSTMCell", "LSTMState"],
-    "bn_graph.checkpoints.names": ["NAME_MAPS"],
-    "bn_graph.training.networks": ["Model", "Network", "build_graph", "normal_weights"],
-    "bn_graph.recalibration": ["RecalibrationError", "recalibrate"],
-    "bn_graph.training": [
-        "Solver",
-        "Step",
-        "chunks",
-        "feed_loop",
-        "graph_loop",
-        "resume",
-        "session_config",
-        "step_of",
-        "train",
-        "train_in_graph",
-    ],
-    "bn_graph.training.train_op": ["DetachedUpdatesError", "check_train_op", "train_op"],
-    "bn_graph.checkpoints.variables": ["batch_norm_layers", "inference_variables"],
-}
-_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
-_MODULES = {
-    "audit": "bn_graph.audit",
-    "checkpoints": "bn_graph.checkpoints",
-    "datasets": "bn_graph.training.datasets",
-    "distributed": "bn_graph.training.distributed",
-    "export": "bn_graph.inference.export",
-    "inference": "bn_graph.inference",
-    "interchange": "bn_graph.checkpoints.interchange",
-    "layers": "bn_graph.layers",
-    "networks": "bn_graph.training.networks",
-    "recalibration": "bn_graph.recalibration",
-    "tf1": "bn_graph.tf1",
-    "training": "bn_graph.training",
-    "update_ops": "bn_graph.training.train_op",
-}
 
-__all__ = sorted([*_HOME_OF, *_MODULES])
+def _read_stub() -> dict[str, tuple[str, str]]:
+    """The module and the name there of each public name; no name there for a module itself."""
+    with open(os.path.splitext(__file__)[0] + ".pyi", encoding="utf-8") as stub:
+        imports = [node for node in ast.parse(stub.read()).body if isinstance(node, (ast.Import, ast.ImportFrom))]
+    return {
+        alias.asname: (node.module, alias.name) if isinstance(node, ast.ImportFrom) else (alias.name, "")
+        for node in imports
+        for alias in node.names
+    }
+
+
+_HOMES = _read_stub()
+__all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str):
-    if name in _HOME_OF:
-        return getattr(importlib.import_module(_HOME_OF[name]), name)
-    if name in _MODULES:
-        return importlib.import_module(_MODULES[name])
-    raise AttributeError(f"module 'bn_graph' has no attribute {name!r}")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'bn_graph' has no attribute {name!r}")
+    module, attribute = _HOMES[name]
+    home = importlib.import_module(module)
+    return getattr(home, attribute) if attribute else home
 
 
 def __dir__() -> list[str]:

@@ -229,11 +229,11 @@ def _recalibrated(session: "tf.Session", feed: _Feed, layers: Sequence[str], met
         return recalibrate(session, start, method=method, layers=layers, progress=_progress_bar(total))
 
 
-def _progress_bar(total: int) -> Callable[[Iterable], Iterable] | None:
+def _progress_bar(total: int) -> Callable[[Iterable], Iterable]:
     try:
         from tqdm import tqdm
-    except ImportError:  # the library goes without
-        return None
+    except ImportError:  # the library is installed without it
+        return iter
     return functools.partial(tqdm, total=total, unit="batch", desc="recalibrate", leave=False, disable=None)
 
 
