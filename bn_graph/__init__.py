@@ -13,14 +13,10 @@ import os
 
 
 def _read_stub() -> dict[str, tuple[str, str]]:
-    """The module and the name there of each public name; no name there for a module itself."""
+    """For each public name the module or package that it comes from, and its name there."""
     with open(os.path.splitext(__file__)[0] + ".pyi", encoding="utf-8") as stub:
-        imports = [node for node in ast.parse(stub.read()).body if isinstance(node, (ast.Import, ast.ImportFrom))]
-    return {
-        alias.asname: (node.module, alias.name) if isinstance(node, ast.ImportFrom) else (alias.name, "")
-        for node in imports
-        for alias in node.names
-    }
+        imports = [node for node in ast.parse(stub.read()).body if isinstance(node, ast.ImportFrom)]
+    return {alias.asname: (node.module, alias.name) for node in imports for alias in node.names}
 
 
 _HOMES = _read_stub()
@@ -30,9 +26,10 @@ __all__ = sorted(_HOMES)
 def __getattr__(name: str):
     if name not in _HOMES:
         raise AttributeError(f"module 'bn_graph' has no attribute {name!r}")
-    module, attribute = _HOMES[name]
-    home = importlib.import_module(module)
-    return getattr(home, attribute) if attribute else home
+    home, own_name = _HOMES[name]
+    if home != __name__ and hasattr(importlib.import_module(home), own_name):
+        return getattr(importlib.import_module(home), own_name)
+    return importlib.import_module(f"{home}.{own_name}")
 
 
 def __dir__() -> list[str]:
