@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -20,7 +21,7 @@ __all__ = [
     "whole_variables",
 ]
 
-WholeVariable = tf.Variable | tuple[tf.Variable, ...]
+WholeVariable: TypeAlias = tf.Variable | tuple[tf.Variable, ...]
 """A variable; a partitioned one is the tuple of its parts, in order. (Only such tuples are taken apart or put together:
 a part by itself is a variable like any other.)"""
 
