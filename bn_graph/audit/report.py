@@ -54,7 +54,7 @@ class Mode(_Word):
 
 
 class State(_Word):
-    """What a checkpoint (or a frozen graph's constants) holds of a layer's moving statistics."""
+    """What is known of a layer's moving statistics from a checkpoint, or from the constants of a frozen graph."""
 
     UPDATED = "updated"
     INITIAL = "initial"
@@ -97,7 +97,7 @@ class LayerRow(NamedTuple):
         inference: what it normalizes by at inference; ``-`` if no inference path is in the graph.
         updates: update ops upstream of a train op, of all: ``2 of 2``, ``none``; ``-`` without a graph.
         saved: whether the savers of the graph include the statistics: ``yes``, ``no``, ``some``, ``-`` without a saver.
-        statistics: what the checkpoint holds: ``updated``, ``initial``, ``missing``, ``?``; ``-`` without a checkpoint.
+        statistics: what the checkpoint has of them: ``updated``, ``initial``, ``missing``, ``?``; ``-`` without a checkpoint.
         variables: the names of its variables' ops, by role (``gamma``, ``beta``, ``moving_mean``, ``moving_variance``).
     """
 

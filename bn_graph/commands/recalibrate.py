@@ -176,7 +176,7 @@ def _refuse_unfed(
 def _layers(
     graph: "tf.Graph", calls: "Sequence[LayerCall]", restored: "Restored", inference_layers: bool
 ) -> tuple[dict[str, list], dict[str, list[str]]]:
-    """The calls of each layer that can be computed; and the layers that the checkpoint holds nothing of, with why."""
+    """The calls of each layer that can be computed; and the layers of which the checkpoint has nothing, with why."""
     from bn_graph.checkpoints import meta_graphs
     from bn_graph.graphs import layer_calls
 
@@ -270,7 +270,7 @@ def _print_rest(
 
     known = {name for own in layers.values() for call in own for name in (call.mean, call.variance)}
     if left_out:
-        print(f"Left as they are, since the checkpoint holds nothing of theirs: {', '.join(left_out)}.")
+        print(f"Left as they are, since the checkpoint has nothing of theirs: {', '.join(left_out)}.")
     scopes = tuple(f"{layer}/" for layer in [*layers, *left_out])
     others = [variable.op.name for variable in moving_statistics(graph)]
     others = [name for name in others if name not in known and not name.startswith(scopes)]

@@ -325,7 +325,7 @@ def test_one_step_of_the_helper_is_clean_in_every_order_and_for_both_kinds_of_va
 
 
 def test_the_control_dependencies_experiment_has_no_batch_norm(monkeypatch, recorded):
-    control_dependencies._count(use_resource=True, sessions=1)
+    control_dependencies.count_sums(use_resource=True, sessions=1)
     report = audit(recorded[-1].checkpoint)
     assert (report.layers, report.findings) == ((), ())
 
@@ -344,7 +344,7 @@ def test_the_population_estimators_are_clean_in_training_and_in_the_scorers_pair
 ):
     monkeypatch.setattr(population_estimators, "FROZEN_BATCHES", 2)
     monkeypatch.setattr(population_estimators, "PASS_IMAGES", 300)
-    population_estimators._run_seed(settings, 0)
+    population_estimators.measure_seed(settings, 0)
     scorer, training = recorded  # the scorer is opened last and closed first
     assert errors(training.checkpoint) == CLEAN
     assert errors(scorer.checkpoint) == CLEAN

@@ -8,7 +8,19 @@ import pytest
 
 from bn_graph.audit.formats import FORMATS, render
 from bn_graph.audit.formats.text import wants_colour
-from bn_graph.audit.report import CannotTell, Finding, LayerRow, Level, Report, names_in_brief, printable
+from bn_graph.audit.report import (
+    CannotTell,
+    Finding,
+    LayerRow,
+    Level,
+    Mode,
+    Report,
+    Saved,
+    State,
+    SubjectKind,
+    names_in_brief,
+    printable,
+)
 from bn_graph.audit.rules import RULES
 
 ADVICE, ERROR, WARNING = Level.ADVICE, Level.ERROR, Level.WARNING
@@ -172,9 +184,9 @@ def test_many_layers_are_named_in_few_words(names, text):
 
 def test_json_holds_everything_of_a_report():
     whole = report()
-    told = json.loads(render([whole], "json", unread=[("bad.meta", "cut short")]))
-    assert told["version"] == 1
-    assert told["summary"] == {
+    document = json.loads(render([whole], "json", unread=[("bad.meta", "cut short")]))
+    assert document["version"] == 1
+    assert document["summary"] == {
         "reports": 1,
         "layers": 9,
         "error": 1,
@@ -183,8 +195,8 @@ def test_json_holds_everything_of_a_report():
         "cannot_tell": 1,
         "unreadable": 1,
     }
-    assert told["unreadable"] == [{"path": "bad.meta", "reason": "cut short"}]
-    (one,) = told["reports"]
+    assert document["unreadable"] == [{"path": "bad.meta", "reason": "cut short"}]
+    (one,) = document["reports"]
     assert {key: one[key] for key in ("path", "kind", "checkpoint", "nodes")} == {
         "path": whole.path,
         "kind": whole.kind,
@@ -196,6 +208,16 @@ def test_json_holds_everything_of_a_report():
     assert [each["code"] for each in one["findings"]] == ["BN001", "BN007", "BN101"]
     assert one["findings"][0]["layers"] == list(NAMES) and one["findings"][0]["evidence"] == ["Adam ← gradients"]
     assert one["cannot_tell"] == [{"code": "BN004", "layers": [NAMES[0]], "reason": "The switch is a placeholder."}]
+
+
+def test_the_words_for_modes_and_states_are_those_of_json_version_1_in_every_format():
+    layers = (row(training=Mode.BATCH, inference=Mode.MOVING, saved=Saved.SOME, statistics=State.MISSING),)
+    whole = report(kind=SubjectKind.META_GRAPH, layers=layers, findings=())
+    (layer,) = json.loads(render([whole], "json"))["reports"][0]["layers"]
+    expected = {"training": "batch", "inference": "population", "saved": "some", "statistics": "missing"}
+    assert {column: layer[column] for column in expected} == expected
+    text = render([whole], "text")
+    assert "batch     population  none     some   missing" in text and ": meta graph with" in text
 
 
 # --- SARIF: the required properties of the 2.1.0 schema, and the constraints on those that are used ------------------

@@ -86,7 +86,7 @@ def test_rules_are_chosen_by_code_or_beginning(option, given, codes, audited):
 
 
 @pytest.mark.parametrize(
-    ("argv", "told"),
+    ("argv", "named"),
     [
         (["a", "--select", "BN9"], "BN9"),
         (["a", "--ignore", "BN001,E5"], "E5"),
@@ -94,10 +94,10 @@ def test_rules_are_chosen_by_code_or_beginning(option, given, codes, audited):
         (["--explain", "BN009"], "BN009"),
     ],
 )
-def test_an_unknown_rule_is_one_line_that_lists_the_known(argv, told, audited, capsys):
+def test_an_unknown_rule_is_one_line_that_lists_the_known(argv, named, audited, capsys):
     assert not audited(a=[report()]) and main(["audit", *argv]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert told in line and all(code in line for code in RULES)
+    assert named in line and all(code in line for code in RULES)
 
 
 @pytest.mark.parametrize("feed", ["is_training", "=true", "is_training=", "x=maybe", "x=nan", "x=inf"])
@@ -117,7 +117,7 @@ def test_without_a_path_it_says_what_to_do(capsys):
 
 
 @pytest.mark.parametrize("error", [AuditError("bad: It ends in a node."), FileNotFoundError(2, "It ends", "bad")])
-def test_unreadable_paths_are_told_and_the_others_printed(error, audited, capsys):
+def test_unreadable_paths_are_reported_and_the_others_printed(error, audited, capsys):
     audited(bad=error, good=[report("good", ERROR)])
     assert main(["audit", "bad", "good"]) == 2
     out, err = capsys.readouterr()
@@ -131,12 +131,12 @@ def test_every_unreadable_path_has_a_line_of_its_own(audited, capsys):
     assert capsys.readouterr().err.splitlines() == ["bn_graph audit: a: one two", "bn_graph audit: b: three"]
 
 
-def test_json_tells_what_could_not_be_read(audited, capsys):
+def test_json_lists_what_could_not_be_read(audited, capsys):
     audited(bad=AuditError("cut short"), good=[report("good")])
     assert main(["audit", "bad", "good", "--format", "json"]) == 2
-    told = json.loads(capsys.readouterr().out)
-    assert told["unreadable"] == [{"path": "bad", "reason": "cut short"}]
-    assert [each["path"] for each in told["reports"]] == ["good"]
+    document = json.loads(capsys.readouterr().out)
+    assert document["unreadable"] == [{"path": "bad", "reason": "cut short"}]
+    assert [each["path"] for each in document["reports"]] == ["good"]
 
 
 def test_control_characters_of_a_path_do_not_reach_the_terminal(audited, capsys):
@@ -164,5 +164,5 @@ def test_help_names_every_option_rule_and_status(capsys):
         main(["audit", "--help"])
     out = capsys.readouterr().out
     options = ("--checkpoint", "--output", "--train-op", "--feed", "--select", "--ignore", "--format", "--explain")
-    assert all(told in out for told in (*options, *RULES, "exit status"))
+    assert all(word in out for word in (*options, *RULES, "exit status"))
     assert max(map(len, out.splitlines())) <= 120

@@ -393,7 +393,7 @@ def test_a_public_gan_whose_checkpoint_holds_the_generators_weights_only(tmp_pat
     updated = {layer for layer in layers if np.any(after[f"{layer}/moving_variance"] != 1)}
     assert updated == {layer for layer in layers if layer.startswith("generator/")} and len(updated) == 3
     printed = capfd.readouterr().out
-    assert "holds nothing of theirs: discriminator/conv2d_0/batch_normalization" in printed
+    assert "has nothing of theirs: discriminator/conv2d_0/batch_normalization" in printed
 
     words = ["--meta", f"{out}.meta", "--checkpoint", out, "--output", network.output, "--out", tmp_path / "served"]
     assert main(["inference-graph", *map(str, words)]) == 0
