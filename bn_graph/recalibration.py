@@ -27,8 +27,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bn_graph.graphs import layer_calls, reachability
+from bn_graph.graphs import effects, layer_calls
 from bn_graph.graphs.errors import BnGraphError, one_line
+from bn_graph.graphs.graph import build
 from bn_graph.graphs.layer_calls import LayerCall
 from bn_graph.inference import switching
 from bn_graph.layers import averages
@@ -434,7 +435,7 @@ def _without_optimizer() -> tf.ConfigProto:
 
 def _part_above_inputs(plan: _Plan) -> tf.GraphDef:
     names = [name for tensors in plan.calls.values() for name, _ in tensors]
-    needed = reachability.upstream(reachability.index(plan.graph_def), names)
+    needed = effects.upstream(build(plan.graph_def), names)
     part = tf.GraphDef(versions=plan.graph_def.versions, library=plan.graph_def.library)
     for node in plan.graph_def.node:
         if node.name in needed:
@@ -576,9 +577,7 @@ def _held(session: tf.Session, variables: Mapping[str, tf.Variable], plan: _Plan
         raise RecalibrationError(
             f"Not among the graph's global variables, and so can't be assigned: {', '.join(strange)}."
         )
-    above = reachability.upstream(
-        reachability.index(plan.graph_def), [name for tensors in plan.calls.values() for name, _ in tensors]
-    )
+    above = effects.upstream(build(plan.graph_def), [name for tensors in plan.calls.values() for name, _ in tensors])
     needed = [name for name in variables if name in above | statistics]
     try:
         return dict(zip(needed, session.run([variables[name] for name in needed]), strict=True))

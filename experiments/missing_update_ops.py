@@ -22,7 +22,8 @@ from pathlib import Path
 import numpy as np
 
 import bn_graph
-from bn_graph.graphs import reachability
+from bn_graph.graphs import effects
+from bn_graph.graphs.graph import build
 from bn_graph.tf1 import legacy_layers, tf
 from bn_graph.training import train_op
 from experiments.machinery import harness, kept_work
@@ -204,12 +205,12 @@ def _what_is_in_the_graph() -> dict:
             _, loss = _small_network()
             updates = [entry.name for entry in tf.get_collection(KEY)]
             train_op = make_train_op(tf.train.GradientDescentOptimizer(0.1), loss)
-            index = reachability.index(graph)
+            built = build(graph)
             names = {op.name for op in graph.get_operations()}
             found["variables"] = sum(variable in tf.global_variables() for variable in bn_graph.moving_statistics())
             found["updates"] = len(updates)
             found["updates_in_the_graph"] = sum(update in names for update in updates)
-            above = reachability.upstream(index, [train_op.name])
+            above = effects.upstream(built, [train_op.name])
             found[f"updates_above_the_train_op_{form}"] = sum(update in above for update in updates)
     return found
 
@@ -219,10 +220,10 @@ def _what_is_ordered(make_train_op: Callable) -> dict[str, list[int]]:
     with tf.Graph().as_default() as graph:
         _, loss = _small_network()
         updates = {entry.name for entry in tf.get_collection(KEY)}
-        forward = reachability.upstream(reachability.index(graph), [loss.op.name])
+        forward = effects.upstream(build(graph), [loss.op.name])
         earlier = {op.name for op in graph.get_operations()}
         train_op = make_train_op(tf.train.GradientDescentOptimizer(0.1), loss)
-        index = reachability.index(graph)
+        built = build(graph)
         later = [op for op in graph.get_operations() if op.name not in earlier]
         kinds = {
             "forward": sorted(forward),
@@ -231,7 +232,7 @@ def _what_is_ordered(make_train_op: Callable) -> dict[str, list[int]]:
             "train_op": [train_op.name],
         }
         return {
-            kind: [sum(updates <= reachability.upstream(index, [name]) for name in names), len(names)]
+            kind: [sum(updates <= effects.upstream(built, [name]) for name in names), len(names)]
             for kind, names in kinds.items()
         }
 

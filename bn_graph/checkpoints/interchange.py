@@ -25,8 +25,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from bn_graph.checkpoints.values import WholeVariable, assign_values, read_values, whole_name, whole_shape
-from bn_graph.checkpoints.variables import LayerVariables, batch_norm_layers
-from bn_graph.graphs.reachability import global_variables_by_name
+from bn_graph.checkpoints.variables import LayerVariables, batch_norm_layers, global_variables_by_name
 from bn_graph.tf1 import tf
 
 __all__ = [

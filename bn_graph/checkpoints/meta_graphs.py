@@ -17,8 +17,10 @@ import numpy as np
 
 from bn_graph.checkpoints.files import CheckpointError, checkpoint_prefix, written_beside
 from bn_graph.checkpoints.values import assign_values, check_fit
-from bn_graph.graphs import layer_calls, reachability
+from bn_graph.checkpoints.variables import global_variables_by_name
+from bn_graph.graphs import effects, layer_calls
 from bn_graph.graphs.errors import one_line
+from bn_graph.graphs.graph import build, producer
 from bn_graph.graphs.notes import LAYERS, MOVING_STATISTICS
 from bn_graph.layers.averages import moving_statistics
 from bn_graph.tf1 import slice_info, tf
@@ -228,7 +230,7 @@ def missing_weights(graph: tf.Graph, restored: Restored, names: Iterable[str]) -
         >>> meta_graphs.missing_weights(graph, meta_graphs.Restored({}, {}, ["w"]), [y.name])
         ['w']
     """
-    read_there = reachability.variables_read(reachability.index(graph), names)
+    read_there = effects.variables_read(build(graph), names)
     statistics = statistics_of(graph)
     return [name for name in restored.missing if name in read_there and name not in statistics]
 
@@ -296,7 +298,7 @@ def _saver_keys(graph_def: tf.GraphDef) -> dict[str, dict[str, Key]]:
         source, port = _behind_identities(nodes, node.input[1])
         variable, _ = _behind_identities(nodes, node.input[0])
         if source in nodes and nodes[source].op == "RestoreV2":
-            names, slices = (_strings(nodes.get(reachability.producer(edge))) for edge in nodes[source].input[1:3])
+            names, slices = (_strings(nodes.get(producer(edge))) for edge in nodes[source].input[1:3])
             if port < min(len(names), len(slices)):
                 scope = node.name.rpartition("/")[0]
                 savers.setdefault(scope, {})[variable] = Key(names[port], slices[port])
@@ -413,7 +415,7 @@ def refuse_existing(prefix: str | os.PathLike) -> None:
 def _names_to_save(graph: tf.Graph, keys: Mapping[str, Key]) -> dict[str, object]:
     """Variables by their names in the checkpoint; those of which it holds slices of one tensor together."""
     groups: dict[str, list[tf.Variable]] = {}
-    for name, variable in reachability.global_variables_by_name(graph).items():
+    for name, variable in global_variables_by_name(graph).items():
         groups.setdefault(keys.get(name, Key(name)).name, []).append(variable)
     names = {}
     for key, variables in groups.items():

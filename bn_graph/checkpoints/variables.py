@@ -3,7 +3,8 @@
 from collections.abc import Collection, Mapping, Sequence
 
 from bn_graph.checkpoints.values import WholeVariable, whole_variables
-from bn_graph.graphs import reachability
+from bn_graph.graphs import effects
+from bn_graph.graphs.graph import Graph, build
 from bn_graph.layers.averages import LayerVariables, moving_statistics
 from bn_graph.tf1 import tf
 
@@ -41,6 +42,12 @@ def batch_norm_layers(graph: tf.Graph | None = None) -> dict[str, LayerVariables
         for scope, leaves in scopes.items()
         if {"moving_mean", "moving_variance"} <= leaves.keys()
     }
+
+
+def global_variables_by_name(graph: tf.Graph | None = None) -> dict[str, tf.Variable]:
+    """The global variables of a graph (the default graph if None) by the names of their ops, in the order of creation."""
+    graph = graph or tf.get_default_graph()
+    return {variable.op.name: variable for variable in graph.get_collection(tf.GraphKeys.GLOBAL_VARIABLES)}
 
 
 def layer_scope(variable: str, statistics: Collection[str]) -> str:
@@ -101,16 +108,16 @@ def inference_variables(
         ['w1', 'bn1/gamma', 'bn1/beta', 'bn1/moving_mean', 'bn1/moving_variance', 'w2', 'b2']
     """
     graph, names = _graph_and_names(outputs, graph)
-    index = reachability.index(graph)
-    variables = reachability.global_variables_by_name(graph)
-    read = reachability.variables_read(index, names) & variables.keys()
-    written = reachability.variables_written(index, names)
+    built = build(graph)
+    variables = global_variables_by_name(graph)
+    read = effects.variables_read(built, names) & variables.keys()
+    written = effects.variables_written(built, names)
     trained = sorted(written & _trainable(graph))
     if trained:
         raise ValueError(
             f"Computing the outputs trains {', '.join(trained[:3])}: they depend on a train op. Name the predictions."
         )
-    wanted = read | _updated_for(graph, index, names, read)
+    wanted = read | _updated_for(graph, built, names, read)
     scopes = {name.rpartition("/")[0] for name in wanted}
     for statistic in map(_op_name, moving_statistics(graph)):  # in the order of creation: averages of one come after it
         if statistic.rpartition("/")[0] in scopes | wanted:
@@ -134,16 +141,16 @@ def _graph_and_names(outputs, graph: tf.Graph | None) -> tuple[tf.Graph, list[st
     return graph, [getattr(output, "name", output) for output in outputs]
 
 
-def _updated_for(graph: tf.Graph, index: reachability.GraphIndex, outputs: list[str], read: set[str]) -> set[str]:
+def _updated_for(graph: tf.Graph, built: Graph, outputs: list[str], read: set[str]) -> set[str]:
     """The variables assigned by update ops, of any collection, of the layers that `outputs` pass through."""
-    computed = {name for name in reachability.upstream(index, outputs) if index.nodes[name].op != "Const"}
+    computed = {name for name in effects.upstream(built, outputs) if built.ops[built.ids[name]] != "Const"}
     trainable = _trainable(graph)
     updated = set()
     for op in _ops_in_collections(graph):
-        assigned = reachability.assigned_by(index, op)
-        if not assigned or assigned & trainable or computed.isdisjoint(reachability.upstream(index, op)):
+        assigned = effects.assigned_by(built, op)
+        if not assigned or assigned & trainable or computed.isdisjoint(effects.upstream(built, op)):
             continue
-        if reachability.variables_read(index, op) <= read | assigned:
+        if effects.variables_read(built, op) <= read | assigned:
             updated |= assigned
     return updated
 

@@ -122,9 +122,10 @@ def _write(arguments: argparse.Namespace) -> int:
 def _open_switches(graph: "tf.Graph", output: "tf.Tensor", taken: set[str]) -> list[str]:
     """Scalar bool placeholders on the way to the output without a given value: they switch between modes."""
     from bn_graph.commands import feeds
-    from bn_graph.graphs import reachability
+    from bn_graph.graphs import effects
+    from bn_graph.graphs.graph import build
 
-    needed = reachability.upstream(reachability.index(graph), [output])
+    needed = effects.upstream(build(graph), [output])
     return [
         tensor.name
         for tensor in feeds.placeholders(graph)
@@ -138,15 +139,14 @@ def _open_switches(graph: "tf.Graph", output: "tf.Tensor", taken: set[str]) -> l
 def _inputs(turned: "Turned", cut: list[str]) -> "list[tf.Tensor]":
     """The tensors to feed: `cut`, or every placeholder that the output needs."""
     from bn_graph.commands import feeds
-    from bn_graph.graphs import reachability
+    from bn_graph.graphs import effects
+    from bn_graph.graphs.graph import build
 
-    index = reachability.index(turned.graph)
-    gone = [name for name in cut if name.partition(":")[0] not in reachability.upstream(index, [turned.output])]
+    built = build(turned.graph)
+    gone = [name for name in cut if name.partition(":")[0] not in effects.upstream(built, [turned.output])]
     if gone:
         raise CommandError(f"The output doesn't depend on --input {', '.join(gone)}.")
-    for name in cut:
-        index.nodes[name.partition(":")[0]].ClearField("input")
-    open_ones = feeds.unfed(turned.graph, reachability.upstream(index, [turned.output]), cut)
+    open_ones = feeds.unfed(turned.graph, effects.upstream(built, [turned.output], fed=cut), cut)
     if cut and open_ones:
         listed = ", ".join(map(feeds.describe, open_ones))
         raise CommandError(f"The output needs {listed} too: name it with --input, or fix it with --feed NAME=VALUE.")
@@ -161,13 +161,11 @@ def _inputs(turned: "Turned", cut: list[str]) -> "list[tf.Tensor]":
 
 def _refuse_missing(turned: "Turned", restored: "Restored", inputs: "list[tf.Tensor]") -> None:
     from bn_graph.checkpoints import meta_graphs
-    from bn_graph.graphs import reachability
+    from bn_graph.graphs import effects
+    from bn_graph.graphs.graph import build
 
     statistics = {name for pair in turned.statistics for name in pair}
-    index = reachability.index(turned.graph)
-    for tensor in inputs:
-        index.nodes[tensor.op.name].ClearField("input")
-    read = reachability.variables_read(index, [turned.output])
+    read = effects.variables_read(build(turned.graph), [turned.output], fed=inputs)
     lacking = [name for name in restored.missing if name in read - statistics - meta_graphs.statistics_of(turned.graph)]
     if lacking:
         raise CommandError(f"The checkpoint lacks {', '.join(lacking[:5])}, which the output needs.")

@@ -152,7 +152,8 @@ def _refuse_unfed(
     graph: "tf.Graph", calls: "Sequence[LayerCall]", layers: Mapping[str, Sequence], feed: _Feed, method: str
 ) -> None:
     from bn_graph.commands import feeds
-    from bn_graph.graphs import layer_calls, reachability
+    from bn_graph.graphs import effects, layer_calls
+    from bn_graph.graphs.graph import build
     from bn_graph.inference import switching
 
     computed = [call for found in layers.values() for call in found if layer_calls.INSIDE not in call.inputs[0]]
@@ -160,7 +161,7 @@ def _refuse_unfed(
     if method == "pooled":
         turned = switching.in_population_mode(graph, calls)
         graph_def, names = turned.graph_def, [turned.stand_ins.get(name, name) for name in names]
-    needed = reachability.upstream(reachability.index(graph_def), names)
+    needed = effects.upstream(build(graph_def), names)
     missing = feeds.unfed(graph, needed, [*feed.data, *feed.values])
     if missing:
         scalar = missing[0].shape.rank in (0, None)

@@ -54,13 +54,19 @@ _BETWEEN = _FORWARDS | {"NoOp", "Const", "ReadVariableOp"}
 """What stands between an update op and its assigns: groups, branches and the values read after them."""
 
 
-def upstream(graph: Graph, names: Names) -> set[str]:
+def upstream(graph: Graph, names: Names, fed: Names = ()) -> set[str]:
     """Every op that runs when `names` are run, themselves included; ops of the graph, not of functions' bodies.
+
+    Args:
+        graph: the graph.
+        names: what is run.
+        fed: ops whose outputs are fed, so that nothing above them runs on their account.
 
     Raises:
         AuditError: the graph has no op of such a name.
     """
-    return {graph.names[node] for node in closure(graph, _starts(graph, names))} & graph.ids.keys()
+    reached = closure(_cut(graph, fed), _starts(graph, names))
+    return {graph.names[node] for node in reached} & graph.ids.keys()
 
 
 def variables(graph: Graph) -> list[str]:
@@ -68,17 +74,20 @@ def variables(graph: Graph) -> list[str]:
     return [name for name, node in graph.ids.items() if graph.ops[node] in VARIABLES]
 
 
-def variables_read(graph: Graph, names: Names) -> set[str]:
+def variables_read(graph: Graph, names: Names, fed: Names = ()) -> set[str]:
     """The variables whose values go into running `names`, by the names of their ops.
 
     A variable that is only overwritten, or only asked whether it is initialized, is not read; one that is decremented
     is. A variable that is handed to a function (a branch of cond v2) counts as read there.
 
+    Args:
+        graph, names, fed: as for `upstream`.
+
     Raises:
         AuditError: the graph has no op of such a name.
     """
     read = [refs[1:] if op in _WITHOUT_READING else refs for op, refs in zip(graph.ops, graph.inputs, strict=True)]
-    reached = closure(graph._replace(inputs=read), _starts(graph, names))
+    reached = closure(_cut(graph._replace(inputs=read), fed), _starts(graph, names))
     return {variable_name(graph, node) for node in reached if graph.ops[node] in VARIABLES}
 
 
@@ -159,6 +168,18 @@ def variable_name(graph: Graph, variable: int) -> str:
 def _starts(graph: Graph, names: Names) -> list[int]:
     names = [names] if isinstance(names, str) or hasattr(names, "name") else names
     return [node_named(graph, getattr(name, "name", name)) for name in names]
+
+
+def _cut(graph: Graph, fed: Names) -> Graph:
+    """The graph without what goes into the ops `fed`."""
+    nodes = set(_starts(graph, fed))
+    if not nodes:
+        return graph
+    return graph._replace(
+        inputs=[[] if node in nodes else inputs for node, inputs in enumerate(graph.inputs)],
+        controls=[[] if node in nodes else controls for node, controls in enumerate(graph.controls)],
+        calls={node: calls for node, calls in graph.calls.items() if node not in nodes},
+    )
 
 
 def _outermost(graph: Graph, node: int) -> int:

@@ -25,6 +25,7 @@ __all__ = [
     "downstream",
     "needed",
     "node_named",
+    "producer",
     "reach",
     "uses",
     "walk",
@@ -104,7 +105,8 @@ def build(graph_def: GraphDef) -> Graph:
     """Numbers the nodes of a graph and lays out the functions it calls.
 
     Args:
-        graph_def: is referred to, not copied; of this package's classes or of TensorFlow's.
+        graph_def: is referred to, not copied; of this package's classes or of TensorFlow's. A live ``tf.Graph`` will do
+            as well: its present state is taken.
 
     Raises:
         AuditError: the functions' calls of one another take more nodes than ten times the file's.
@@ -118,6 +120,7 @@ def build(graph_def: GraphDef) -> Graph:
         >>> built.ops[built.inputs[built.ids["minus"]][0][0]]
         'Const'
     """
+    graph_def = graph_def.as_graph_def() if hasattr(graph_def, "as_graph_def") else graph_def
     functions = {function.signature.name: function for function in graph_def.library.function}
     graph = Graph([], [], [], [], [], [], {}, {})
     in_file = len(graph_def.node) + sum(len(function.node_def) for function in functions.values())
@@ -321,9 +324,14 @@ def node_named(graph: Graph, name: str) -> int:
         >>> graph.node_named(built, "y:0")
         1
     """
-    plain = name.removeprefix("^").partition(":")[0]
+    plain = producer(name)
     if plain in graph.ids:
         return graph.ids[plain]
     alike = [other for other in graph.ids if other.endswith(f"/{plain}") or plain in other][:5]
     hint = f"; like it are {', '.join(alike)}" if alike else ""
     raise AuditError(f"the graph has no node named {plain!r}{hint}")
+
+
+def producer(name: str) -> str:
+    """The op behind an input's or tensor's name: without the ``^`` of a control edge and without the port."""
+    return name.removeprefix("^").partition(":")[0]

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 
-from bn_graph.graphs import reachability
+from bn_graph.graphs.graph import producer
 from bn_graph.tf1 import constant_predicate, function_body, tf
 
 __all__ = ["without_training_branches"]
@@ -111,7 +111,7 @@ def _inlined(cond: tf.NodeDef, function) -> tuple[list[tf.NodeDef], dict[str, li
     def outside(edge: str) -> str:
         name, _, port = edge.removeprefix("^").partition(":")
         if name in arguments:
-            return f"^{reachability.producer(arguments[name])}" if edge.startswith("^") else arguments[name]
+            return f"^{producer(arguments[name])}" if edge.startswith("^") else arguments[name]
         renamed = f"{scope}/{name}" + (f":{port}" if port not in ("", "0") else "")
         return f"^{renamed}" if edge.startswith("^") else renamed
 
@@ -123,7 +123,7 @@ def _inlined(cond: tf.NodeDef, function) -> tuple[list[tf.NodeDef], dict[str, li
             nodes.append(node)
     returned = [outside(flat_names[function.ret[output.name]]) for output in function.signature.output_arg]
     moved = {cond.name + (f":{number}" if number else ""): [edge] for number, edge in enumerate(returned)}
-    run = [reachability.producer(edge) for edge in returned] + [f"{scope}/{n}" for n in function.control_ret.values()]
+    run = [producer(edge) for edge in returned] + [f"{scope}/{n}" for n in function.control_ret.values()]
     return nodes, moved | {f"^{cond.name}": [f"^{name}" for name in run] + control}
 
 
@@ -133,7 +133,7 @@ def _dead_nodes(graph_def: tf.GraphDef, switches: Mapping[str, bool]) -> set[str
     consumers: dict[str, list[str]] = {}
     for node in graph_def.node:
         for edge in node.input:
-            consumers.setdefault(reachability.producer(edge), []).append(node.name)
+            consumers.setdefault(producer(edge), []).append(node.name)
     dead: set[str] = set()
     pending = [consumer for switch in switches for consumer in consumers.get(switch, [])]
     while pending:
@@ -148,9 +148,7 @@ def _dies(node: tf.NodeDef, nodes: Mapping[str, tf.NodeDef], dead: set[str], swi
     edges = list(node.input)
     if node.op in _MERGES:
         # A loop's Merge gets its second input from itself, and lives by the first.
-        first = [
-            e for e in edges if not e.startswith("^") and "NextIteration" not in nodes[reachability.producer(e)].op
-        ]
+        first = [e for e in edges if not e.startswith("^") and "NextIteration" not in nodes[producer(e)].op]
         if all(_is_dead(edge, dead, switches) for edge in first):
             return True
         edges = [edge for edge in edges if edge.startswith("^")]

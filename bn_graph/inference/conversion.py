@@ -17,8 +17,9 @@ import numpy as np
 from bn_graph.checkpoints import meta_graphs
 from bn_graph.checkpoints.files import written_beside
 from bn_graph.checkpoints.variables import batch_norm_layers
-from bn_graph.graphs import layer_calls, reachability
+from bn_graph.graphs import effects, layer_calls
 from bn_graph.graphs.errors import BnGraphError
+from bn_graph.graphs.graph import build
 from bn_graph.graphs.notes import LAYERS, MOVING_STATISTICS
 from bn_graph.inference import switching
 from bn_graph.inference.branches import without_training_branches
@@ -89,7 +90,7 @@ def turn(graph: tf.Graph, output: tf.Tensor, fixed: Mapping[str, np.ndarray]) ->
     _refuse_unturned(turned, calls)
     meta.graph_def.CopyFrom(_without_moments(turned.graph_def, _variables_own(decided)))
     result = meta_graphs.import_graph(meta)
-    read = reachability.variables_read(reachability.index(result), _OUTPUT)
+    read = effects.variables_read(build(result), _OUTPUT)
     pairs = [(layer.moving_mean.op.name, layer.moving_variance.op.name) for layer in batch_norm_layers(result).values()]
     pairs = dict.fromkeys([*pairs, *((call.mean, call.variance) for call in calls)])
     return Turned(result, result.get_tensor_by_name(f"{_OUTPUT}:0"), [pair for pair in pairs if read & set(pair)])
@@ -130,15 +131,15 @@ def _refuse_unturned(turned: switching.PopulationMode, calls: Sequence[layer_cal
 
 def _without_moments(graph_def: tf.GraphDef, variables: Sequence[str]) -> tf.GraphDef:
     """What the output needs, without the batch statistics that only the order of running still holds."""
-    index = reachability.index(graph_def)
+    built = build(graph_def)
     for node in graph_def.node:
         if node.name.endswith("/population/result"):
             control = [edge for edge in node.input if edge.startswith("^")]
-            above = reachability.upstream(index, control) if control else set()
+            above = effects.upstream(built, control) if control else set()
             # In a branch of a cond that is left, a result must be dead where what it stands for is.
-            if control and not any(index.nodes[name].op in _SWITCHES for name in above):
+            if control and not any(built.ops[built.ids[name]] in _SWITCHES for name in above):
                 node.input[:] = [edge for edge in node.input if not edge.startswith("^")]
-    needed = reachability.upstream(reachability.index(graph_def), [_OUTPUT, *variables])
+    needed = effects.upstream(build(graph_def), [_OUTPUT, *variables])
     left = tf.GraphDef(versions=graph_def.versions, library=graph_def.library)
     left.node.extend(node for node in graph_def.node if node.name in needed)
     return left
@@ -200,7 +201,7 @@ def write(
     """
     with written_beside(directory) as unfinished:
         with tf.Session(graph=turned.graph) as session:
-            read = reachability.variables_read(reachability.index(turned.graph), _OUTPUT)
+            read = effects.variables_read(build(turned.graph), _OUTPUT)
             meta_graphs.assign(session, {name: values[name] for name in read if name in values})
             export_saved_model(session, unfinished, inputs, {output: turned.output})
         return largest_difference(unfinished, examples)

@@ -15,8 +15,9 @@ import numpy as np
 
 from bn_graph.checkpoints.values import assign_values, parts_of
 from bn_graph.checkpoints.variables import batch_norm_layers, layer_scope
-from bn_graph.graphs import reachability
+from bn_graph.graphs import effects
 from bn_graph.graphs.errors import BnGraphError
+from bn_graph.graphs.graph import build, producer
 from bn_graph.inference.branches import without_training_branches
 from bn_graph.layers.averages import MOVING_STATISTICS, is_ref_variable, moving_statistics
 from bn_graph.tf1 import tf
@@ -145,11 +146,11 @@ def refuse_training(graph: tf.Graph, graph_def: tf.GraphDef, outputs: Iterable[s
         ...         print(str(error).split(":")[0])
         The outputs still train in bn1
     """
-    index, outputs = reachability.index(graph_def), list(outputs)
+    built, outputs = build(graph_def), list(outputs)
     layers = batch_norm_layers(graph)
-    read = reachability.variables_read(index, outputs)
+    read = effects.variables_read(built, outputs)
     statistics = {statistic.op.name for statistic in moving_statistics(graph)}
-    evidence = {layer_scope(name, statistics) or name for name in reachability.variables_written(index, outputs)}
+    evidence = {layer_scope(name, statistics) or name for name in effects.variables_written(built, outputs)}
     ops = _batch_statistics(graph_def)
     evidence |= {scope for scope in layers if any(op.startswith(f"{scope}/") for op in ops)}
     for scope, layer in layers.items():
@@ -200,7 +201,7 @@ def _placeholders(graph_def: tf.GraphDef, inputs: Mapping[str, tf.Tensor]) -> di
 
 def _pruned(graph_def: tf.GraphDef, outputs: Mapping[str, tf.Tensor]) -> tf.GraphDef:
     """The nodes and functions that the outputs need, in their old order."""
-    needed = reachability.upstream(reachability.index(graph_def), [tensor.op.name for tensor in outputs.values()])
+    needed = effects.upstream(build(graph_def), [tensor.op.name for tensor in outputs.values()])
     pruned = tf.GraphDef(versions=graph_def.versions)
     pruned.node.extend(node for node in graph_def.node if node.name in needed)
     for node in pruned.node:
@@ -311,8 +312,8 @@ def _import_around(graph_def: tf.GraphDef, variables: Iterable[tf.Variable]) -> 
     rest = tf.GraphDef(versions=graph_def.versions, library=graph_def.library)
     rest.node.extend(node for node in graph_def.node if node.name not in made)
     input_map = {}
-    for edge in {edge for node in rest.node for edge in node.input if reachability.producer(edge) in made}:
-        op = graph.get_operation_by_name(reachability.producer(edge))
+    for edge in {edge for node in rest.node for edge in node.input if producer(edge) in made}:
+        op = graph.get_operation_by_name(producer(edge))
         input_map[edge if edge.startswith("^") else f"{op.name}:0"] = op if edge.startswith("^") else op.outputs[0]
     tf.import_graph_def(rest, input_map=input_map, name="")
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bn_graph.graphs import reachability
+from bn_graph.graphs.graph import producer
 from bn_graph.tf1 import optimized_graph, tf
 
 __all__ = ["fold_batch_norm"]
@@ -217,7 +217,7 @@ def _weights_by_grappler(weights: Sequence[np.ndarray], scales: Sequence[np.ndar
             scaled = tf.nn.conv2d(x, tf.constant(kernel), 1, "VALID") * tf.constant(scale.astype(kernel.dtype))
             tf.identity(scaled, name=f"y{number}")
     outputs = [f"y{number}" for number in range(len(weights))]
-    nodes = reachability.index(_constant_folded(graph, inputs, outputs)).nodes
+    nodes = {node.name: node for node in _constant_folded(graph, inputs, outputs).node}
     return [
         _folded_kernel(nodes, output).reshape(weight.shape) for output, weight in zip(outputs, weights, strict=True)
     ]
@@ -239,8 +239,8 @@ def _constant_folded(graph: tf.Graph, inputs: Mapping[str, tf.Tensor], outputs: 
 def _folded_kernel(nodes: Mapping[str, tf.NodeDef], output: str) -> np.ndarray:
     node = nodes[output]
     while node.op == "Identity":
-        node = nodes[reachability.producer(node.input[0])]
-    kernel = nodes[reachability.producer(node.input[1])] if node.op == "Conv2D" else None
+        node = nodes[producer(node.input[0])]
+    kernel = nodes[producer(node.input[1])] if node.op == "Conv2D" else None
     if kernel is None or kernel.op != "Const":
         raise RuntimeError(f"Grappler did not fold a multiplication into a 1×1 convolution; it left {node.op}.")
     return tf.make_ndarray(kernel.attr["value"].tensor)
@@ -248,7 +248,7 @@ def _folded_kernel(nodes: Mapping[str, tf.NodeDef], output: str) -> np.ndarray:
 
 def _put_in(graph_def: tf.GraphDef, chain: _Chain, weights: np.ndarray) -> None:
     """Gives the linear op the new weights and a BiasAdd, and makes Identities of the ops that these two replace."""
-    nodes = reachability.index(graph_def).nodes
+    nodes = {node.name: node for node in graph_def.node}
     name, dtype = chain.linear.name, chain.linear.outputs[0].dtype
     consumer = nodes[_readers(chain.linear.outputs[0])[0].name]
     consumer.input[:] = [f"{name}_folded" if edge == name else edge for edge in consumer.input]

@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
-from bn_graph.graphs import reachability
+from bn_graph.graphs import effects
+from bn_graph.graphs.graph import build
 from bn_graph.tf1 import tf
 from bn_graph.training import datasets
 from bn_graph.training.networks import Network
@@ -204,10 +205,10 @@ class _Batches:
 
 def _refuse_shared(graph: tf.Graph, steps: Sequence[Step]) -> None:
     """Two loops run side by side, so what one assigns the other must not touch."""
-    index = reachability.index(graph)
+    built = build(graph)
     fetched = [[step.train_op.name, *(tensor.name for tensor in step.recorded)] for step in steps]
-    touched = [reachability.variables_read(index, names) for names in fetched]
-    written = [reachability.variables_written(index, names) for names in fetched]
+    touched = [effects.variables_read(built, names) for names in fetched]
+    written = [effects.variables_written(built, names) for names in fetched]
     for one, other in itertools.permutations(range(len(steps)), 2):
         both = sorted(written[one] & (touched[other] | written[other]))
         if both:

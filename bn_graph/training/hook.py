@@ -11,7 +11,9 @@ import numpy as np
 import bn_graph.audit
 from bn_graph.audit import FindingsError
 from bn_graph.checkpoints.variables import layer_scope
-from bn_graph.graphs import reachability
+from bn_graph.graphs import effects
+from bn_graph.graphs.graph import Graph, build
+from bn_graph.graphs.values import strip
 from bn_graph.layers.averages import moving_statistics
 from bn_graph.tf1 import tf
 from bn_graph.training import train_op
@@ -20,7 +22,6 @@ __all__ = ["StatisticsHook", "StuckStatisticsWarning"]
 
 _Op = tf.Operation | tf.Tensor | str
 
-_FORWARDS = ("Identity", "Reshape", "Cast")
 _FROM_OUTSIDE = ("RestoreV2", "RestoreSlice", "Restore", "Placeholder")
 
 
@@ -124,32 +125,29 @@ def _refuse_detached(graph: tf.Graph) -> None:
 def _updated_statistics(graph: tf.Graph, train_op: _Op | Sequence[_Op] | None) -> list[tf.Variable]:
     """The moving statistics that `train_op`, or if it is None any op but initializers and restores, assigns."""
     statistics = moving_statistics(graph)
-    index = reachability.index(graph)
+    built = build(graph)
     if train_op is not None:
         ops = [train_op] if isinstance(train_op, str) or hasattr(train_op, "name") else list(train_op)
-        updated = reachability.variables_written(index, ops)
+        updated = effects.variables_written(built, ops)
     else:
         initializers = {variable.initializer.name for variable in graph.get_collection(tf.GraphKeys.GLOBAL_VARIABLES)}
-        written = reachability.writers(index, list(index.nodes))
+        written = effects.writers(built)
         updated = set().union(
             *(
                 variables
                 for name, variables in written.items()
-                if name not in initializers and not _sets_from_outside(index, name)
+                if name not in initializers and not _sets_from_outside(built, built.ids[name])
             )
         )
     return [variable for variable in statistics if variable.op.name in updated]
 
 
-def _sets_from_outside(index: reachability.GraphIndex, name: str) -> bool:
+def _sets_from_outside(graph: Graph, node: int) -> bool:
     """Whether an assign takes its value straight from a checkpoint or a feed."""
-    node = index.nodes[name]
-    if node.op not in ("Assign", "AssignVariableOp") or len(node.input) < 2:
+    if graph.ops[node] not in ("Assign", "AssignVariableOp") or len(graph.inputs[node]) < 2:
         return False
-    source = index.nodes.get(reachability.producer(node.input[1]))
-    while source is not None and source.op in _FORWARDS and source.input:
-        source = index.nodes.get(reachability.producer(source.input[0]))
-    return source is not None and source.op in _FROM_OUTSIDE
+    source, _ = strip(graph, graph.inputs[node][1])
+    return source >= 0 and graph.ops[source] in _FROM_OUTSIDE
 
 
 def _message(stuck: Sequence[str], steps: int) -> str:

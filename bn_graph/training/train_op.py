@@ -13,9 +13,9 @@ import re
 import warnings
 from collections.abc import Callable, Container, Iterable, Sequence
 
-from bn_graph.graphs import reachability
+from bn_graph.graphs import effects
 from bn_graph.graphs.errors import BnGraphError
-from bn_graph.graphs.reachability import GraphIndex
+from bn_graph.graphs.graph import Graph, build
 from bn_graph.layers.averages import moving_statistics
 from bn_graph.tf1 import tf
 
@@ -40,7 +40,7 @@ def collect(
 ) -> list[_Op]:
     """The update ops of the layers in a variable scope, each once, in the order in which they were collected.
 
-    An update op belongs to a scope if a variable that it is for (`reachability.assigned_by`) lies in it. So a layer
+    An update op belongs to a scope if a variable that it is for (`effects.assigned_by`) lies in it. So a layer
     that is applied twice gives the updates of both applications, whatever their ops are named; and ``bn`` has nothing
     to do with ``bn2`` or ``xbn``.
 
@@ -75,16 +75,16 @@ def collect(
     entries = list({_op(entry): entry for entry in graph.get_collection(collection)}.values())
     if scope is None and name_scope is None:
         return entries
-    index = reachability.index(graph)
+    built = build(graph)
     if name_scope is not None:
-        _check_known(name_scope, index.nodes, "op", "name scope")
+        _check_known(name_scope, built.ids, "op", "name scope")
         entries = [entry for entry in entries if _lies_in(_op(entry).name, [_path(name_scope)])]
     if scope is not None:
-        paths = _paths(scope, index)
+        paths = _paths(scope, built)
         entries = [
             entry
             for entry in entries
-            if any(_lies_in(variable, paths) for variable in reachability.assigned_by(index, _op(entry)))
+            if any(_lies_in(variable, paths) for variable in effects.assigned_by(built, _op(entry)))
         ]
     return entries
 
@@ -154,13 +154,13 @@ def train_op(
     graph = loss.graph
     with graph.as_default():
         updates = collect(scope, graph=graph) if update_ops is None else list(update_ops)
-        index = reachability.index(graph)
-        _warn_of_left_out(graph, index, loss, updates, scope, var_list)
+        built = build(graph)
+        _warn_of_left_out(graph, built, loss, updates, scope, var_list)
         gradients = optimizer.compute_gradients(loss, var_list=var_list)
         with tf.name_scope(f"{name}_updates"):
             if check_numerics:
-                finite = _checked(index, loss)
-                updates = [finite, *_held_back(finite, index, updates, graph)]
+                finite = _checked(built, loss)
+                updates = [finite, *_held_back(finite, built, updates, graph)]
             updated = tf.group(*updates, name="done")
         with tf.control_dependencies([updated]):
             applied = optimizer.apply_gradients(gradients, global_step=global_step)
@@ -200,8 +200,8 @@ def check_train_op(train_op: _Op | str | Sequence[_Op | str], *, graph: tf.Graph
     """
     ops = [train_op] if isinstance(train_op, str) or hasattr(train_op, "name") else list(train_op)
     graph = graph or next((op.graph for op in ops if not isinstance(op, str)), tf.get_default_graph())
-    index = reachability.index(graph)
-    layers = _layers(_left_as_they_are(graph, index, ops, reachability.variables_written(index, ops)))
+    built = build(graph)
+    layers = _layers(_left_as_they_are(graph, built, ops, effects.variables_written(built, ops)))
     if layers:
         raise DetachedUpdatesError(
             f"The train op runs these layers on a batch and not their update ops: {', '.join(layers)}. Their moving "
@@ -218,10 +218,10 @@ def _path(scope: _Scope) -> str:
     return (scope if isinstance(scope, str) else scope.name).strip("/")
 
 
-def _paths(scope: _Scope | Sequence[_Scope], index: GraphIndex) -> list[str]:
+def _paths(scope: _Scope | Sequence[_Scope], built: Graph) -> list[str]:
     """The scopes' paths; of a layer object, the names of its variables."""
     scopes = [scope] if isinstance(scope, str) or hasattr(scope, "name") else scope
-    names = reachability.variables(index)
+    names = effects.variables(built)
     paths = []
     for each in scopes:
         if hasattr(each, "variables"):
@@ -248,16 +248,16 @@ def _check_known(path: str, names: Iterable[str], kind: str, what: str) -> None:
 
 def _warn_of_left_out(
     graph: tf.Graph,
-    index: GraphIndex,
+    built: Graph,
     loss: tf.Tensor,
     updates: Sequence[_Op],
     scope: _Scope | Sequence[_Scope] | None,
     var_list: Sequence[tf.Variable] | None,
 ) -> None:
-    written = reachability.variables_written(index, [loss.op, *map(_op, updates)])
-    left_out = _left_as_they_are(graph, index, [loss.op], written)
+    written = effects.variables_written(built, [loss.op, *map(_op, updates)])
+    left_out = _left_as_they_are(graph, built, [loss.op], written)
     if scope is not None:
-        paths = _paths(scope, index)
+        paths = _paths(scope, built)
         left_out = [name for name in left_out if _lies_in(name, paths)]
     layers = _layers(left_out)
     if var_list is not None:
@@ -273,9 +273,9 @@ def _warn_of_left_out(
         )
 
 
-def _checked(index: GraphIndex, loss: tf.Tensor) -> tf.Operation:
+def _checked(built: Graph, loss: tf.Tensor) -> tf.Operation:
     """The op that fails if `loss` is not finite."""
-    written = sorted(reachability.variables_written(index, [loss.op]))
+    written = sorted(effects.variables_written(built, [loss.op]))
     if written:
         raise ValueError(
             f"check_numerics can't hold back what is assigned before the loss is known: {', '.join(written)}. Give the "
@@ -286,15 +286,15 @@ def _checked(index: GraphIndex, loss: tf.Tensor) -> tf.Operation:
     ).op
 
 
-def _held_back(check: tf.Operation, index: GraphIndex, updates: Sequence[_Op], graph: tf.Graph) -> list[tf.Operation]:
+def _held_back(check: tf.Operation, built: Graph, updates: Sequence[_Op], graph: tf.Graph) -> list[tf.Operation]:
     """`updates`, of which every assign waits for `check`.
 
     An op that exists can't be given a control input, so the assigns are copied, and what depends on them with them.
     (Adding one to the user's own ops would also make them wait for this loss wherever else they are run.)
     """
     updates = [_op(update) for update in updates]
-    writers = reachability.writers(index, updates)
-    running = reachability.upstream(index, updates)
+    writers = effects.writers(built, updates)
+    running = effects.upstream(built, updates)
     copies: dict[tf.Operation, tf.Operation] = {}
     for op in (op for op in graph.get_operations() if op.name in running):  # in the order of creation: inputs first
         sources = {tensor.op for tensor in op.inputs} | set(op.control_inputs)
@@ -328,14 +328,14 @@ def _layers(variables: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(_layer(variable) for variable in variables))
 
 
-def _left_as_they_are(graph: tf.Graph, index: GraphIndex, ops: Sequence[_Op | str], written: set[str]) -> list[str]:
+def _left_as_they_are(graph: tf.Graph, built: Graph, ops: Sequence[_Op | str], written: set[str]) -> list[str]:
     """The statistics that a batch's statistics in `ops` would move, and that are not in `written`."""
-    running = reachability.upstream(index, ops)
+    running = effects.upstream(built, ops)
     statistics = {variable.op.name: None for variable in moving_statistics(graph)}
     for entry in graph.get_collection(tf.GraphKeys.UPDATE_OPS):
-        statistics |= dict.fromkeys(reachability.assigned_by(index, _op(entry)))
+        statistics |= dict.fromkeys(effects.assigned_by(built, _op(entry)))
     candidates = statistics.keys() - written
-    writers = reachability.writers(index, list(index.nodes)) if candidates else {}
+    writers = effects.writers(built) if candidates else {}
     missed = set()
     for writer, variables in writers.items():
         missed |= {

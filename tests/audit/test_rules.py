@@ -14,7 +14,8 @@ import bn_graph
 from bn_graph.audit import rules
 from bn_graph.audit.report import AuditError, CannotTell, Finding, Level
 from bn_graph.audit.rules import RULES, Undetermined, Verdict, collect, explain, selected
-from bn_graph.graphs import reachability
+from bn_graph.graphs import effects
+from bn_graph.graphs.graph import build
 from bn_graph.tf1 import legacy_layers, tf
 from experiments.machinery import register
 
@@ -164,7 +165,7 @@ def run_fix(code, *paragraphs, **names):
 
 def written(op):
     graph = op.graph
-    return reachability.variables_written(reachability.index(graph), [op])
+    return effects.variables_written(build(graph), [op])
 
 
 def trained_layer(name="bn", **options):
@@ -239,8 +240,8 @@ def test_bn005_cond_updates_in_training_and_not_at_inference(cond_kind, plain_gr
 def test_bn005_layers_share_variables_and_the_sample_updates_nothing(switch):
     names = run_fix("BN005", 3, 4, x=tf.placeholder(tf.float32, [None, 2]), is_training=switch)
     assert written(names["sample"].op) == set()
-    index = reachability.index(tf.get_default_graph())
-    assert reachability.variables_read(index, [names["sample"]]) >= STATISTICS
+    built = build(tf.get_default_graph())
+    assert effects.variables_read(built, [names["sample"]]) >= STATISTICS
     assert written(names["y"].op) == {"bn1/moving_mean", "bn1/moving_variance"}  # of the last paragraph's layer
 
 
@@ -265,7 +266,7 @@ def test_bn007_runs_the_updates_of_one_tower(number, plain_graph):
             losses.append(tf.reduce_mean(tf.square(y)))
     assert len(tf.get_collection(tf.GraphKeys.UPDATE_OPS)) == 6
     names = run_fix("BN007", number, loss=tf.add_n(losses), optimizer=tf.train.GradientDescentOptimizer(0.1))
-    assigns = reachability.writers(reachability.index(plain_graph), [names["train_op"]])
+    assigns = effects.writers(build(plain_graph), [names["train_op"]])
     moving = [writer for writer, variables in assigns.items() if variables & STATISTICS]
     assert len(moving) == 2 and all(writer.startswith("tower_0/") for writer in moving)
 
@@ -276,10 +277,10 @@ def test_bn008_layers_train_when_told_and_the_frozen_one_has_nothing_to_train(sw
     updated = {
         variable
         for entry in tf.get_collection(tf.GraphKeys.UPDATE_OPS)
-        for variable in reachability.assigned_by(reachability.index(x.graph), entry)
+        for variable in effects.assigned_by(build(x.graph), entry)
     }
     assert len(updated) == 2 and written(names["y"].op) == {"bn1/moving_mean", "bn1/moving_variance"}
-    frozen = reachability.variables_read(reachability.index(x.graph), [names["frozen"]])
+    frozen = effects.variables_read(build(x.graph), [names["frozen"]])
     assert len(frozen) == 4 and not frozen & {variable.op.name for variable in tf.trainable_variables()}
 
 

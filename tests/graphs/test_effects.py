@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import bn_graph
+from bn_graph.checkpoints.variables import global_variables_by_name
 from bn_graph.graphs import effects
 from bn_graph.graphs.graph import build
-from bn_graph.graphs.reachability import global_variables_by_name
 from bn_graph.tf1 import legacy_layers, tf
 
 UPDATES = tf.GraphKeys.UPDATE_OPS
@@ -47,7 +47,7 @@ def inputs(rank: int) -> tf.Tensor:
 
 
 def assigned_by_all(graph: tf.Graph, key: str = UPDATES) -> set[str]:
-    built = build(graph.as_graph_def())
+    built = build(graph)
     return set().union(*(effects.assigned_by(built, entry) for entry in graph.get_collection(key)))
 
 
@@ -103,11 +103,11 @@ def test_a_hundred_thousand_nodes_in_a_chain_cost_seconds():
     big = tf.GraphDef()
     for i in range(100_000):
         big.node.add(name=f"n{i}", op="Add", input=[f"n{i - 1}", f"n{i // 2}"] if i else [])
-    start = time.perf_counter()
+    start = time.process_time()
     built = build(big)
     assert len(effects.upstream(built, ["n99999"])) == 100_000
     assert effects.variables_written(built, ["n99999"]) == set()
-    assert time.perf_counter() - start < 10
+    assert time.process_time() - start < 10
 
 
 @pytest.mark.parametrize(
@@ -116,25 +116,25 @@ def test_a_hundred_thousand_nodes_in_a_chain_cost_seconds():
 )
 def test_outputs_read_the_statistics_at_inference_only(graph, training, read):
     y = wrapper_layer(inputs(2), training)
-    assert effects.variables_read(build(graph.as_graph_def()), [y]) == {f"bn/{name}" for name in read}
+    assert effects.variables_read(build(graph), [y]) == {f"bn/{name}" for name in read}
 
 
 def test_a_variable_that_is_only_overwritten_or_asked_about_is_not_read(graph):
     v, w = tf.get_variable("v", []), tf.get_variable("w", [])
     overwrite = tf.assign(v, w)
-    built = build(graph.as_graph_def())
+    built = build(graph)
     assert effects.variables_read(built, [overwrite]) == {"w"}
     assert effects.variables_written(built, [overwrite]) == {"v"}
     asked = tf.is_variable_initialized(v)
-    assert effects.variables_read(build(graph.as_graph_def()), [asked]) == set()
+    assert effects.variables_read(build(graph), [asked]) == set()
     decrement = tf.assign_sub(v, 1.0)
-    assert effects.variables_read(build(graph.as_graph_def()), [decrement]) == {"v"}
+    assert effects.variables_read(build(graph), [decrement]) == {"v"}
 
 
 def test_reading_writes_nothing_and_the_initializer_writes_everything(graph):
     y = wrapper_layer(inputs(2), False)
     start = tf.global_variables_initializer()
-    built = build(graph.as_graph_def())
+    built = build(graph)
     assert effects.variables_written(built, [y]) == set()
     assert effects.variables_written(built, [start]) == set(global_variables_by_name(graph))
 
@@ -150,7 +150,7 @@ def test_reading_writes_nothing_and_the_initializer_writes_everything(graph):
 def test_an_optimizer_writes_its_variables_and_slots_and_not_its_learning_rate(graph, optimizer, slots):
     w, rate = tf.get_variable("w", [2]), tf.get_variable("rate", [], trainable=False)
     step = optimizer(rate).minimize(tf.reduce_sum(w * w))
-    built = build(graph.as_graph_def())
+    built = build(graph)
     assert effects.variables_written(built, [step]) == {"w", *slots}
     assert effects.variables_read(built, [step]) == {"w", "rate", *slots}
 
@@ -159,7 +159,7 @@ def test_scatters_write_the_variable_and_scatter_nd_of_a_value_does_not(graph):
     w = tf.get_variable("w", [4])
     scattered = tf.scatter_update(w, [0], [1.0])
     rows = tf.scatter_nd([[0]], tf.identity(w)[:1], [4])
-    built = build(graph.as_graph_def())
+    built = build(graph)
     assert effects.variables_written(built, [scattered]) == {"w"}
     assert effects.variables_written(built, [rows]) == set()
 
@@ -226,7 +226,7 @@ def test_a_while_loop_of_either_kind_writes_what_its_body_assigns(cond_kind, pla
             return i + 1
 
     loop = tf.while_loop(lambda i: i < 3, body, [tf.constant(0)])
-    assert effects.variables_written(build(plain_graph.as_graph_def()), [loop]) == {"v"}
+    assert effects.variables_written(build(plain_graph), [loop]) == {"v"}
 
 
 @pytest.mark.parametrize("rank", [2, 4])
@@ -237,7 +237,7 @@ def test_update_ops_assign_exactly_their_own_layers_statistics(graph, cond_kind,
     training = flag(flag_kind)
     h = bn_graph.batch_norm_wrapper(inputs(rank), training, name="in_place")
     layer(layer(h, training, "below"), training)
-    built = build(graph.as_graph_def())
+    built = build(graph)
     by_layer = {"below": set(), "bn": set()}
     for entry in tf.get_collection(UPDATES):
         assigned = effects.assigned_by(built, entry)
@@ -249,7 +249,7 @@ def test_update_ops_assign_exactly_their_own_layers_statistics(graph, cond_kind,
 def test_update_ops_reach_beyond_what_they_are_for(graph):
     h = bn_graph.batch_norm_wrapper(inputs(2), True, name="in_place")
     wrapper_layer(h, True)
-    built = build(graph.as_graph_def())
+    built = build(graph)
     written = effects.variables_written(built, tf.get_collection(UPDATES))
     assert written == STATISTICS | {"in_place/moving_mean", "in_place/moving_variance"}
 
@@ -268,7 +268,7 @@ def test_a_group_and_a_value_read_after_the_assign_are_for_the_same_variables(gr
     group = tf.group(*tf.get_collection(UPDATES))
     with tf.control_dependencies([group]):
         value = tf.identity(tf.constant(1.0))
-    built = build(graph.as_graph_def())
+    built = build(graph)
     assert effects.assigned_by(built, group) == STATISTICS
     assert effects.assigned_by(built, value) == STATISTICS
 
@@ -276,7 +276,7 @@ def test_a_group_and_a_value_read_after_the_assign_are_for_the_same_variables(gr
 def test_an_op_that_computes_with_an_assigns_result_is_for_the_last_assign(graph):
     v, w = tf.get_variable("v", []), tf.get_variable("w", [])
     computed = tf.square(tf.assign_add(v, tf.assign_add(w, 1.0) * 2.0) * 2.0)
-    built = build(graph.as_graph_def())
+    built = build(graph)
     assert effects.assigned_by(built, computed) == {"v"}
     assert effects.variables_written(built, computed) == {"v", "w"}
     assert effects.assigned_by(built, w.op) == set()
@@ -293,12 +293,12 @@ def test_variables_go_by_name_in_the_order_of_their_creation(graph):
     by_name = global_variables_by_name(graph)
     assert list(by_name) == ["bn/gamma", "bn/beta", "bn/moving_mean", "bn/moving_variance"]
     assert by_name["bn/gamma"] is tf.global_variables()[0]
-    assert effects.variables(build(graph.as_graph_def())) == list(by_name)
+    assert effects.variables(build(graph)) == list(by_name)
 
 
 def test_asking_adds_nothing_to_the_graph(graph):
     y = wrapper_layer(inputs(2), flag("tensor"))
     graph.finalize()
-    built = build(graph.as_graph_def())
+    built = build(graph)
     effects.variables_read(built, [y])
     assert assigned_by_all(graph) == STATISTICS

@@ -7,7 +7,8 @@ import pytest
 
 import bn_graph
 from bn_graph.checkpoints.values import assign_values
-from bn_graph.graphs import reachability
+from bn_graph.graphs import effects
+from bn_graph.graphs.graph import build
 from bn_graph.inference.branches import without_training_branches
 from bn_graph.inference.export import ExportError, UnfoldedWarning, export_frozen_graph, export_saved_model
 from bn_graph.inference.folding import fold_batch_norm
@@ -72,8 +73,8 @@ def run_frozen(frozen, value, output="y"):
 
 
 def op_types(graph, output):
-    index = reachability.index(graph)
-    return [index.nodes[name].op for name in reachability.upstream(index, output)]
+    built = build(graph)
+    return [built.ops[built.ids[name]] for name in effects.upstream(built, output)]
 
 
 def check_saved_model(session, x, y, exported_flag, feed, directory, random):
@@ -104,7 +105,7 @@ def test_saved_model_of_a_training_graph_infers_and_holds_no_training(graph, sta
     assert sorted(names) == sorted(["w1", "w2", "b2", "w3", *layers])
     types = {op.type for op in served.get_operations()}
     assert not types & (TRAINING_OPS | ASSIGNING_OPS | {"Mean"})
-    assert not reachability.variables_written(reachability.index(served), y_name)
+    assert not effects.variables_written(build(served), y_name)
     assert not served.as_graph_def().library.function
 
 

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 import bn_graph
-from bn_graph.graphs import reachability
+from bn_graph.checkpoints.variables import global_variables_by_name
+from bn_graph.graphs import effects
+from bn_graph.graphs.graph import build
 from bn_graph.tf1 import legacy_layers, tf
 from bn_graph.training import train_op
 
@@ -44,19 +46,19 @@ def sgd() -> tf.train.Optimizer:
 
 
 def variable(name: str) -> tf.Variable:
-    return reachability.global_variables_by_name()[name]
+    return global_variables_by_name()[name]
 
 
 def layers_of(entries) -> list[str]:
     """The layers that update ops are for, by the variables that they assign."""
-    index = reachability.index(tf.get_default_graph())
-    assigned = set().union(*(reachability.assigned_by(index, entry) for entry in entries))
+    built = build(tf.get_default_graph())
+    assigned = set().union(*(effects.assigned_by(built, entry) for entry in entries))
     return sorted({name.rpartition("/")[0] for name in assigned})
 
 
 def run_and_see_changes(session: tf.Session, step, feed) -> set[str]:
     """The global variables that running `step` changed."""
-    by_name = reachability.global_variables_by_name()
+    by_name = global_variables_by_name()
     before = session.run(by_name)
     session.run(step, feed)
     after = session.run(by_name)
@@ -142,8 +144,8 @@ def test_another_collection_and_another_graph_can_be_asked(graph_of_kind):
 
 
 def layers_in(graph, entries) -> set[str]:
-    index = reachability.index(graph)
-    return {name.rpartition("/")[0] for entry in entries for name in reachability.assigned_by(index, entry)}
+    built = build(graph)
+    return {name.rpartition("/")[0] for entry in entries for name in effects.assigned_by(built, entry)}
 
 
 @pytest.mark.parametrize("layer", [wrapper_layer, tf_layer])
@@ -231,7 +233,7 @@ def test_a_loss_that_is_not_finite_raises_and_changes_no_variable(graph, start, 
         for now, then in zip(session.run(tf.global_variables()), before, strict=True):
             np.testing.assert_array_equal(now, then)
     changed = run_and_see_changes(session, step, {x: BATCH, **flags})
-    assert changed == set(reachability.global_variables_by_name())
+    assert changed == set(global_variables_by_name())
     assert session.run(tf.train.get_global_step()) == 1
 
 
