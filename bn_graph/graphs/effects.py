@@ -22,6 +22,7 @@ from bn_graph.graphs.ops import VARIABLES
 __all__ = [
     "assigned",
     "assigned_by",
+    "running",
     "upstream",
     "variable_name",
     "variables",
@@ -65,8 +66,16 @@ def upstream(graph: Graph, names: Names, fed: Names = ()) -> set[str]:
     Raises:
         AuditError: the graph has no op of such a name.
     """
-    reached = closure(_cut(graph, fed), _starts(graph, names))
-    return {graph.names[node] for node in reached} & graph.ids.keys()
+    return {graph.names[node] for node in running(graph, names, fed)} & graph.ids.keys()
+
+
+def running(graph: Graph, names: Names, fed: Names = ()) -> set[int]:
+    """As `upstream`, the numbers of the nodes, with those of the functions that are called.
+
+    Raises:
+        AuditError: the graph has no op of such a name.
+    """
+    return closure(_cut(graph, fed), _starts(graph, names))
 
 
 def variables(graph: Graph) -> list[str]:
@@ -87,7 +96,7 @@ def variables_read(graph: Graph, names: Names, fed: Names = ()) -> set[str]:
         AuditError: the graph has no op of such a name.
     """
     read = [refs[1:] if op in _WITHOUT_READING else refs for op, refs in zip(graph.ops, graph.inputs, strict=True)]
-    reached = closure(_cut(graph._replace(inputs=read), fed), _starts(graph, names))
+    reached = running(graph._replace(inputs=read), names, fed)
     return {variable_name(graph, node) for node in reached if graph.ops[node] in VARIABLES}
 
 

@@ -147,7 +147,7 @@ def _sets_from_outside(graph: Graph, node: int) -> bool:
     if graph.ops[node] not in ("Assign", "AssignVariableOp") or len(graph.inputs[node]) < 2:
         return False
     source, _ = strip(graph, graph.inputs[node][1])
-    return source >= 0 and graph.ops[source] in _FROM_OUTSIDE
+    return graph.ops[source] in _FROM_OUTSIDE
 
 
 def _message(stuck: Sequence[str], steps: int) -> str:

@@ -11,11 +11,13 @@ opened twice are named ``bn_1/…``, and ``tf.get_collection(key, "bn")`` matche
 import difflib
 import re
 import warnings
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 from bn_graph.graphs import effects
 from bn_graph.graphs.errors import BnGraphError
-from bn_graph.graphs.graph import Graph, build
+from bn_graph.graphs.graph import Graph, build, uses
+from bn_graph.graphs.normalizations import find_normalizations
+from bn_graph.graphs.updates import find_updates, targets
 from bn_graph.layers.averages import moving_statistics
 from bn_graph.tf1 import tf
 
@@ -23,8 +25,6 @@ __all__ = ["DetachedUpdatesError", "check_train_op", "collect", "train_op"]
 
 _Scope = str | tf.VariableScope
 _Op = tf.Operation | tf.Tensor
-
-_REF_VARIABLES = ("VariableV2", "Variable")
 
 
 class DetachedUpdatesError(BnGraphError):
@@ -201,10 +201,10 @@ def check_train_op(train_op: _Op | str | Sequence[_Op | str], *, graph: tf.Graph
     ops = [train_op] if isinstance(train_op, str) or hasattr(train_op, "name") else list(train_op)
     graph = graph or next((op.graph for op in ops if not isinstance(op, str)), tf.get_default_graph())
     built = build(graph)
-    layers = _layers(_left_as_they_are(graph, built, ops, effects.variables_written(built, ops)))
-    if layers:
+    missed = _missed(graph, built, ops, effects.variables_written(built, ops))
+    if missed:
         raise DetachedUpdatesError(
-            f"The train op runs these layers on a batch and not their update ops: {', '.join(layers)}. Their moving "
+            f"The train op runs these layers on a batch and not their update ops: {_layers(missed)}. Their moving "
             "statistics stay as they are, and prediction will be wrong. Make the train op with "
             "bn_graph.training.train_op.train_op, or under tf.control_dependencies(update_ops)."
         )
@@ -254,19 +254,17 @@ def _warn_of_left_out(
     scope: _Scope | Sequence[_Scope] | None,
     var_list: Sequence[tf.Variable] | None,
 ) -> None:
-    written = effects.variables_written(built, [loss.op, *map(_op, updates)])
-    left_out = _left_as_they_are(graph, built, [loss.op], written)
+    missed = _missed(graph, built, [loss.op], effects.variables_written(built, [loss.op, *map(_op, updates)]))
     if scope is not None:
         paths = _paths(scope, built)
-        left_out = [name for name in left_out if _lies_in(name, paths)]
-    layers = _layers(left_out)
+        missed = [name for name in missed if _lies_in(name, paths)]
     if var_list is not None:
         trained = {_layer(variable.op.name) for variable in var_list}
         trainable = {_layer(variable.op.name) for variable in graph.get_collection(tf.GraphKeys.TRAINABLE_VARIABLES)}
-        layers = [layer for layer in layers if layer in trained or layer not in trainable]
-    if layers:
+        missed = [name for name in missed if _layer(name) in trained or _layer(name) not in trainable]
+    if missed:
         warnings.warn(
-            f"The train op will not run the update ops of layers that the loss goes through: {', '.join(layers)}. "
+            f"The train op will not run the update ops of layers that the loss goes through: {_layers(missed)}. "
             "Their moving statistics stay as they are, and prediction will be wrong.",
             UserWarning,
             stacklevel=3,
@@ -324,55 +322,21 @@ def _layer(variable: str) -> str:
     return "/".join(parts[:-1]) or variable
 
 
-def _layers(variables: Iterable[str]) -> list[str]:
-    return list(dict.fromkeys(_layer(variable) for variable in variables))
+def _layers(variables: Iterable[str]) -> str:
+    return ", ".join(dict.fromkeys(map(_layer, variables)))
 
 
-def _left_as_they_are(graph: tf.Graph, built: Graph, ops: Sequence[_Op | str], written: set[str]) -> list[str]:
-    """The statistics that a batch's statistics in `ops` would move, and that are not in `written`."""
-    running = effects.upstream(built, ops)
-    statistics = {variable.op.name: None for variable in moving_statistics(graph)}
+def _missed(graph: tf.Graph, built: Graph, ops: Sequence[_Op | str], written: set[str]) -> list[str]:
+    """The statistics that should average a batch statistic which `ops` computes, and that are not in `written`."""
+    statistics = dict.fromkeys(variable.op.name for variable in moving_statistics(graph))
     for entry in graph.get_collection(tf.GraphKeys.UPDATE_OPS):
         statistics |= dict.fromkeys(effects.assigned_by(built, _op(entry)))
-    candidates = statistics.keys() - written
-    writers = effects.writers(built) if candidates else {}
-    missed = set()
-    for writer, variables in writers.items():
-        missed |= {
-            variable
-            for variable in variables & candidates
-            if _takes_a_batch(
-                graph.get_operation_by_name(writer), graph.get_operation_by_name(variable), running, writers
-            )
-        }
-    return [name for name in statistics if name in missed]
-
-
-def _takes_a_batch(update: tf.Operation, variable: tf.Operation, running: set[str], writers: Container[str]) -> bool:
-    """Whether the batch statistics behind an assign of `variable` come from a forward pass among the `running` ops.
-
-    The search goes up from the assign, over tensors of the statistic's size, scalars and what the layer's own name scope
-    holds, to the op that made them from something larger: the mean over a batch. If the layer runs, so does that.
-    """
-    size = tf.TensorShape(variable.get_attr("shape")).num_elements()
-    in_layer = _in_layer(update.name, _layer(variable.name))
-    reached: set[tf.Operation] = set()
-    pending = [update]
-    while pending:
-        op = pending.pop()
-        if op in reached:
-            continue
-        reached.add(op)
-        values = [x for x in op.inputs if x.dtype.base_dtype.is_floating and x.op.type not in _REF_VARIABLES]
-        larger = any(x.shape.num_elements() not in (1, size) for x in values)
-        if larger and op.name in running:
-            return True
-        pending += [x.op for x in values if x.shape.num_elements() in (1, size) or in_layer(x.op)]
-        pending += [x for x in op.control_inputs if x.type == "NoOp" or x.name in writers]
-    return False
-
-
-def _in_layer(update: str, layer: str) -> Callable[[tf.Operation], bool]:
-    """Whether an op is in the name scope of the application of `layer` that made `update`: ``bn``, ``bn_1``, ..."""
-    own = re.match(rf"(.*/)?{re.escape(layer.rpartition('/')[2])}(_\d+)?/", update)
-    return lambda op: own is not None and op.name.startswith(own[0])
+    candidates = {built.ids[name] for name in statistics if name not in written}
+    if not candidates:
+        return []
+    running = effects.running(built, ops)
+    places = find_normalizations(built, uses(built))
+    batch = {s.statistic.ref: s.statistic.kind for place in places for s in place.sources() if s.statistic is not None}
+    updates = find_updates(built, targets(built), batch, candidates)
+    missed = {update.variable for update in updates if any(node in running for node, _ in update.statistics)}
+    return [name for name in statistics if built.ids[name] in missed]
