@@ -339,4 +339,4 @@ def _missed(graph: tf.Graph, built: Graph, ops: Sequence[_Op | str], written: se
     batch = {s.statistic.ref: s.statistic.kind for place in places for s in place.sources() if s.statistic is not None}
     updates = find_updates(built, targets(built), batch, candidates)
     missed = {update.variable for update in updates if any(node in running for node, _ in update.statistics)}
-    return [name for name in statistics if built.ids[name] in missed]
+    return [name for name in statistics if built.ids[name] in missed & candidates]
