@@ -9,13 +9,14 @@ The forms that people and libraries have used:
 """
 
 import enum
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from bn_graph.graphs.graph import Graph, Ref
 from bn_graph.graphs.ops import DIVISIONS, FUSED
 from bn_graph.graphs.values import constant_node, strip
 
-__all__ = ["BatchStatistic", "Kind", "is_training_kernel", "recognize"]
+__all__ = ["BatchStatistic", "Kind", "batch_variances", "is_training_kernel", "recognize"]
 
 
 class Kind(enum.Enum):
@@ -143,3 +144,18 @@ def _less_square(graph: Graph, ref: Ref) -> BatchStatistic | None:
         return None
     squared = _squared(graph, averaged[0])
     return None if squared is None else BatchStatistic(Kind.VARIANCE, ref, squared, averaged[1])
+
+
+def batch_variances(graph: Graph, used: Iterable[int]) -> list[int]:
+    """The nodes among `used` that compute a variance over the examples; what normalizes by the batch needs one.
+
+    Args:
+        graph: the graph.
+        used: nodes whose values matter, such as `modes.values_used` of the outputs.
+    """
+    return sorted(node for node in used if is_training_kernel(graph, node) or _is_batch_variance(graph, node))
+
+
+def _is_batch_variance(graph: Graph, node: int) -> bool:
+    statistic = recognize(graph, (node, 0))
+    return statistic is not None and statistic.kind is Kind.VARIANCE and statistic.over_examples

@@ -2,14 +2,13 @@
 
 from collections.abc import Iterator, Mapping
 
-from bn_graph.graphs.graph import producer
+from bn_graph.graphs.graph import build, producer, uses
+from bn_graph.graphs.modes import dead_nodes
+from bn_graph.graphs.ops import CONDS, MERGES, SWITCHES
+from bn_graph.graphs.values import choice
 from bn_graph.tf1 import constant_predicate, function_body, tf
 
 __all__ = ["without_training_branches"]
-
-_SWITCHES = ("Switch", "RefSwitch")
-_MERGES = ("Merge", "RefMerge")
-_CONDS = ("If", "StatelessIf")
 
 
 def without_training_branches(graph_def: tf.GraphDef, flag: str) -> tf.GraphDef:
@@ -59,8 +58,8 @@ def _known_predicates(graph: tf.Graph) -> dict[str, bool]:
     """The values of the predicates of Switches and Ifs, by the names of those, where constants alone decide them."""
     values, known = {}, {}
     for op in graph.get_operations():
-        if op.type in _SWITCHES or op.type in _CONDS:
-            predicate = op.inputs[1 if op.type in _SWITCHES else 0]
+        if op.type in SWITCHES or op.type in CONDS:
+            predicate = op.inputs[1 if op.type in SWITCHES else 0]
             if predicate.name not in values:
                 values[predicate.name] = constant_predicate(predicate) if predicate.dtype == tf.bool else None
             if values[predicate.name] is not None:
@@ -70,26 +69,47 @@ def _known_predicates(graph: tf.Graph) -> dict[str, bool]:
 
 def _decided(graph_def: tf.GraphDef, known: Mapping[str, bool]) -> tf.GraphDef:
     """The graph without the branches that the known predicates don't take."""
-    switches = {node.name: known[node.name] for node in graph_def.node if node.op in _SWITCHES and node.name in known}
-    dead = _dead_nodes(graph_def, switches)
+    alive = _alive_inputs(graph_def, known)
     functions = {function.signature.name: function for function in graph_def.library.function}
     # Of a decided Switch one output is left, which is output 0 of the Identity in its place.
-    moved = {f"{switch}:1": [switch] for switch in switches}
+    moved = {f"{node.name}:1": [node.name] for node in graph_def.node if node.op in SWITCHES and node.name in known}
     decided = tf.GraphDef(versions=graph_def.versions, library=graph_def.library)
     for node in graph_def.node:
-        if node.name in dead:
+        if node.name not in alive:
             continue
-        alive = [edge for edge in node.input if not _is_dead(edge, dead, switches)]
-        if node.op in _CONDS and node.name in known:
+        if node.op in CONDS and node.name in known:
             branch = node.attr["then_branch" if known[node.name] else "else_branch"].func.name
             body, results = _inlined(node, functions[branch])
             decided.node.extend(body)
             moved |= results
         else:
-            decided.node.append(_without_choice(node, alive, known))
+            decided.node.append(_without_choice(node, alive[node.name], known))
     for node in decided.node:
         node.input[:] = dict.fromkeys(new for edge in node.input for new in _followed(edge, moved))
     return decided
+
+
+def _alive_inputs(graph_def: tf.GraphDef, known: Mapping[str, bool]) -> dict[str, list[str]]:
+    """The nodes that may run, by name, each with those of its inputs that get a value."""
+    graph = build(graph_def)
+    losing = {
+        graph.ids[name]: int(not taken) for name, taken in known.items() if graph.ops[graph.ids[name]] in SWITCHES
+    }
+    choices = (choice(graph, graph.inputs[node][1], port == 0) for node, port in losing.items())
+    dead = dead_nodes(graph, uses(graph), dict(found for found in choices if found is not None))
+    alive = {}
+    for node in graph_def.node:
+        number = graph.ids[node.name]
+        data = [edge for edge in node.input if not edge.startswith("^")]
+        data = [
+            edge
+            for edge, (source, port) in zip(data, graph.inputs[number], strict=True)
+            if source not in dead and losing.get(source) != port
+        ]
+        controls = [edge for edge in node.input if edge.startswith("^") and graph.ids.get(edge[1:]) not in dead]
+        if number not in dead:
+            alive[node.name] = data + controls
+    return alive
 
 
 def _followed(edge: str, moved: Mapping[str, list[str]]) -> Iterator[str]:
@@ -127,52 +147,17 @@ def _inlined(cond: tf.NodeDef, function) -> tuple[list[tf.NodeDef], dict[str, li
     return nodes, moved | {f"^{cond.name}": [f"^{name}" for name in run] + control}
 
 
-def _dead_nodes(graph_def: tf.GraphDef, switches: Mapping[str, bool]) -> set[str]:
-    """The nodes that never run, as TensorFlow's executor has it: deadness passes on, and ends at a Merge."""
-    nodes = {node.name: node for node in graph_def.node}
-    consumers: dict[str, list[str]] = {}
-    for node in graph_def.node:
-        for edge in node.input:
-            consumers.setdefault(producer(edge), []).append(node.name)
-    dead: set[str] = set()
-    pending = [consumer for switch in switches for consumer in consumers.get(switch, [])]
-    while pending:
-        name = pending.pop()
-        if name not in dead and _dies(nodes[name], nodes, dead, switches):
-            dead.add(name)
-            pending += consumers.get(name, [])
-    return dead
-
-
-def _dies(node: tf.NodeDef, nodes: Mapping[str, tf.NodeDef], dead: set[str], switches: Mapping[str, bool]) -> bool:
-    edges = list(node.input)
-    if node.op in _MERGES:
-        # A loop's Merge gets its second input from itself, and lives by the first.
-        first = [e for e in edges if not e.startswith("^") and "NextIteration" not in nodes[producer(e)].op]
-        if all(_is_dead(edge, dead, switches) for edge in first):
-            return True
-        edges = [edge for edge in edges if edge.startswith("^")]
-    return any(_is_dead(edge, dead, switches) for edge in edges)
-
-
-def _is_dead(edge: str, dead: set[str], switches: Mapping[str, bool]) -> bool:
-    name, _, port = edge.removeprefix("^").partition(":")
-    if name in switches and not edge.startswith("^"):
-        return int(port or 0) != int(switches[name])
-    return name in dead
-
-
 def _without_choice(node: tf.NodeDef, alive: list[str], known: Mapping[str, bool]) -> tf.NodeDef:
     """The node with its live inputs; an Identity in place of one that chose a branch and has no choice left."""
     control = [edge for edge in alive if edge.startswith("^")]
     data = [edge for edge in alive if not edge.startswith("^")]
     chosen = tf.NodeDef(name=node.name, op=node.op, device=node.device)
-    if (node.op in _SWITCHES and node.name in known) or (node.op in _MERGES and len(data) == 1):
+    if (node.op in SWITCHES and node.name in known) or (node.op in MERGES and len(data) == 1):
         chosen.op, data = "Identity", data[:1]
         chosen.attr["T"].CopyFrom(node.attr["T"])
     else:
         chosen.CopyFrom(node)
-        if node.op in _MERGES:
+        if node.op in MERGES:
             chosen.attr["N"].i = len(data)
     chosen.input[:] = data + control
     return chosen

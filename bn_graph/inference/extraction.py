@@ -17,14 +17,14 @@ from bn_graph.checkpoints.values import assign_values, parts_of
 from bn_graph.checkpoints.variables import batch_norm_layers, layer_scope
 from bn_graph.graphs import effects
 from bn_graph.graphs.errors import BnGraphError
-from bn_graph.graphs.graph import build, producer
+from bn_graph.graphs.graph import Graph, build, node_named, producer, uses
+from bn_graph.graphs.modes import modes, values_used
+from bn_graph.graphs.statistics import batch_variances
 from bn_graph.inference.branches import without_training_branches
 from bn_graph.layers.averages import MOVING_STATISTICS, is_ref_variable, moving_statistics
 from bn_graph.tf1 import tf
 
 __all__ = ["ExportError", "InferenceGraph", "extract", "open_session", "refuse_training"]
-
-_FUSED = ("FusedBatchNorm", "FusedBatchNormV2", "FusedBatchNormV3")
 
 
 class ExportError(BnGraphError):
@@ -122,9 +122,8 @@ def open_session(extracted: InferenceGraph) -> tf.Session:
 def refuse_training(graph: tf.Graph, graph_def: tf.GraphDef, outputs: Iterable[str]) -> None:
     """Raises if the outputs still normalize by the batch or assign variables, and names the layers.
 
-    The evidence: a variable is assigned upstream; a fused batch norm op has ``is_training``; a variance is taken over
-    the first axis (the mean of squares, which leaves a vector); or a layer's gamma or beta is read, but not
-    its moving statistics.
+    The evidence: a variable is assigned upstream; a variance over the examples goes into the outputs
+    (`graphs.statistics.batch_variances`); or a layer's gamma or beta is read, but not its moving statistics.
 
     Args:
         graph: where the layers' variables are.
@@ -151,8 +150,8 @@ def refuse_training(graph: tf.Graph, graph_def: tf.GraphDef, outputs: Iterable[s
     read = effects.variables_read(built, outputs)
     statistics = {statistic.op.name for statistic in moving_statistics(graph)}
     evidence = {layer_scope(name, statistics) or name for name in effects.variables_written(built, outputs)}
-    ops = _batch_statistics(graph_def)
-    evidence |= {scope for scope in layers if any(op.startswith(f"{scope}/") for op in ops)}
+    computed = _batch_statistics(graph, built, outputs)
+    evidence |= {scope for scope in layers if any(name.startswith(f"{scope}/") for name in computed)}
     for scope, layer in layers.items():
         weights, own = (
             {part.op.name for variable in variables for part in parts_of(variable)}
@@ -160,8 +159,8 @@ def refuse_training(graph: tf.Graph, graph_def: tf.GraphDef, outputs: Iterable[s
         )
         if weights & read and not own <= read:
             evidence.add(scope)
-    if evidence or ops:
-        where = sorted(evidence) or sorted({op.rpartition("/")[0] or op for op in ops})
+    if evidence or computed:
+        where = sorted(evidence) or sorted({name.rpartition("/")[0] or name for name in computed})
         raise ExportError(
             f"The outputs still train in {', '.join(where)}: they normalize by their batch, or assign variables. "
             "Export from a graph that is built with is_training=False, restored from the checkpoint; or, if the training "
@@ -253,23 +252,14 @@ def _refuse_incomplete(
         )
 
 
-def _batch_statistics(graph_def: tf.GraphDef) -> list[str]:
-    """The nodes, of the graph or of its functions' bodies, that take statistics of a batch."""
-    with tf.Graph().as_default() as graph:
-        tf.import_graph_def(graph_def, name="")
-    bodies = [node for function in graph_def.library.function for node in function.node_def]
-    fused = [node.name for node in [*graph_def.node, *bodies] if node.op in _FUSED and node.attr["is_training"].b]
-    return fused + [op.name for op in graph.get_operations() if _is_variance_over_batch(op)]
-
-
-def _is_variance_over_batch(op: tf.Operation) -> bool:
-    if op.type != "Mean" or op.inputs[0].op.type not in ("Square", "SquaredDifference"):
-        return False
-    axes, rank = tf.get_static_value(op.inputs[1]), op.inputs[0].shape.rank
+def _batch_statistics(graph: tf.Graph, built: Graph, outputs: Iterable[str]) -> list[str]:
+    """The names of the nodes whose batch statistics go into the outputs."""
+    standing = modes(built, uses(built), (), {})
+    used = values_used(built, [node_named(built, name) for name in outputs], standing)
+    names = [built.names[node] for node in batch_variances(built, used)]
     # A squared error's mean over all axes ends in a scalar, and is no statistic of channels.
-    return (
-        axes is not None and op.outputs[0].shape.rank != 0 and bool({0, -rank if rank else 0} & set(axes.reshape(-1)))
-    )
+    scalars = {name for name in names if name in built.ids and graph.get_tensor_by_name(f"{name}:0").shape.rank == 0}
+    return [name for name in names if name not in scalars]
 
 
 def _variables_in(graph: tf.Graph, graph_def: tf.GraphDef) -> list[tf.Variable]:

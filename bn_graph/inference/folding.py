@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bn_graph.graphs.graph import producer
+from bn_graph.graphs.graph import build, downstream, producer, uses
+from bn_graph.graphs.ops import FUSED
 from bn_graph.tf1 import optimized_graph, tf
 
 __all__ = ["fold_batch_norm"]
@@ -21,8 +22,7 @@ _MATMULS = {"MatMul": "transpose_b", "BatchMatMulV2": "adj_y"}
 _CONVOLUTIONS = ("Conv2D", "Conv3D", "DepthwiseConv2dNative")
 _LINEAR = (*_MATMULS, *_CONVOLUTIONS)
 _ADDS = ("Add", "AddV2", "BiasAdd")
-_FUSED = ("FusedBatchNorm", "FusedBatchNormV2", "FusedBatchNormV3")
-_SCALING = ("Mul", "RealDiv", *_FUSED)
+_SCALING = ("Mul", "RealDiv", *FUSED)
 _KEEP_THE_LAST_AXIS = ("Reshape", "Squeeze", "ExpandDims")
 _READS_THE_SHAPE = ("Shape", "ShapeN", "Size", "Rank")
 _PASSES = ("Identity", "Snapshot", "StopGradient", "CheckNumerics")
@@ -88,13 +88,10 @@ class _Constants:
 
     def __init__(self, session: tf.Session):
         self._session = session
-        self._varying: set[str] = set()
-        pending = [op for op in session.graph.get_operations() if op.type in self._SOURCES or op.op_def.is_stateful]
-        while pending:
-            op = pending.pop()
-            if op.name not in self._varying:
-                self._varying.add(op.name)
-                pending += [consumer for output in op.outputs for consumer in output.consumers()]
+        built = build(session.graph)
+        sources = [op for op in session.graph.get_operations() if op.type in self._SOURCES or op.op_def.is_stateful]
+        varying = downstream(uses(built), [built.ids[op.name] for op in sources], control=False)
+        self._varying = {built.names[node] for node in varying}
 
     def has(self, tensor: tf.Tensor) -> bool:
         return tensor.op.name not in self._varying
@@ -155,7 +152,7 @@ def _step(
     op: tf.Operation, tensor: tf.Tensor, axis: int, channels: int, constants: _Constants
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """The scale and the offset that `op` applies to `tensor`, per channel; None if it does something else."""
-    if op.type in _FUSED:
+    if op.type in FUSED:
         return _fused_step(op, tensor, axis, constants)
     if op.type not in (*_ADDS, "Sub", "Mul", "RealDiv") or tensor.shape.rank is None:
         return None

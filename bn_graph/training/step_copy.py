@@ -2,19 +2,22 @@
 
 The copy works on the very variables of the original, slots included, and nothing is built anew. So whatever the step
 does (any optimizer, updates in place or collected, either kind of ``cond``) the copy does too, no name changes, and no
-collection gets an entry that someone would have to take out again.
+collection gets an entry that would have to be removed again.
 """
 
 from collections.abc import Mapping, Sequence
 
+from bn_graph.graphs.effects import running, upstream
+from bn_graph.graphs.graph import build, producer
+from bn_graph.graphs.ops import SWITCHES, VARIABLES
 from bn_graph.tf1 import tf
 
 __all__ = ["calls_functions", "chooses", "copy_step"]
 
-_REF_VARIABLES = ("VariableV2", "Variable", "AutoReloadVariable")
+_Fetches = Sequence[tf.Operation | tf.Tensor]
 
 
-def copy_step(fetches: Sequence[tf.Operation | tf.Tensor], fed: Mapping[str, tf.Tensor], name: str) -> list:
+def copy_step(fetches: _Fetches, fed: Mapping[str, tf.Tensor], name: str) -> list:
     """Copies all that running `fetches` runs into the graph that is the default now, which may be a loop's body.
 
     Args:
@@ -27,91 +30,53 @@ def copy_step(fetches: Sequence[tf.Operation | tf.Tensor], fed: Mapping[str, tf.
 
     Raises:
         ValueError: the step has a placeholder that is not in `fed`, or a ref variable, which a loop can't assign.
-
-    Example:
-        >>> from bn_graph.tf1 import tf
-        >>> from bn_graph.training.step_copy import copy_step
-        >>> with tf.Graph().as_default(), tf.Session() as session:
-        ...     x = tf.placeholder(tf.float32, [])
-        ...     doubled = 2.0 * x
-        ...     (copy,) = copy_step([doubled], {x.name: tf.constant(4.0)}, "copy")
-        ...     float(session.run(copy))
-        8.0
     """
     graph = fetches[0].graph
-    ops, shared = _upstream([_op(each) for each in fetches], {_producer(name) for name in fed})
+    ops, shared = _ops_to_copy(fetches, [producer(name) for name in fed])
     _refuse_what_a_loop_cannot_hold(ops)
     copied = _graph_def(graph, ops)
     _keep_counts_unknown(copied, ops)
     used = {_without_port_0(input_name) for node in copied.node for input_name in node.input}
     replacing = {**{tensor.name: tensor for tensor in shared}, **fed}
     input_map = {name: _here(tensor) for name, tensor in replacing.items() if _without_port_0(name) in used}
-    # Who waits for a placeholder waits for what takes its place.
+    # What waits for a placeholder waits for what takes its place.
     input_map |= {
-        f"^{_producer(name)}": _here(tensor).op for name, tensor in replacing.items() if f"^{_producer(name)}" in used
+        f"^{producer(name)}": _here(tensor).op for name, tensor in replacing.items() if f"^{producer(name)}" in used
     }
     return tf.import_graph_def(copied, input_map, [each.name for each in fetches], name=name)
 
 
-def calls_functions(fetches: Sequence[tf.Operation | tf.Tensor]) -> bool:
-    """Whether running `fetches` calls a function of the graph's library, as the branches of a cond v2 are.
-
-    Example:
-        >>> from bn_graph.tf1 import tf
-        >>> from bn_graph.training.step_copy import calls_functions
-        >>> with tf.Graph().as_default():
-        ...     calls_functions([tf.constant(1.0)])
-        False
-    """
-    return _any_calls(_upstream([_op(each) for each in fetches], set())[0])
+def calls_functions(fetches: _Fetches) -> bool:
+    """Whether running `fetches` calls a function of the graph's library, as the branches of a cond v2 are."""
+    built = build(fetches[0].graph)
+    attributes = (value for node in running(built, fetches) for value in built.protos[node].attr.values())
+    return any(value.HasField("func") or value.list.func for value in attributes)
 
 
-def chooses(fetches: Sequence[tf.Operation | tf.Tensor]) -> bool:
-    """Whether running `fetches` runs a ``tf.cond`` of either kind.
-
-    Example:
-        >>> from bn_graph.tf1 import tf
-        >>> from bn_graph.training.step_copy import chooses
-        >>> with tf.Graph().as_default():
-        ...     chooses([tf.cond(tf.placeholder(tf.bool, []), lambda: tf.constant(1.0), lambda: tf.constant(2.0))])
-        True
-    """
-    ops, _ = _upstream([_op(each) for each in fetches], set())
-    return _any_calls(ops) or any(op.type in ("Switch", "RefSwitch") for op in ops.values())
-
-
-def _any_calls(ops: Mapping[str, tf.Operation]) -> bool:
-    return any(value.HasField("func") or value.list.func for op in ops.values() for value in op.node_def.attr.values())
-
-
-def _op(fetch: tf.Operation | tf.Tensor) -> tf.Operation:
-    return fetch if isinstance(fetch, tf.Operation) else fetch.op
-
-
-def _producer(name: str) -> str:
-    return name.partition(":")[0]
+def chooses(fetches: _Fetches) -> bool:
+    """Whether running `fetches` runs a ``tf.cond`` of either kind."""
+    built = build(fetches[0].graph)
+    return calls_functions(fetches) or any(built.ops[node] in SWITCHES for node in running(built, fetches))
 
 
 def _without_port_0(name: str) -> str:
     return name.removesuffix(":0")
 
 
-def _upstream(starts: Sequence[tf.Operation], stops: set[str]) -> tuple[dict[str, tf.Operation], list[tf.Tensor]]:
+def _ops_to_copy(fetches: _Fetches, fed: Sequence[str]) -> tuple[dict[str, tf.Operation], list[tf.Tensor]]:
     """The ops to copy, by name; and the resources (variables, tables, iterators) that both steps share.
 
     A resource is known by its op: a copy of that would be another one.
     """
-    ops, shared, pending = {}, {}, list(starts)
-    while pending:
-        op = pending.pop()
-        if op.name in ops or op.name in stops or op.name in shared:
-            continue
-        if op.outputs and not op.inputs and op.outputs[0].dtype == tf.resource:
-            shared[op.name] = op.outputs[0]
-            continue
-        ops[op.name] = op
-        pending += [tensor.op for tensor in op.inputs] + list(op.control_inputs)
-    return ops, list(shared.values())
+    graph = fetches[0].graph
+    names = upstream(build(graph), fetches, fed) - set(fed)
+    ops = {name: graph.get_operation_by_name(name) for name in sorted(names)}
+    shared = {name: op.outputs[0] for name, op in ops.items() if _makes_resource(op)}
+    return {name: op for name, op in ops.items() if name not in shared}, list(shared.values())
+
+
+def _makes_resource(op: tf.Operation) -> bool:
+    return bool(op.outputs) and not op.inputs and op.outputs[0].dtype == tf.resource
 
 
 def _refuse_what_a_loop_cannot_hold(ops: Mapping[str, tf.Operation]) -> None:
@@ -121,7 +86,7 @@ def _refuse_what_a_loop_cannot_hold(ops: Mapping[str, tf.Operation]) -> None:
             f"The training step needs {', '.join(sorted(fed))} fed, which the loop has no value for: name it in the "
             "Step's `constants`, with the value that it is to have all through the training."
         )
-    ref = [name for name, op in ops.items() if op.type in _REF_VARIABLES]
+    ref = [name for name, op in ops.items() if op.type in VARIABLES]
     if ref:
         raise ValueError(
             f"The loop trains resource variables, and {', '.join(sorted(ref))} is a ref variable: call "
