@@ -17,10 +17,8 @@ on from.
 """
 
 from bn_graph.training.graph_loop import chunks, graph_loop, train_in_graph
-from bn_graph.training.loops import feed_loop, train
-from bn_graph.training.sessions import resume, session_config
-from bn_graph.training.solver import Solver
-from bn_graph.training.steps import Step, step_of
+from bn_graph.training.loops import Step, feed_loop, resume, session_config, step_of, train
+from bn_graph.training.networks import Solver
 
 __all__ = [
     "Solver",

@@ -5,7 +5,7 @@ the network's own train op (`bn_graph.training.step_copy`), so the loop computes
 computes, with the same kernels in the same order. Several networks are trained at once, each in a loop of its own: on
 two cores two of them take the time of one.
 
-What is measured against the reference after 1,000 steps stands in tests/test_training_in_graph.py: weights, slots and
+What is measured against the reference after 1,000 steps stands in tests/training/test_graph_loop.py: weights, slots and
 moving statistics are equal bit for bit.
 """
 
@@ -20,10 +20,9 @@ from bn_graph.graphs import effects
 from bn_graph.graphs.graph import build
 from bn_graph.tf1 import tf
 from bn_graph.training import datasets
+from bn_graph.training.loops import Step, saving, step_of
 from bn_graph.training.networks import Network
-from bn_graph.training.sessions import saving
 from bn_graph.training.step_copy import calls_functions, chooses, copy_step
-from bn_graph.training.steps import Step, step_of
 
 __all__ = ["LONGEST_CHUNK", "chunks", "graph_loop", "train_in_graph"]
 

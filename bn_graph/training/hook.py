@@ -1,7 +1,4 @@
-"""A hook for ``tf.train.MonitoredTrainingSession`` that watches over the moving statistics of a training run.
-
-Of `bn_graph.audit` this module alone imports TensorFlow, so it is imported by its own name.
-"""
+"""A hook for ``tf.train.MonitoredTrainingSession`` that watches over the moving statistics of a training run."""
 
 import warnings
 from collections.abc import Sequence

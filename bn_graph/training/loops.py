@@ -1,20 +1,137 @@
 """The documents' training loop: one ``session.run`` a step with a ``feed_dict``, made to stop and resume at any moment.
 
-It is the reference that the loop inside the graph (`bn_graph.training.graph_loop`) is held to.
+It is the reference that the loop inside the graph (`bn_graph.training.graph_loop`) is held to. What both need is here:
+a network's step, the session's settings, and the checkpoints on the way.
 """
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
+from bn_graph import checkpoints
 from bn_graph.tf1 import tf
 from bn_graph.training import datasets
-from bn_graph.training.networks import Network
-from bn_graph.training.sessions import saving
-from bn_graph.training.steps import Step
+from bn_graph.training.networks import Model, Network
 
-__all__ = ["feed_loop", "train"]
+__all__ = ["Step", "feed_loop", "resume", "saving", "session_config", "step_of", "train"]
+
+
+class Step(NamedTuple):
+    """One training step of one network, as `graph_loop` and `feed_loop` take it.
+
+    Attributes:
+        train_op: what the reference loop would run once a step.
+        images, labels: the placeholders that it feeds the batch to.
+        constants: what else it feeds, the same value at every step: ``{model.is_training: True}``. A variable may stand
+            for a value that is to change from chunk to chunk; then `graph_loop` reads it, and `feed_loop` takes its value.
+        recorded: tensors whose value at each step is wanted, such as the loss.
+    """
+
+    train_op: tf.Operation
+    images: tf.Tensor
+    labels: tf.Tensor
+    constants: Mapping[tf.Tensor, object] = {}
+    recorded: Sequence[tf.Tensor] = ()
+
+
+def step_of(network: Network | Model, *, record_loss: bool = False) -> Step:
+    """The training step of one of this library's networks.
+
+    Args:
+        network: a `Network` with a train op, or a `Model`, whose ``is_training`` is True then.
+        record_loss: whether the loop gives the loss of every step (`Solver.train`'s).
+
+    Raises:
+        ValueError: the network was built for inference and has no train op.
+
+    Example:
+        >>> import bn_graph
+        >>> from bn_graph.tf1 import tf
+        >>> with tf.Graph().as_default():
+        ...     model = bn_graph.Model("model", 64, 10)
+        ...     step = bn_graph.training.step_of(model)
+        ...     step.train_op.name, step.constants == {model.is_training: True}
+        ('model/train_op', True)
+    """
+    if network.train_op is None:
+        raise ValueError("The network has no train op: it was built with is_training=False. Build it for training.")
+    constants = {network.is_training: True} if isinstance(network, Model) else {}
+    return Step(network.train_op, network.x, network.y_, constants, (network.loss,) if record_loss else ())
+
+
+def session_config(threads: int = 1, *, networks: int = 1) -> tf.ConfigProto:
+    """Session settings that pin TensorFlow's thread pools.
+
+    Args:
+        threads: of one kernel, and the least of the pool that kernels are run from. The documents' networks are too
+            small to gain from more than one, and one thread makes every sum in one order, so that a run can be repeated
+            bit for bit.
+        networks: how many networks may be trained at the same time (`bn_graph.graph_loop`). It raises the number of
+            kernels that run at once and leaves each kernel its `threads`, so no number depends on it.
+
+    Example:
+        >>> from bn_graph.training import session_config
+        >>> session_config().intra_op_parallelism_threads
+        1
+        >>> session_config(networks=2).inter_op_parallelism_threads
+        2
+    """
+    return tf.ConfigProto(intra_op_parallelism_threads=threads, inter_op_parallelism_threads=max(threads, networks))
+
+
+def resume(session: tf.Session, directory: str | os.PathLike | None) -> None:
+    """Initializes every variable of the default graph, or restores all of them if `directory` has a checkpoint.
+
+    Args:
+        session: of the default graph.
+        directory: where `train` keeps its checkpoints; None for a fresh start.
+
+    Raises:
+        CheckpointError: the latest checkpoint does not fit the graph.
+
+    Example:
+        >>> import bn_graph
+        >>> from bn_graph.tf1 import tf
+        >>> with tf.Graph().as_default(), tf.Session() as session:
+        ...     network = bn_graph.build_graph(True, bn_graph.normal_weights([64, 100, 100, 10], seed=0))
+        ...     bn_graph.resume(session, None)
+        ...     int(session.run(network.global_step))
+        0
+    """
+    latest = None if directory is None else tf.train.latest_checkpoint(os.fspath(directory))
+    if latest is None:
+        session.run(tf.global_variables_initializer())
+    else:
+        checkpoints.restore(session, latest)
+
+
+def saving(
+    session: tf.Session, directory: str | os.PathLike | None, *, steps: int, every: int
+) -> Callable[[int], None]:
+    """Makes a Saver, and the function that a loop tells how many steps are finished: it saves when that is due.
+
+    Args:
+        session: of the graph that is trained.
+        directory: for checkpoints of all global variables, made if need be, two kept; None keeps none.
+        steps: after which the last checkpoint is written, due or not.
+        every: steps between two checkpoints.
+
+    Returns:
+        A function of the number of steps finished. It raises `CheckpointError` if a checkpoint can't be written.
+    """
+    if directory is None:
+        return lambda finished: None
+    with session.graph.as_default():
+        saver = checkpoints.make_saver(max_to_keep=2)
+    prefix = os.path.join(directory, "step")
+
+    def save_if_due(finished: int) -> None:
+        if finished % every == 0 or finished == steps:
+            checkpoints.save(saver, session, prefix, global_step=finished, write_meta_graph=False)
+
+    return save_if_due
 
 
 def train(
