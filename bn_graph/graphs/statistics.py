@@ -9,11 +9,11 @@ The forms that people and libraries have used:
 """
 
 import enum
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from bn_graph.graphs.graph import Graph, Ref
-from bn_graph.graphs.ops import DIVISIONS, FUSED
+from bn_graph.graphs.ops import DIVISIONS, FUSED, REDUCTIONS
 from bn_graph.graphs.values import constant_node, strip
 
 __all__ = ["BatchStatistic", "Kind", "batch_variances", "is_training_kernel", "recognize"]
@@ -146,16 +146,20 @@ def _less_square(graph: Graph, ref: Ref) -> BatchStatistic | None:
     return None if squared is None else BatchStatistic(Kind.VARIANCE, ref, squared, averaged[1])
 
 
-def batch_variances(graph: Graph, used: Iterable[int]) -> list[int]:
+def batch_variances(graph: Graph, used: Iterable[int], rank_of: Callable[[Ref], int | None]) -> list[int]:
     """The nodes among `used` that compute a variance over the examples; what normalizes by the batch needs one.
 
     Args:
         graph: the graph.
         used: nodes whose values matter, such as `modes.values_used` of the outputs.
+        rank_of: how many dimensions a tensor has; None where that is unknown.
     """
-    return sorted(node for node in used if is_training_kernel(graph, node) or _is_batch_variance(graph, node))
+    return sorted(node for node in used if is_training_kernel(graph, node) or _is_batch_variance(graph, node, rank_of))
 
 
-def _is_batch_variance(graph: Graph, node: int) -> bool:
+def _is_batch_variance(graph: Graph, node: int, rank_of: Callable[[Ref], int | None]) -> bool:
     statistic = recognize(graph, (node, 0))
-    return statistic is not None and statistic.kind is Kind.VARIANCE and statistic.over_examples
+    if statistic is None or statistic.kind is not Kind.VARIANCE or rank_of((node, 0)) == 0:
+        return False  # a squared error's mean over all axes ends in a scalar, and is no statistic of channels
+    rank = rank_of(graph.inputs[node][0])
+    return statistic.over_examples or (graph.ops[node] in REDUCTIONS and rank is not None and -rank in statistic.axes)

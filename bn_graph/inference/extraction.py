@@ -17,7 +17,7 @@ from bn_graph.checkpoints.values import assign_values, parts_of
 from bn_graph.checkpoints.variables import batch_norm_layers, layer_scope
 from bn_graph.graphs import effects
 from bn_graph.graphs.errors import BnGraphError
-from bn_graph.graphs.graph import Graph, build, node_named, producer, uses
+from bn_graph.graphs.graph import Graph, Ref, build, node_named, producer, uses
 from bn_graph.graphs.modes import modes, values_used
 from bn_graph.graphs.statistics import batch_variances
 from bn_graph.inference.branches import without_training_branches
@@ -256,10 +256,12 @@ def _batch_statistics(graph: tf.Graph, built: Graph, outputs: Iterable[str]) -> 
     """The names of the nodes whose batch statistics go into the outputs."""
     standing = modes(built, uses(built), (), {})
     used = values_used(built, [node_named(built, name) for name in outputs], standing)
-    names = [built.names[node] for node in batch_variances(built, used)]
-    # A squared error's mean over all axes ends in a scalar, and is no statistic of channels.
-    scalars = {name for name in names if name in built.ids and graph.get_tensor_by_name(f"{name}:0").shape.rank == 0}
-    return [name for name in names if name not in scalars]
+    ranks = {output.name: output.shape.rank for op in graph.get_operations() for output in op.outputs}
+
+    def rank_of(ref: Ref) -> int | None:
+        return ranks.get(f"{built.names[ref[0]]}:{ref[1]}")
+
+    return [built.names[node] for node in batch_variances(built, used, rank_of)]
 
 
 def _variables_in(graph: tf.Graph, graph_def: tf.GraphDef) -> list[tf.Variable]:
