@@ -24,17 +24,6 @@ def without_training_branches(graph_def: tf.GraphDef, flag: str) -> tf.GraphDef:
 
     Returns:
         A GraphDef whose remaining nodes have the names they had.
-
-    Example:
-        >>> from bn_graph.inference.branches import without_training_branches
-        >>> from bn_graph.tf1 import constant_predicate, function_body, tf
-        >>> with tf.Graph().as_default() as graph:
-        ...     flag = tf.placeholder(tf.bool, [], name="flag")
-        ...     y = tf.cond(flag, lambda: tf.constant(1.0), lambda: tf.constant(2.0))
-        >>> with tf.Graph().as_default() as fixed, tf.Session() as session:
-        ...     tf.import_graph_def(without_training_branches(graph.as_graph_def(), "flag"), name="")
-        ...     float(session.run(y.name))
-        2.0
     """
     fixed = tf.GraphDef(versions=graph_def.versions, library=graph_def.library)
     fixed.node.extend(_constant_false(node) if node.name == flag else node for node in graph_def.node)

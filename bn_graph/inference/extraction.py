@@ -67,18 +67,6 @@ def extract(
         ExportError: `inputs` or `outputs` is empty, or a tensor of another graph; the outputs do not depend on an input,
             or need a placeholder that is not among them; they still train, as `refuse_training` says; they
             read a variable that is in no collection, or not initialized, or a lookup table.
-
-    Example:
-        >>> import bn_graph
-        >>> from bn_graph.inference.extraction import extract
-        >>> from bn_graph.tf1 import tf
-        >>> with tf.Graph().as_default() as graph, tf.Session() as session:
-        ...     x, flag = tf.placeholder(tf.float32, [None, 2]), tf.placeholder(tf.bool, [])
-        ...     y = bn_graph.batch_norm_wrapper(x, flag, name="bn1")
-        ...     session.run(tf.global_variables_initializer())
-        ...     extracted = extract(session, {"x": x}, {"y": y}, flag)
-        ...     {"Switch", "If"} & {op.type for op in extracted.graph.get_operations()}
-        set()
     """
     _check_signature(session.graph, inputs, outputs, is_training)
     graph_def = session.graph.as_graph_def()
@@ -102,18 +90,7 @@ def extract(
 
 
 def open_session(extracted: InferenceGraph) -> tf.Session:
-    """A session of the extracted graph in which its variables hold their values; to be closed by the caller.
-
-    Example:
-        >>> from bn_graph.inference.extraction import extract, open_session
-        >>> from bn_graph.tf1 import tf
-        >>> with tf.Graph().as_default(), tf.Session() as session:
-        ...     x = tf.placeholder(tf.float32, [])
-        ...     extracted = extract(session, {"x": x}, {"y": 2.0 * x})
-        >>> with open_session(extracted) as session:
-        ...     float(session.run(extracted.outputs["y"], {extracted.inputs["x"]: 3.0}))
-        6.0
-    """
+    """A session of the extracted graph in which its variables hold their values; to be closed by the caller."""
     session = tf.Session(graph=extracted.graph)
     assign_values(session, zip(extracted.variables, extracted.values, strict=True))
     return session
@@ -132,18 +109,6 @@ def refuse_training(graph: tf.Graph, graph_def: tf.GraphDef, outputs: Iterable[s
 
     Raises:
         ExportError: as said.
-
-    Example:
-        >>> import bn_graph
-        >>> from bn_graph.inference.extraction import refuse_training
-        >>> from bn_graph.tf1 import tf
-        >>> with tf.Graph().as_default() as graph:
-        ...     y = bn_graph.batch_norm_wrapper(tf.placeholder(tf.float32, [None, 2]), is_training=True, name="bn1")
-        ...     try:
-        ...         refuse_training(graph, graph.as_graph_def(), [y.op.name])
-        ...     except ValueError as error:
-        ...         print(str(error).split(":")[0])
-        The outputs still train in bn1
     """
     built, outputs = build(graph_def), list(outputs)
     layers = batch_norm_layers(graph)

@@ -54,15 +54,6 @@ def fold_batch_norm(graph_def: tf.GraphDef, outputs: Sequence[str]) -> tf.GraphD
         ``BiasAdd`` named as the linear op and ``_folded``.
 
     Source: Jacob et al. 2018, "Quantization and Training of Neural Networks", 3.2: w_fold = γ·w/√(σ² + ε).
-
-    Example:
-        >>> from bn_graph.inference.folding import fold_batch_norm
-        >>> from bn_graph.tf1 import optimized_graph, tf
-        >>> with tf.Graph().as_default() as graph:
-        ...     x = tf.placeholder(tf.float32, [None, 2])
-        ...     y = tf.nn.relu((x @ tf.constant([[1.0], [2.0]]) - 3.0) * 4.0, name="y")
-        >>> sorted(node.op for node in fold_batch_norm(graph.as_graph_def(), ["y"]).node if node.op != "Const")
-        ['BiasAdd', 'MatMul', 'Placeholder', 'Relu']
     """
     with tf.Graph().as_default() as graph:
         tf.import_graph_def(graph_def, name="")

@@ -128,8 +128,9 @@ def test_exports_need_no_default_graph(start, random, tmp_path):
     export_frozen_graph(session, tmp_path / "model.pb", {"x": x}, {"y": y})
 
 
-def test_saved_model_keeps_each_kind_of_variable(graph, start, variable_kind, tmp_path):
-    x, y = network(False)
+def test_saved_model_keeps_each_kind_of_variable(plain_graph, start, variable_kind, tmp_path):
+    with tf.variable_scope("", use_resource=variable_kind == "resource"):
+        x, y = network(False)
     path = export_saved_model(start(), tmp_path / "model", {"x": x}, {"y": y})
     served, _, _ = loaded(path)
     with served:
@@ -155,7 +156,7 @@ def test_saved_model_is_cut_at_an_input_that_is_no_placeholder(plain_graph, star
 
 @pytest.mark.parametrize("policy", [None, "update_ops"])
 @pytest.mark.parametrize("maker", ["wrapper", "tf.layers", "tf.layers fused", "by hand"])
-def test_a_training_only_graph_is_refused_by_layer_and_nothing_is_written(graph, start, tmp_path, policy, maker):
+def test_a_training_only_graph_is_refused_by_layer_and_nothing_is_written(plain_graph, start, tmp_path, policy, maker):
     x = tf.placeholder(tf.float32, [None, 4, 4, 3] if maker == "tf.layers fused" else [None, 3], name="x")
     if maker == "wrapper":
         y = bn_graph.batch_norm_wrapper(x, True, updates_collection=policy, name="net/bn1")
@@ -187,7 +188,7 @@ def test_a_layer_whose_gamma_is_read_without_its_statistics_is_refused(plain_gra
         export_saved_model(start(), tmp_path / "model", {"x": x}, {"y": y})
 
 
-def test_a_flag_that_is_not_named_is_asked_for(graph, start, tmp_path):
+def test_a_flag_that_is_not_named_is_asked_for(plain_graph, start, tmp_path):
     x, y = network(tf.placeholder(tf.bool, [], name="flag"))
     with pytest.raises(ExportError, match=r"need flag to be fed.*pass it as is_training="):
         export_saved_model(start(), tmp_path / "model", {"x": x}, {"y": y})

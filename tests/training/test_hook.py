@@ -79,13 +79,13 @@ def test_detached_updates_are_refused_before_the_first_step(graph_of_kind):
     assert counting.runs == 0
 
 
-def test_a_train_op_may_be_given_by_name(graph_of_kind):
+def test_a_train_op_may_be_given_by_name(plain_graph):
     train_op = minimize(layer("bn1"))
     with pytest.raises(bn_graph.DetachedUpdatesError, match="bn1"):
         train(train_op, StatisticsHook(train_op.name))
 
 
-def test_without_a_train_op_the_audit_is_asked(graph_of_kind, monkeypatch):
+def test_without_a_train_op_the_audit_is_asked(plain_graph, monkeypatch):
     asked = []
 
     def audit(graph, *, select):
@@ -98,10 +98,10 @@ def test_without_a_train_op_the_audit_is_asked(graph_of_kind, monkeypatch):
     train_op = minimize(layer("bn1"))
     with pytest.raises(bn_graph.DetachedUpdatesError, match="bn1"):
         train(train_op, StatisticsHook())
-    assert asked == [(graph_of_kind, ("BN001",))]
+    assert asked == [(plain_graph, ("BN001",))]
 
 
-def test_without_a_train_op_the_audit_finds_it_in_the_graph(graph_of_kind):
+def test_without_a_train_op_the_audit_finds_it_in_the_graph(plain_graph):
     y = legacy_layers().batch_normalization(tf.random.normal([4, 2]), training=True, name="bn1")
     minimize(y)
     with pytest.raises(bn_graph.DetachedUpdatesError, match="BN001 bn1"):
@@ -152,7 +152,7 @@ def test_a_single_stuck_statistic_is_enough(graph_of_kind, clean_audit):
     assert "bn (bn/moving_variance)" in warning
 
 
-def test_the_warning_waits_for_its_step_and_comes_once(graph_of_kind):
+def test_the_warning_waits_for_its_step_and_comes_once(plain_graph):
     train_op = sound(stuck_layer())
     assert said(train_op, StatisticsHook(train_op, steps=STEPS + 1)) == []
     assert len(said(train_op, StatisticsHook(train_op, steps=STEPS), steps=3 * STEPS)) == 1
@@ -170,7 +170,7 @@ def test_a_frozen_layer_that_is_restored_is_not_expected_to_move(graph_of_kind, 
 
 
 @given
-def test_a_graph_without_batch_norm_is_passed_in_silence(named, graph_of_kind, clean_audit):
+def test_a_graph_without_batch_norm_is_passed_in_silence(named, plain_graph, clean_audit):
     w = tf.get_variable("w", [2], initializer=tf.ones_initializer())
     train_op = minimize(w)
     assert said(train_op, StatisticsHook(train_op if named else None, steps=STEPS)) == []
@@ -188,7 +188,7 @@ def test_movement_counts_from_the_restored_values(graph_of_kind, tmp_path):
         np.testing.assert_array_equal(hook._start[0], session.run(mean))
 
 
-def test_the_statistics_are_read_at_the_start_and_at_the_last_step_only(graph_of_kind):
+def test_the_statistics_are_read_at_the_start_and_at_the_last_step_only(plain_graph):
     train_op = sound(layer())
     hook = StatisticsHook(train_op, steps=STEPS)
     read = []
@@ -212,9 +212,9 @@ def test_the_statistics_are_read_at_the_start_and_at_the_last_step_only(graph_of
     assert read == [0, STEPS]
 
 
-def test_nothing_is_added_to_the_graph(graph_of_kind, clean_audit):
+def test_nothing_is_added_to_the_graph(plain_graph, clean_audit):
     train_op = sound(layer())
-    graph_of_kind.finalize()
+    plain_graph.finalize()
     StatisticsHook(train_op).begin()
     StatisticsHook().begin()
 

@@ -68,7 +68,7 @@ def run_and_see_changes(session: tf.Session, step, feed) -> set[str]:
 # --- collect ---
 
 
-def test_a_scope_is_matched_component_by_component(graph_of_kind):
+def test_a_scope_is_matched_component_by_component(plain_graph):
     x = placeholder()
     for name in ("bn", "bn2", "xbn", "b.n", "net/bn"):
         wrapper_layer(x, name=name)
@@ -81,7 +81,7 @@ def test_a_scope_is_matched_component_by_component(graph_of_kind):
     assert len(tf.get_collection(UPDATES, "bn")) > len(train_op.collect("bn"))
 
 
-def test_no_scope_and_the_root_scope_are_all_each_once(graph_of_kind):
+def test_no_scope_and_the_root_scope_are_all_each_once(plain_graph):
     wrapper_layer(placeholder(), name="a")
     wrapper_layer(placeholder(), name="b")
     entries = tf.get_collection(UPDATES)
@@ -91,7 +91,7 @@ def test_no_scope_and_the_root_scope_are_all_each_once(graph_of_kind):
     assert train_op.collect(tf.get_variable_scope()) == entries
 
 
-def test_a_variable_scope_opened_twice_has_its_updates_whatever_their_names(graph_of_kind):
+def test_a_variable_scope_opened_twice_has_its_updates_whatever_their_names(plain_graph):
     with tf.variable_scope("net"):
         tf.get_variable("w", [2])
     with tf.variable_scope("net") as scope:
@@ -121,7 +121,7 @@ def test_a_layer_object_is_taken_by_its_variables(plain_graph):
     assert layers_of(train_op.collect(layers)) == ["bn", "bn_other"]
 
 
-def test_an_unknown_scope_is_refused_and_a_known_one_without_updates_is_empty(graph_of_kind):
+def test_an_unknown_scope_is_refused_and_a_known_one_without_updates_is_empty(plain_graph):
     wrapper_layer(placeholder(), training=False, name="layer1/bn")
     assert train_op.collect("layer1") == []
     with pytest.raises(ValueError, match=r"scope 'layer_1'\. There are: 'layer1'"):
@@ -136,11 +136,11 @@ def test_an_empty_graph_has_no_scopes(plain_graph):
         train_op.collect("bn")
 
 
-def test_another_collection_and_another_graph_can_be_asked(graph_of_kind):
+def test_another_collection_and_another_graph_can_be_asked(plain_graph):
     wrapper_layer(placeholder(), collection="mine")
     assert train_op.collect("bn") == []
     with tf.Graph().as_default():
-        assert layers_in(graph_of_kind, train_op.collect("bn", collection="mine", graph=graph_of_kind)) == {"bn"}
+        assert layers_in(plain_graph, train_op.collect("bn", collection="mine", graph=plain_graph)) == {"bn"}
 
 
 def layers_in(graph, entries) -> set[str]:
@@ -321,7 +321,7 @@ def test_scope_and_update_ops_exclude_each_other(plain_graph):
 
 
 @pytest.mark.parametrize("layer", [wrapper_layer, tf_layer])
-def test_too_few_update_ops_are_warned_of_by_layer(graph_of_kind, layer):
+def test_too_few_update_ops_are_warned_of_by_layer(plain_graph, layer):
     loss = loss_of(layer(layer(placeholder(), name="one"), name="two"))
     with pytest.warns(UserWarning, match=r"goes through: two\. "):
         train_op.train_op(sgd(), loss, update_ops=train_op.collect("one"))
@@ -331,7 +331,7 @@ def test_too_few_update_ops_are_warned_of_by_layer(graph_of_kind, layer):
         train_op.train_op(sgd(), loss, update_ops=train_op.collect("two") + train_op.collect("one")[:1])
 
 
-def test_updates_in_a_collection_of_ones_own_are_missed_and_can_be_given(graph_of_kind):
+def test_updates_in_a_collection_of_ones_own_are_missed_and_can_be_given(plain_graph):
     loss = loss_of(wrapper_layer(placeholder(), collection="mine"))
     with pytest.warns(UserWarning, match=r"goes through: bn\. "):
         train_op.train_op(sgd(), loss)
@@ -340,7 +340,7 @@ def test_updates_in_a_collection_of_ones_own_are_missed_and_can_be_given(graph_o
         train_op.train_op(sgd(), loss, update_ops=train_op.collect(collection="mine"))
 
 
-def test_layers_outside_the_scope_are_left_out_on_purpose(graph_of_kind):
+def test_layers_outside_the_scope_are_left_out_on_purpose(plain_graph):
     loss = loss_of(wrapper_layer(wrapper_layer(placeholder(), name="one"), name="two"))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -389,7 +389,7 @@ def test_each_network_of_a_gan_moves_only_its_own_statistics(graph_of_kind, star
         assert {f"{name}/bn/moving_mean", f"{name}/bn/moving_variance"} <= changed
 
 
-def test_given_updates_of_the_network_that_is_trained_are_enough(graph_of_kind):
+def test_given_updates_of_the_network_that_is_trained_are_enough(plain_graph):
     _, _, generator_loss, _, own = build_gan()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -469,9 +469,9 @@ def test_a_refused_train_op_indeed_leaves_the_statistics(graph_of_kind, start):
     assert run_and_see_changes(start(), step, {x: BATCH}) == {"bn/gamma", "bn/beta"}
 
 
-def test_updates_that_stand_in_no_collection_are_missed_all_the_same(graph_of_kind):
+def test_updates_that_stand_in_no_collection_are_missed_all_the_same(plain_graph):
     loss = loss_of(tf_layer(placeholder()))
-    graph_of_kind.clear_collection(UPDATES)
+    plain_graph.clear_collection(UPDATES)
     with pytest.raises(train_op.DetachedUpdatesError, match=r"ops: bn\. "):
         train_op.check_train_op(sgd().minimize(loss))
 
@@ -508,7 +508,7 @@ def test_layers_with_options_are_missed_too(graph, flag_kind, option):
     train_op.check_train_op(train_op.train_op(sgd(), loss, check_numerics=True))
 
 
-def test_a_number_shared_with_the_train_op_is_not_a_forward_pass(graph_of_kind):
+def test_a_number_shared_with_the_train_op_is_not_a_forward_pass(plain_graph):
     x = placeholder()
     rate = tf.placeholder(tf.float32, []) * 0.1
     w, other = tf.get_variable("w", [2]), tf.get_variable("elsewhere/moving_mean", [2], trainable=False)
@@ -516,7 +516,7 @@ def test_a_number_shared_with_the_train_op_is_not_a_forward_pass(graph_of_kind):
     train_op.check_train_op(tf.train.GradientDescentOptimizer(rate).minimize(loss_of(x * w)))
 
 
-def test_layers_that_the_train_op_does_not_go_through_are_not_complained_of(graph_of_kind):
+def test_layers_that_the_train_op_does_not_go_through_are_not_complained_of(plain_graph):
     x = placeholder()
     with tf.variable_scope("trunk"):
         trunk = x * tf.get_variable("w", [2])
@@ -561,8 +561,8 @@ def test_an_unknown_train_op_is_named(plain_graph):
         train_op.check_train_op("typo")
 
 
-def test_checking_adds_nothing_to_the_graph(graph_of_kind):
+def test_checking_adds_nothing_to_the_graph(plain_graph):
     step = train_op.train_op(sgd(), loss_of(wrapper_layer(placeholder())))
-    graph_of_kind.finalize()
+    plain_graph.finalize()
     train_op.check_train_op(step)
     train_op.collect("bn")
