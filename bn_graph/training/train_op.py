@@ -1,11 +1,11 @@
 """Update ops: collected by layer, run by the train op, and missed when a train op leaves them out.
 
-The moving statistics of a batch norm layer are moved by ops of their own. Where those are not dependencies of the
-layer's output (``updates_collection=None``), they stand in ``UPDATE_OPS`` and run only if something depends on them: the
+The moving statistics of a batch norm layer are updated by ops of their own. Where those are not dependencies of the
+layer's output (``updates_collection=None``), they are in ``UPDATE_OPS`` and run only if something depends on them: the
 train op. Without that nothing fails, training looks well, and prediction normalizes by mean 0 and variance 1.
 
-Whose an update op is, is told by the variables that it assigns, never by its own name: the ops of a scope that is
-opened twice are named ``bn_1/…``, and ``tf.get_collection(key, "bn")`` matches a regex prefix, so ``bn2/…`` as well.
+An update op belongs to the layer whose variables it assigns, whatever its own name: the ops of a scope that is opened
+twice are named ``bn_1/…``, and ``tf.get_collection(key, "bn")`` matches a regex prefix, so ``bn2/…`` as well.
 """
 
 import difflib
@@ -40,7 +40,7 @@ def collect(
 ) -> list[_Op]:
     """The update ops of the layers in a variable scope, each once, in the order in which they were collected.
 
-    An update op belongs to a scope if a variable that it is for (`effects.assigned_by`) lies in it. So a layer
+    An update op belongs to a scope if a variable that it is for (`graphs.effects.assigned_by`) lies in it. So a layer
     that is applied twice gives the updates of both applications, whatever their ops are named; and ``bn`` has nothing
     to do with ``bn2`` or ``xbn``.
 
@@ -126,7 +126,7 @@ def train_op(
     Raises:
         ValueError: both `scope` and `update_ops` are given; `scope` is unknown; no variable gets a gradient; or, with
             `check_numerics`, running `loss` itself assigns variables (updates in place), which no check of the loss
-            can hold back, or an update stands in a ``tf.while_loop``.
+            can delay, or an update stands in a ``tf.while_loop``.
         tf.errors.InvalidArgumentError: at a run whose loss is not finite, with `check_numerics`.
 
     Warns:
@@ -160,7 +160,7 @@ def train_op(
         with tf.name_scope(f"{name}_updates"):
             if check_numerics:
                 finite = _checked(built, loss)
-                updates = [finite, *_held_back(finite, built, updates, graph)]
+                updates = [finite, *_delayed_until(finite, built, updates, graph)]
             updated = tf.group(*updates, name="done")
         with tf.control_dependencies([updated]):
             applied = optimizer.apply_gradients(gradients, global_step=global_step)
@@ -276,7 +276,7 @@ def _checked(built: Graph, loss: tf.Tensor) -> tf.Operation:
     written = sorted(effects.variables_written(built, [loss.op]))
     if written:
         raise ValueError(
-            f"check_numerics can't hold back what is assigned before the loss is known: {', '.join(written)}. Give the "
+            f"check_numerics can't delay what is assigned before the loss is known: {', '.join(written)}. Give the "
             "layers updates_collection=tf.GraphKeys.UPDATE_OPS instead of updates in place."
         )
     return tf.debugging.check_numerics(
@@ -284,7 +284,7 @@ def _checked(built: Graph, loss: tf.Tensor) -> tf.Operation:
     ).op
 
 
-def _held_back(check: tf.Operation, built: Graph, updates: Sequence[_Op], graph: tf.Graph) -> list[tf.Operation]:
+def _delayed_until(check: tf.Operation, built: Graph, updates: Sequence[_Op], graph: tf.Graph) -> list[tf.Operation]:
     """`updates`, of which every assign waits for `check`.
 
     An op that exists can't be given a control input, so the assigns are copied, and what depends on them with them.
@@ -298,7 +298,7 @@ def _held_back(check: tf.Operation, built: Graph, updates: Sequence[_Op], graph:
         sources = {tensor.op for tensor in op.inputs} | set(op.control_inputs)
         if op.name in writers or sources & copies.keys():
             if op.type in ("Enter", "RefEnter", "NextIteration", "RefNextIteration", "Exit", "RefExit"):
-                raise ValueError(f"check_numerics can't hold back an update in a while loop: {op.name}.")
+                raise ValueError(f"check_numerics can't delay an update in a while loop: {op.name}.")
             copies[op] = _copy(op, copies, [check] if op.name in writers else [])
     return [copies.get(op, op) for op in updates]
 

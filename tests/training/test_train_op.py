@@ -301,7 +301,7 @@ def test_in_place_updates_run_by_themselves_and_can_not_wait_for_the_loss(graph,
     x = placeholder()
     training = True if flag_kind == "bool" else tf.placeholder(tf.bool, [])
     loss = loss_of(wrapper_layer(x, training, collection=None))
-    with pytest.raises(ValueError, match=r"can't hold back .*bn/moving_mean.*updates_collection"):
+    with pytest.raises(ValueError, match=r"can't delay .*bn/moving_mean.*updates_collection"):
         train_op.train_op(sgd(), loss, check_numerics=True)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
