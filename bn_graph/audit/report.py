@@ -183,11 +183,6 @@ def printable(text: str) -> str:
     r"""`text` with an escape in place of every character that a terminal would obey or can't show.
 
     Names come from files that anybody may have written.
-
-    Example:
-        >>> from bn_graph.audit.report import printable
-        >>> printable("conv\x1b[2J\nµ")
-        'conv\\x1b[2J\\nµ'
     """
     if text.isprintable():
         return text
@@ -195,15 +190,7 @@ def printable(text: str) -> str:
 
 
 def names_in_brief(names: Sequence[str]) -> str:
-    """Names of layers: all of up to three; of more, the first and the last and how many.
-
-    Example:
-        >>> from bn_graph.audit.report import names_in_brief
-        >>> names_in_brief(["a/bn", "b/bn"]), names_in_brief([f"conv{number}/bn" for number in range(1, 10)])
-        ('a/bn, b/bn', 'conv1/bn … conv9/bn (9 layers)')
-        >>> names_in_brief([f"resnet/block/conv{number}/bn" for number in range(1, 10)])
-        'resnet/block/{conv1/bn … conv9/bn} (9 layers)'
-    """
+    """Names of layers: all of up to three; of more, the first and the last and how many."""
     if len(names) <= 3:
         return printable(", ".join(names))
     scopes = zip(*(name.split("/")[:-1] for name in names), strict=False)

@@ -36,16 +36,7 @@ exit status: 0 no finding of error level, 1 some, 2 something could not be read"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the command's arguments and its description.
-
-    Example:
-        >>> import argparse
-        >>> from bn_graph.commands import audit
-        >>> parser = argparse.ArgumentParser()
-        >>> audit.add_arguments(parser)
-        >>> parser.parse_args(["model.meta", "--feed", "is_training=false"]).feed
-        [('is_training', False)]
-    """
+    """Adds the command's arguments and its description."""
     rules = "\n".join(f"  {rule.code}  {rule.level:<8} {rule.title}" for rule in RULES.values())
     parser.description, parser.epilog = _DESCRIPTION, f"rules:\n{rules}\n\n{_EXAMPLES}"
     parser.add_argument(
@@ -97,16 +88,6 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         CommandError: no path; two values for one placeholder.
         AuditError: an unknown rule.
-
-    Example:
-        >>> import argparse
-        >>> from bn_graph.commands import audit
-        >>> parser = argparse.ArgumentParser()
-        >>> audit.add_arguments(parser)
-        >>> audit.run(parser.parse_args(["--explain", "BN101"]))  # doctest: +ELLIPSIS
-        BN101 bias-before-batch-norm (advice)
-        ...
-        0
     """
     if arguments.explain is not None:
         print(explain(arguments.explain))

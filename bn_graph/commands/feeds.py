@@ -16,16 +16,7 @@ _SAVER_INPUTS = re.compile(r"(^|/)save(_\d+)?/(filename|Const)(_\d+)?$")
 
 
 def placeholders(graph: tf.Graph) -> list[tf.Tensor]:
-    """The placeholders of a graph, those of its savers aside.
-
-    Example:
-        >>> from bn_graph.commands.feeds import placeholders
-        >>> from bn_graph.tf1 import tf
-        >>> with tf.Graph().as_default() as graph:
-        ...     _ = tf.placeholder(tf.float32, [None, 2], name="x")
-        ...     [tensor.name for tensor in placeholders(graph)]
-        ['x:0']
-    """
+    """The placeholders of a graph, those of its savers aside."""
     ops = [op for op in graph.get_operations() if op.type.startswith("Placeholder")]
     return [op.outputs[0] for op in ops if not _SAVER_INPUTS.search(op.name)]
 
@@ -35,14 +26,6 @@ def resolve(graph: tf.Graph, name: str) -> tf.Tensor:
 
     Raises:
         CommandError: there is none, or more than one placeholder ends so.
-
-    Example:
-        >>> from bn_graph.commands.feeds import resolve
-        >>> from bn_graph.tf1 import tf
-        >>> with tf.Graph().as_default() as graph:
-        ...     _ = tf.placeholder(tf.float32, [None, 2], name="input/x")
-        ...     resolve(graph, "x").name
-        'input/x:0'
     """
     try:
         return graph.get_tensor_by_name(name if ":" in name else f"{name}:0")
@@ -61,15 +44,7 @@ def resolve(graph: tf.Graph, name: str) -> tf.Tensor:
 
 
 def describe(tensor: tf.Tensor) -> str:
-    """Name, dtype and shape.
-
-    Example:
-        >>> from bn_graph.commands.feeds import describe
-        >>> from bn_graph.tf1 import tf
-        >>> with tf.Graph().as_default():
-        ...     describe(tf.placeholder(tf.float32, [None, 2], name="x"))
-        'x (float32, [?, 2])'
-    """
+    """Name, dtype and shape."""
     dims = tensor.shape.as_list() if tensor.shape.rank is not None else None
     shape = "shape unknown" if dims is None else f"[{', '.join('?' if dim is None else str(dim) for dim in dims)}]"
     return f"{tensor.name.removesuffix(':0')} ({tensor.dtype.base_dtype.name}, {shape})"
@@ -80,14 +55,6 @@ def singles(graph: tf.Graph, pairs: Sequence[str]) -> dict[str, np.ndarray]:
 
     Raises:
         CommandError: no such tensor, or the value isn't one of its dtype, or the tensor isn't a scalar.
-
-    Example:
-        >>> from bn_graph.commands.feeds import singles
-        >>> from bn_graph.tf1 import tf
-        >>> with tf.Graph().as_default() as graph:
-        ...     _ = tf.placeholder(tf.bool, [], name="is_training")
-        ...     singles(graph, ["is_training=false"])
-        {'is_training:0': array(False)}
     """
     values = {}
     for pair in pairs:
@@ -129,17 +96,6 @@ def examples(graph: tf.Graph, path: str | os.PathLike) -> dict[str, np.ndarray]:
 
     Raises:
         CommandError: it can't be read as such; an array has a dtype or shape that its tensor doesn't take, or is empty.
-
-    Example:
-        >>> import tempfile
-        >>> import numpy as np
-        >>> from bn_graph.commands.feeds import examples
-        >>> from bn_graph.tf1 import tf
-        >>> with tempfile.TemporaryDirectory() as folder, tf.Graph().as_default() as graph:
-        ...     _ = tf.placeholder(tf.float32, [None, 2], name="x")
-        ...     np.savez(f"{folder}/data.npz", x=[[1, 2]])
-        ...     examples(graph, f"{folder}/data.npz")
-        {'x:0': array([[1., 2.]], dtype=float32)}
     """
     data: dict[str, np.ndarray] = {}
     for name, array in _arrays(path).items():
@@ -211,15 +167,6 @@ def batch_size_of(graph: tf.Graph, data: Mapping[str, np.ndarray], wanted: int |
 
     Raises:
         CommandError: they contradict each other, or there are fewer examples than that.
-
-    Example:
-        >>> import numpy as np
-        >>> from bn_graph.commands.feeds import batch_size_of
-        >>> from bn_graph.tf1 import tf
-        >>> with tf.Graph().as_default() as graph:
-        ...     _ = tf.placeholder(tf.float32, [4, 2], name="x")
-        ...     batch_size_of(graph, {"x:0": np.zeros([9, 2])}, None, default=100)
-        4
     """
     shapes = {name: graph.get_tensor_by_name(name).shape for name in data}
     fixed = {name: shape[0] for name, shape in shapes.items() if shape.rank and shape.as_list()[0] is not None}
@@ -235,30 +182,14 @@ def batch_size_of(graph: tf.Graph, data: Mapping[str, np.ndarray], wanted: int |
 
 
 def batches(data: Mapping[str, np.ndarray], size: int, whole: bool) -> Iterator[dict[str, np.ndarray]]:
-    """The examples in order, `size` at a time; a smaller last batch is left out if `whole`.
-
-    Example:
-        >>> import numpy as np
-        >>> from bn_graph.commands.feeds import batches
-        >>> [batch["x:0"].tolist() for batch in batches({"x:0": np.arange(5)}, 2, whole=False)]
-        [[0, 1], [2, 3], [4]]
-    """
+    """The examples in order, `size` at a time; a smaller last batch is left out if `whole`."""
     length = len(next(iter(data.values())))
     for start in range(0, length - length % size if whole else length, size):
         yield {name: array[start : start + size] for name, array in data.items()}
 
 
 def unfed(graph: tf.Graph, needed: set[str], fed: Sequence[str]) -> list[tf.Tensor]:
-    """The placeholders (without default) among the ops `needed` that are not among the tensors `fed`.
-
-    Example:
-        >>> from bn_graph.commands.feeds import unfed
-        >>> from bn_graph.tf1 import tf
-        >>> with tf.Graph().as_default() as graph:
-        ...     _ = tf.placeholder(tf.bool, [], name="is_training")
-        ...     [tensor.name for tensor in unfed(graph, {"is_training"}, [])]
-        ['is_training:0']
-    """
+    """The placeholders (without default) among the ops `needed` that are not among the tensors `fed`."""
     return [
         tensor
         for tensor in placeholders(graph)

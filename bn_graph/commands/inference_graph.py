@@ -19,16 +19,7 @@ __all__ = ["add_arguments", "run"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the command's arguments to `parser`.
-
-    Example:
-        >>> import argparse
-        >>> from bn_graph.commands import inference_graph
-        >>> parser = argparse.ArgumentParser()
-        >>> inference_graph.add_arguments(parser)
-        >>> parser.parse_args("--meta m.meta --checkpoint m --output y --out served".split()).input
-        []
-    """
+    """Adds the command's arguments to `parser`."""
     parser.add_argument("--meta", required=True, help="the graph: a .meta file")
     parser.add_argument("--checkpoint", required=True, help="prefix of the checkpoint; it is only read")
     parser.add_argument("--output", required=True, metavar="NAME", help="the tensor to serve")
@@ -63,15 +54,6 @@ def run(arguments: argparse.Namespace) -> int:
         BnGraphError: an argument, the graph or the checkpoint can't be used; or, with status 1, examples get other answers
             alone than in a batch. Nothing is left at ``--out``.
         KeyboardInterrupt: likewise.
-
-    Example:
-        >>> import argparse
-        >>> from bn_graph.commands import inference_graph
-        >>> parser = argparse.ArgumentParser()
-        >>> inference_graph.add_arguments(parser)
-        >>> inference_graph.run(parser.parse_args("--meta no.meta --checkpoint m --output y --out served".split()))
-        Traceback (most recent call last):
-        bn_graph.checkpoints.files.CheckpointError: The meta graph no.meta can't be read: No such file or directory.
     """
     from bn_graph.commands.quiet import start_tensorflow_quietly
 

@@ -24,10 +24,6 @@ def start_tensorflow_quietly() -> None:
     """Imports TensorFlow and lets it look for devices, with what native code writes to stderr sifted.
 
     The warning that tf.layers gives of itself, that it is deprecated, is left out too: that it is old is known here.
-
-    Example:
-        >>> from bn_graph.commands.quiet import start_tensorflow_quietly
-        >>> start_tensorflow_quietly()
     """
     warnings.filterwarnings("ignore", r".*is deprecated and will be removed in a future version", UserWarning)
     if "tensorflow" in sys.modules:

@@ -24,16 +24,7 @@ _STATISTICS_RULES = ("BN002", "BN006")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the command's arguments to `parser`.
-
-    Example:
-        >>> import argparse
-        >>> from bn_graph.commands import recalibrate
-        >>> parser = argparse.ArgumentParser()
-        >>> recalibrate.add_arguments(parser)
-        >>> parser.parse_args("--meta m.meta --checkpoint m --data d.npz --out new".split()).method
-        'pooled'
-    """
+    """Adds the command's arguments to `parser`."""
     parser.add_argument("--meta", required=True, help="the graph: a .meta file")
     parser.add_argument("--checkpoint", required=True, help="prefix of the trained checkpoint; it is only read")
     parser.add_argument(
@@ -72,15 +63,6 @@ def run(arguments: argparse.Namespace) -> int:
         BnGraphError: an argument, the data, the graph or the checkpoint can't be used; nothing was written. With status 1,
             the new checkpoint can't be audited.
         KeyboardInterrupt: says whether the new checkpoint was written.
-
-    Example:
-        >>> import argparse
-        >>> from bn_graph.commands import recalibrate
-        >>> parser = argparse.ArgumentParser()
-        >>> recalibrate.add_arguments(parser)
-        >>> recalibrate.run(parser.parse_args("--meta no.meta --checkpoint m --data d.npz --out new".split()))
-        Traceback (most recent call last):
-        bn_graph.checkpoints.files.CheckpointError: The meta graph no.meta can't be read: No such file or directory.
     """
     from bn_graph.commands.quiet import start_tensorflow_quietly
 

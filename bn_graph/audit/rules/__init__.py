@@ -96,11 +96,6 @@ def selected(select: Sequence[str], ignore: Sequence[str]) -> list[Rule]:
 
     Raises:
         AuditError: a code, or beginning of one, that no rule has.
-
-    Example:
-        >>> from bn_graph.audit.rules import selected
-        >>> [rule.code for rule in selected(["bn1"], ["BN103"])]
-        ['BN101', 'BN102']
     """
     wanted, unwanted = (tuple(word.upper() for word in words) for words in (select, ignore))
     for word in wanted + unwanted:
@@ -148,11 +143,6 @@ def explain(code: str) -> str:
 
     Raises:
         AuditError: there is no such rule; the message lists those there are.
-
-    Example:
-        >>> from bn_graph.audit.rules import explain
-        >>> print(explain("bn001").splitlines()[0])
-        BN001 detached-updates (error)
     """
     if code.upper() not in RULES:
         raise AuditError(f"There is no rule {code!r}. There are: {', '.join(RULES)}.")
