@@ -6,7 +6,7 @@ import os
 import platform
 import tempfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ __all__ = [
     "FORMAT",
     "column",
     "data_name",
+    "listed",
     "load",
     "medians",
     "pack_images",
@@ -81,6 +82,12 @@ def seeds(result: dict) -> str:
     """As "1 seed" or "3 seeds"."""
     count = len(result["seeds"])
     return f"{count} seed{'s' * (count > 1)}"
+
+
+def listed(items: Iterable) -> str:
+    """As "2", "2 and 4", "2, 4 and 8"."""
+    *texts, last = map(str, items)
+    return f"{', '.join(texts)} and {last}" if texts else last
 
 
 def versions() -> dict[str, str]:

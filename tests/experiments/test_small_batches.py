@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 import bn_graph
+from bn_graph.tf1 import tf
 from experiments import small_batches as experiment
-from experiments.machinery import harness
+from experiments.machinery import harness, remedies
+from experiments.machinery.remedies import Scorer, Trainer, Training, batch_rows
 from experiments.small_batches import (
     BATCH_NORM,
     GHOSTS,
@@ -19,7 +21,6 @@ from experiments.small_batches import (
     REMEDIES,
     RENORM,
     TWO_CLASSES,
-    Training,
 )
 
 STEPS = 10
@@ -37,26 +38,26 @@ def digits():
 
 def test_mixed_batches_of_every_size_hold_the_same_examples_in_the_same_order(digits):
     labels = digits.train.labels
-    ones, eights = (experiment.batch_rows(labels, size, 64 // size, 3, MIXED) for size in (1, 8))
+    ones, eights = (batch_rows(labels, size, 64 // size, 3, MIXED) for size in (1, 8))
     assert ones.shape == (64, 1) and eights.shape == (8, 8)
     assert ones.ravel().tolist() == eights.ravel().tolist()
     assert len(set(ones.ravel().tolist())) == 64
 
 
 def test_a_batch_of_two_classes_alternates_them_and_all_classes_come(digits):
-    classes = digits.train.labels.argmax(1)[experiment.batch_rows(digits.train.labels, 8, 200, 3, TWO_CLASSES)]
+    classes = digits.train.labels.argmax(1)[batch_rows(digits.train.labels, 8, 200, 3, TWO_CLASSES)]
     assert all(len({*batch[0::2]}) == len({*batch[1::2]}) == 1 and batch[0] != batch[1] for batch in classes.tolist())
     assert set(classes.ravel().tolist()) == set(range(10))
 
 
 def test_examples_of_two_classes_are_drawn_from_all_of_their_class(digits):
-    rows = experiment.batch_rows(digits.train.labels, LARGEST, 400, 0, TWO_CLASSES)
+    rows = batch_rows(digits.train.labels, LARGEST, 400, 0, TWO_CLASSES)
     # 25,600 draws of 1,300 examples, some 20 each: e⁻²⁰ of being left out
     assert len(np.unique(rows)) == digits.train.size
 
 
 def test_a_batch_of_one_is_the_same_either_way(digits):
-    mixed, two = (experiment.batch_rows(digits.train.labels, 1, 50, 0, sampling) for sampling in experiment.SAMPLINGS)
+    mixed, two = (batch_rows(digits.train.labels, 1, 50, 0, sampling) for sampling in experiment.SAMPLINGS)
     assert mixed.tolist() == two.tolist()
 
 
@@ -65,22 +66,14 @@ def test_a_batch_of_one_is_the_same_either_way(digits):
     [(0, 1, 0), (5_000, 1, 0), (15_000, 1 + 2 * 10 / 35, 5 * 10 / 20), (25_000, 1 + 2 * 20 / 35, 5), (40_000, 3, 5)],
 )
 def test_renorm_is_clipped_as_the_papers_schedule_of_130_000_steps_says(step, rmax, dmax):
-    clipping = experiment.clipping_at(step / 130_000)
-    assert clipping == pytest.approx({"rmin": 1 / rmax, "rmax": rmax, "dmax": dmax})
-
-
-def test_the_schedule_in_the_graph_is_the_one_in_python():
-    tf = experiment.tf
     with tf.Graph().as_default(), tf.Session() as session:
-        done = tf.placeholder(tf.float32, [])
-        in_graph = experiment.clipping_at(done)
-        for share in (0.0, 0.1, 0.25, 1.0):
-            found = session.run(in_graph, {done: share})
-            assert found == pytest.approx(experiment.clipping_at(share), rel=1e-5)  # float32
+        clipping = session.run(remedies.clipping_at(tf.constant(step / 130_000)))
+    # float32
+    assert clipping == pytest.approx({"rmin": 1 / rmax, "rmax": rmax, "dmax": dmax}, rel=1e-5, abs=1e-6)
 
 
 def test_ghosts_are_smaller_than_their_batch_and_more_than_one():
-    sizes = [training.size for training in experiment.trainings((1, 2, 32, LARGEST)) if training.form == GHOSTS]
+    sizes = [training.size for training in remedies.trainings((1, 2, 32, LARGEST)) if training.form == GHOSTS]
     assert sizes == [2, 32]
     assert Training(GHOSTS, 2).batch == LARGEST and Training(RENORM, 2).batch == 2
 
@@ -91,14 +84,13 @@ def test_ghosts_are_smaller_than_their_batch_and_more_than_one():
 @pytest.mark.parametrize("form", [BATCH_NORM, RENORM])
 def test_the_layer_that_trains_on_one_example_is_the_librarys_layer(digits, form):
     """Both are given batches of 32: `tf.layers`, which stands in for the wrapper at one, must do the same."""
-    rows = experiment.batch_rows(digits.train.labels, 32, STEPS, 0, MIXED)
+    rows = batch_rows(digits.train.labels, 32, STEPS, 0, MIXED)
     trained = []
     for size in (1, 32):
-        trainer = experiment._Trainer(digits, Training(form, size), STEPS)
+        trainer = Trainer(digits, Training(form, size), STEPS)
         trainer.session.run(trainer.initializer)
-        experiment.run_steps(trainer.step, digits.train, rows, 0.003)
-        trained.append({each.op.name: each for each in trainer.variables})
-        trained[-1] = trainer.session.run(trained[-1])
+        remedies.run_steps(trainer.step, digits.train, rows, 0.003)
+        trained.append(trainer.session.run(trainer.variables))
         trainer.session.close()
     assert trained[0].keys() == trained[1].keys()
     for name, value in trained[0].items():
@@ -109,10 +101,10 @@ def test_the_layer_that_trains_on_one_example_is_the_librarys_layer(digits, form
 
 @pytest.mark.parametrize("form", [BATCH_NORM, RENORM])
 def test_of_one_example_no_gradient_passes_the_layer(digits, form):
-    trainer = experiment._Trainer(digits, Training(form, 1), 100)
+    trainer = Trainer(digits, Training(form, 1), 100)
     values = trainer.train(MIXED, 0.03, seed=0)
     trainer.session.close()
-    start = experiment.initial_weights(trainer.sizes, 0)
+    start = remedies.initial_weights(digits, 0)
     assert [bool((values[f"w{number}"] != start[number - 1]).any()) for number in (1, 2, 3)] == [False, False, True]
     # Renorm's outputs are gamma·d + beta, and d tells images apart; of batch norm's, beta is all that is left. What
     # lies below the upper layer learns from neither.
@@ -130,43 +122,46 @@ def test_batch_norm_of_one_example_gives_every_image_the_same_answer(result, dig
 @pytest.mark.parametrize("size", [1, 2, 20])
 def test_test_batches_are_normalized_by_their_own_statistics(digits, size):
     """Against the network written out, of the first layer's gamma and beta alone (the second's are 1 and 0)."""
-    weights = experiment.initial_weights(experiment._layer_sizes(digits), 0)
+    weights = remedies.initial_weights(digits, 0)
     generator = np.random.default_rng(0)
     gamma, beta = generator.uniform(0.5, 2, 100), generator.normal(size=100)
     values = {f"w{number}": weight for number, weight in enumerate(weights, start=1)} | {"b3": np.zeros(10)}
     values |= {"bn1/gamma": gamma, "bn1/beta": beta, "bn2/gamma": np.ones(100), "bn2/beta": np.zeros(100)}
-    layer = digits.test.images[experiment.batch_rows(digits.test.labels, size, 360 // size, 0, MIXED)].astype(float)
+    layer = digits.test.images[batch_rows(digits.test.labels, size, 360 // size, 0, MIXED)].astype(float)
     for number, (scale, shift) in enumerate([(gamma, beta), (1, 0)]):
         z = layer @ weights[number]
-        z = (z - z.mean(1, keepdims=True)) / np.sqrt(z.var(1, keepdims=True) + experiment.EPSILON)
+        z = (z - z.mean(1, keepdims=True)) / np.sqrt(z.var(1, keepdims=True) + remedies.EPSILON)
         layer = 1 / (1 + np.exp(-(scale * z + shift)))
-    rows = experiment.batch_rows(digits.test.labels, size, 360 // size, 0, MIXED)
+    rows = batch_rows(digits.test.labels, size, 360 // size, 0, MIXED)
     expected = np.mean((layer @ weights[2]).argmax(-1) == digits.test.labels[rows].argmax(-1))
 
-    scorer = experiment._Scorer(digits, normalized=True)
-    found = scorer._as_in_training(values, size, MIXED)
-    scorer.close()
+    scorer = Scorer(digits, Training(BATCH_NORM, size))
+    with scorer.session, scorer.grouped_session:
+        found = scorer.as_in_training(values, MIXED)
     assert found == pytest.approx(expected, abs=1.5 / 360)  # one image may lie on the boundary
 
 
 @pytest.fixture(scope="module")
 def scored(digits):
     """A scorer, and the values and scores of a short training of batch norm in batches of two."""
-    trainer = experiment._Trainer(digits, Training(BATCH_NORM, 2), 50)
+    trainer = Trainer(digits, Training(BATCH_NORM, 2), 50)
     values = trainer.train(MIXED, 0.03, seed=0)
     trainer.session.close()
-    scorer = experiment._Scorer(digits, normalized=True)
-    yield scorer, values, scorer.score(values, Training(BATCH_NORM, 2), MIXED)
-    scorer.close()
+    scorer = Scorer(digits, Training(BATCH_NORM, 2))
+    with scorer.session, scorer.grouped_session:
+        yield scorer, values, scorer.score(values, MIXED)
+
+
+def variable(scorer: Scorer, name: str) -> np.ndarray:
+    (found,) = [each for each in scorer.session.graph.get_collection("variables") if each.op.name == name]
+    return scorer.session.run(found)
 
 
 def test_recalibrated_are_the_statistics_of_training_images_for_the_same_weights(scored, digits):
     scorer, values, scores = scored
-    scorer.score(values, Training(BATCH_NORM, 2), MIXED)
-    found = scorer.session.run(
-        {name: scorer.variables[name] for name in ("bn1/moving_mean", "bn1/moving_variance", "w1")}
-    )
-    z = digits.train.images[: experiment.PASS_IMAGES].astype(float) @ values["w1"]
+    scorer.score(values, MIXED)
+    found = {name: variable(scorer, name) for name in ("bn1/moving_mean", "bn1/moving_variance", "w1")}
+    z = digits.train.images[: remedies.PASS_IMAGES].astype(float) @ values["w1"]
     np.testing.assert_array_equal(found["w1"], values["w1"])
     np.testing.assert_allclose(found["bn1/moving_mean"], z.mean(0), atol=1e-5)  # float32
     np.testing.assert_allclose(found["bn1/moving_variance"], z.var(0, ddof=1), rtol=1e-4)
@@ -174,23 +169,28 @@ def test_recalibrated_are_the_statistics_of_training_images_for_the_same_weights
 
 
 @pytest.mark.parametrize(("size", "factor"), [(1, 1), (2, 2), (4, 4 / 3)])
-def test_the_unbiased_variance_is_the_moving_one_times_m_by_m_less_1(scored, size, factor):
-    scorer, values, _ = scored
-    scorer._unbiased(values, size)
-    found = scorer.session.run(scorer.variables["bn2/moving_variance"])
+def test_the_unbiased_variance_is_the_moving_one_times_m_by_m_less_1(scored, digits, size, factor):
+    _, values, _ = scored
+    scorer = Scorer(digits, Training(BATCH_NORM, size))
+    with scorer.session, scorer.grouped_session:
+        remedies.load(scorer.session, values)
+        scorer.unbiased(values)
+        found = variable(scorer, "bn2/moving_variance")
     np.testing.assert_allclose(found, values["bn2/moving_variance"] * factor, rtol=1e-6)
 
 
-def test_other_forms_are_scored_by_their_moving_statistics_alone(scored):
-    scorer, values, scores = scored
-    found = scorer.score(values, Training(RENORM, 2), MIXED)
+def test_other_forms_are_scored_by_their_moving_statistics_alone(scored, digits):
+    _, values, scores = scored
+    scorer = Scorer(digits, Training(RENORM, 2))
+    with scorer.session, scorer.grouped_session:
+        found = scorer.score(values, MIXED)
     assert found == {name: scores[name] for name in ("moving, validation", "moving, test")}
 
 
 def test_the_rate_falls_to_0_in_a_straight_line(digits):
     rates = []
     rows = np.zeros((4, 1), int)
-    experiment.run_steps(lambda images, labels, rate: rates.append(rate), digits.train, rows, 0.08)
+    remedies.run_steps(lambda images, labels, rate: rates.append(rate), digits.train, rows, 0.08)
     assert rates == pytest.approx([0.08, 0.06, 0.04, 0.02])
 
 
@@ -211,25 +211,26 @@ def test_one_standard_error_decides_between_rates(tuning, expected):
 
 
 def test_every_size_sees_as_many_examples():
-    for training in experiment.trainings(experiment.SIZES["full"]):
+    for training in remedies.trainings(experiment.FULL.own["sizes"]):
         assert STEPS * LARGEST % training.batch == 0
 
 
 def test_a_second_run_takes_finished_trainings_from_the_first(finished, monkeypatch):
     result, folder, _ = finished
-    monkeypatch.setattr(experiment._Trainer, "train", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(Trainer, "train", lambda *_: pytest.fail("trained again"))
     assert harness.main(experiment, ["--steps", str(STEPS), "--output", str(folder.parent)]) == 0
     assert json.loads((folder / "result.json").read_text())["cells"] == result["cells"]
 
 
 def test_a_run_that_was_stopped_ends_with_the_same_numbers(finished):
     result, folder, _ = finished
-    (record,) = folder.glob("checkpoints/*/renorm-16.json")
-    known = json.loads(record.read_text())
-    record.write_text(json.dumps(dict(list(known.items())[:2])))  # as if stopped after two trainings
+    kept = {path: path.read_text() for path in folder.glob("checkpoints/*/renorm-*/measured.json")}
+    assert len(kept) == 4
+    for record in list(kept)[1:]:
+        record.unlink()  # as if stopped before them
     assert harness.main(experiment, ["--steps", str(STEPS), "--output", str(folder.parent)]) == 0
     assert json.loads((folder / "result.json").read_text())["cells"] == result["cells"]
-    assert json.loads(record.read_text()) == known
+    assert {path: path.read_text() for path in kept} == kept
 
 
 # --- The judges and the advice ----------------------------------------------------------------------------------------
