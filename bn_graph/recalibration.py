@@ -80,8 +80,8 @@ class PooledStatistics:
         >>> pooled = PooledStatistics()
         >>> pooled.update(1, 2.0, 0.0)  # the batch [2]
         >>> pooled.update(2, 5.0, 1.0)  # the batch [4, 6]
-        >>> pooled.result(unbiased=True)  # of [2, 4, 6]
-        (np.float64(4.0), np.float64(4.0))
+        >>> [float(each) for each in pooled.result(unbiased=True)]  # of [2, 4, 6]
+        [4.0, 4.0]
     """
 
     def __init__(self) -> None:
@@ -123,8 +123,8 @@ class AlgorithmTwo:
         >>> paper = AlgorithmTwo()
         >>> paper.update(2, 5.0, 1.0)
         >>> paper.update(2, 1.0, 4.0)
-        >>> paper.result(unbiased=True)  # 2/(2−1)·(1 + 4)/2
-        (np.float64(3.0), np.float64(5.0))
+        >>> [float(each) for each in paper.result(unbiased=True)]  # 2/(2−1)·(1 + 4)/2
+        [3.0, 5.0]
     """
 
     def __init__(self) -> None:
