@@ -85,7 +85,7 @@ def checkpoint_names(variables: Iterable[WholeVariable], name_map: NameMap | Non
 
     Example:
         >>> from bn_graph.checkpoints.names import NAME_MAPS, checkpoint_names
-        >>> from bn_graph.checkpoints.values import WholeVariable, whole_name, whole_variables
+        >>> from bn_graph.tf1 import tf
         >>> with tf.Graph().as_default():
         ...     gamma = tf.get_variable("bn1/gamma", [2])
         ...     list(checkpoint_names([gamma], NAME_MAPS["pytorch"]))
