@@ -17,7 +17,7 @@ at inference. "paper" is Algorithm 2 of the paper, and like the paper's depends 
 that were normalized batch by batch, and the variance between the batches' means is in no batch's variance.
 
 All of it runs in a copy of the graph in a session of its own. So the given session changes once, at the end, or not at
-all; its graph may be finalized; weights are only read; and for the while of the call there is a second copy of them.
+all; its graph may be finalized; weights are only read; and during the call there is a second copy of them.
 """
 
 import contextlib
@@ -27,10 +27,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bn_graph.graphs import effects, layer_calls
+from bn_graph.checkpoints.values import assign_values
+from bn_graph.graphs import effects
+from bn_graph.graphs.calls import FoundCalls, LayerCall, find_calls
 from bn_graph.graphs.errors import BnGraphError, one_line
-from bn_graph.graphs.graph import build
-from bn_graph.graphs.layer_calls import LayerCall
+from bn_graph.graphs.graph import build, node_named, reach
 from bn_graph.inference import switching
 from bn_graph.layers import averages
 from bn_graph.tf1 import tf
@@ -53,7 +54,7 @@ class LayerStatistics(NamedTuple):
     Attributes:
         layer: the scope of its statistics.
         moving_mean, moving_variance: the variables, by the names of their ops.
-        mean_before, variance_before, mean, variance: their values before and now, as the variables hold them.
+        mean_before, variance_before, mean, variance: their values before and now, in the variables' dtypes.
         count: values per channel that were seen, over all calls of the layer.
     """
 
@@ -88,7 +89,7 @@ class PooledStatistics:
         self.count, self._mean, self._squares = 0, np.float64(0.0), np.float64(0.0)
 
     def update(self, count: int, mean: np.ndarray, variance: np.ndarray) -> None:
-        """Takes in a batch of `count` values per channel with this mean and *biased* variance."""
+        """Adds a batch of `count` values per channel with this mean and *biased* variance."""
         if count == 0:
             return
         total = self.count + count
@@ -131,7 +132,7 @@ class AlgorithmTwo:
         self.count, self._means, self._biased, self._unbiased = 0, np.float64(0), np.float64(0), np.float64(0)
 
     def update(self, count: int, mean: np.ndarray, variance: np.ndarray) -> None:
-        """Takes in a batch of `count` values per channel with this mean and *biased* variance.
+        """Adds a batch of `count` values per channel with this mean and *biased* variance.
 
         Raises:
             ValueError: fewer than two values, which have no variance.
@@ -175,7 +176,7 @@ def recalibrate(
 
     Args:
         session: holds the trained variables. Its graph is this library's, or any graph in which
-            `layer_calls.find_calls` finds its way: ``tf.layers``, contrib, Keras, hand-written.
+            `bn_graph.graphs.calls` finds layers: ``tf.layers``, contrib, Keras, hand-written.
         batches: feed dicts, keyed by tensors of the graph or their names, each with what the layers' inputs need; more
             does no harm. A sequence; or a callable that returns a fresh iterable of the same batches every time, which
             "pooled" needs once a depth level.
@@ -188,8 +189,8 @@ def recalibrate(
             layers of other makers that were built for inference only: no batch goes into their statistics, and weights
             that were trained so belong to those as they are. Named here, they are done by "pooled" like any.
         is_training: the graph's switch or switches; fed False by "pooled" and True by "paper", over whatever
-            `batches` feed. Batch norm layers normalize by the population under "pooled" in any case; but a
-            placeholder must be fed, and dropout may hang on it.
+            `batches` feed. Under "pooled" batch norm layers normalize by their statistics in any case; but a
+            placeholder must be fed, and dropout may depend on it.
         config: of the session in which it all runs. If None, TensorFlow's defaults, but without its graph optimizer,
             which would start anew for every level: a network of 60 layers and 10 batches then takes three times as long.
         progress: wraps the iterable of batches of each pass, as ``tqdm`` does.
@@ -202,7 +203,7 @@ def recalibrate(
         RecalibrationError: an unknown `method`; no layer found, or not one of `layers`; an iterator in place of a
             callable; no batches, or not as many in every pass; too few values; NaN or infinity; a layer's inputs
             that can't be computed (a missing feed, a layer inside a branch or loop); "pooled" and a layer that can't be
-            turned to its population statistics, or whose inputs depend on its own outputs. The message names the
+            switched to its moving statistics, or whose inputs depend on its own outputs. The message names the
             layer. Nothing has been assigned then, nor after any other exception, KeyboardInterrupt included.
 
     What else a layer may keep (``biased`` and ``local_step`` of zero-debiasing, renorm's, ``moving_count``) stays as it is,
@@ -226,13 +227,15 @@ def recalibrate(
     if method not in _METHODS:
         raise RecalibrationError(f"method must be one of {', '.join(_METHODS)}, got {method!r}.")
     start = _starter(batches)
-    found = layer_calls.find_calls(session.graph)
-    wanted = _by_layer(found, layers)
-    plan = _pooled_plan(session.graph, found, wanted) if method == "pooled" else _paper_plan(session.graph, wanted)
+    found = find_calls(session.graph)
+    wanted = _wanted(found, layers)
+    plan = (
+        _pooled_plan(session.graph, found, wanted) if method == "pooled" else _paper_plan(session.graph, found, wanted)
+    )
     if layers is None:
         _warn_of_others(session.graph, found)
     variables = _variables(session.graph)
-    before = _held(session, variables, plan)
+    before = _current_values(session, variables, plan)
     switches = is_training if isinstance(is_training, list | tuple) else [is_training]
     flags = {switch: method == "paper" for switch in switches if switch is not None}
 
@@ -244,16 +247,9 @@ def recalibrate(
     _assign(session, variables, before, after)
     return [
         LayerStatistics(
-            layer,
-            call.mean,
-            call.variance,
-            before[call.mean],
-            before[call.variance],
-            after[call.mean],
-            after[call.variance],
-            counts[layer],
+            layer, mean, variance, before[mean], before[variance], after[mean], after[variance], counts[layer]
         )
-        for layer, (call, *_) in wanted.items()
+        for layer, (mean, variance) in plan.statistics.items()
     ]
 
 
@@ -269,7 +265,7 @@ def _starter(batches: Batches) -> Callable[[], Iterable[Feeds]]:
     return lambda: batches
 
 
-# --- What to compute, of which graph ----------------------------------------------------------------------------------
+# --- Plan: what to compute, of which graph ----------------------------------------------------------------------------
 
 
 class _Plan(NamedTuple):
@@ -281,92 +277,90 @@ class _Plan(NamedTuple):
     levels: list[list[str]]
 
 
-def _by_layer(found: Sequence[LayerCall], layers: Sequence[str] | None) -> dict[str, list[LayerCall]]:
-    """The calls of each wanted layer: those whose batches update its statistics, or all of them if none does."""
-    by_layer = {}
-    for call in found:
-        by_layer.setdefault(call.layer, []).append(call)
-    of_inference = layer_calls.only_for_inference(found) if layers is None else []
+def _wanted(found: FoundCalls, layers: Sequence[str] | None) -> dict[str, list[LayerCall]]:
+    """The calls of each wanted layer: those whose batches update its statistics, else those that use a batch's, else all."""
+    by_layer = found.by_layer
+    of_inference = found.only_for_inference if layers is None else []
     unknown = [name for name in layers or [] if name not in by_layer]
     if unknown or len(by_layer) == len(of_inference):
         known = f"Those found are {', '.join(by_layer)}." if unknown and by_layer else "None was found."
+        reasons = {name: found.unsupported[name] for name in unknown or found.unsupported if name in found.unsupported}
+        known += "".join(f" {name}: {reason}." for name, reason in reasons.items())
         if of_inference:
             known = f"Built for inference only, and to be named in layers= if wanted: {', '.join(of_inference)}."
         what = f"No layer {', '.join(unknown)}" if unknown else "No batch norm layer"
-        raise RecalibrationError(f"{what} can be told from the graph's update ops. {known}")
+        raise RecalibrationError(f"{what} whose statistics could be computed is in the graph. {known}")
     return {
-        name: [call for call in calls if call.updates] or calls
+        name: [call for call in calls if call.updates] or [call for call in calls if call.batch] or calls
         for name, calls in by_layer.items()
         if name not in of_inference and (layers is None or name in layers)
     }
 
 
-def _warn_of_others(graph: tf.Graph, found: Sequence[LayerCall]) -> None:
-    of_inference = layer_calls.only_for_inference(found)
-    found = [call for call in found if call.layer not in of_inference]
-    known = {name for call in found for name in (call.mean, call.variance)}
-    scopes = tuple(f"{call.layer}/" for call in found)
+def _warn_of_others(graph: tf.Graph, found: FoundCalls) -> None:
+    of_inference = found.only_for_inference
+    done = [call for call in found.calls if call.layer not in of_inference]
+    scopes = tuple(f"{call.layer}/" for call in done)
     left = [variable.op.name for variable in averages.moving_statistics(graph)]
-    left = [name for name in left if name not in known and not name.startswith(scopes)]
+    left = [name for name in left if name not in found.statistics(*done) and not name.startswith(scopes)]
     if left:
         warnings.warn(
             f"Left as they are, since no update op tells what they are statistics of: {', '.join(left)}.", stacklevel=3
         )
 
 
-def _plan(graph_def: tf.GraphDef, wanted: Mapping[str, Sequence[LayerCall]], names: Mapping[str, str]) -> _Plan:
-    """A plan of one level; `names` are stand-ins of tensors."""
+def _plan(
+    graph_def: tf.GraphDef,
+    found: FoundCalls,
+    wanted: Mapping[str, Sequence[LayerCall]],
+    replacements: Mapping[str, str],
+) -> _Plan:
+    """A plan of one level."""
     for layer, calls in wanted.items():
-        if any(layer_calls.INSIDE in call.inputs[0] for call in calls):
+        if any("//" in found.inputs(call) for call in calls):
             raise RecalibrationError(
                 f"The inputs of layer {layer} are computed inside a branch or function of the graph."
             )
     tensors = {
-        layer: [(names.get(name, name), call.axes) for call in calls for name in ["{}:{}".format(*call.inputs)]]
+        layer: [(replacements.get(name, name), call.axes) for call in calls for name in [found.inputs(call)]]
         for layer, calls in wanted.items()
     }
-    statistics = {layer: (calls[0].mean, calls[0].variance) for layer, calls in wanted.items()}
+    statistics = {layer: found.statistics(calls[0]) for layer, calls in wanted.items()}
     return _Plan(graph_def, tensors, statistics, [list(wanted)])
 
 
-def _paper_plan(graph: tf.Graph, wanted: Mapping[str, Sequence[LayerCall]]) -> _Plan:
+def _paper_plan(graph: tf.Graph, found: FoundCalls, wanted: Mapping[str, Sequence[LayerCall]]) -> _Plan:
     for layer, calls in wanted.items():
-        if not any(call.updates for call in calls):
+        if not any(call.updates or call.batch for call in calls):
             raise RecalibrationError(f'Layer {layer} is built for inference only; use method="pooled".')
-    return _plan(graph.as_graph_def(), wanted, {})
+    return _plan(graph.as_graph_def(), found, wanted, {})
 
 
-def _pooled_plan(graph: tf.Graph, found: Sequence[LayerCall], wanted: Mapping[str, Sequence[LayerCall]]) -> _Plan:
-    turned = switching.in_population_mode(graph, found)
-    plan = _plan(turned.graph_def, wanted, turned.stand_ins)
-    flat = layer_calls.flatten(turned.graph_def)
+def _pooled_plan(live: tf.Graph, found: FoundCalls, wanted: Mapping[str, Sequence[LayerCall]]) -> _Plan:
+    switched = switching.by_moving_statistics(live, found)
+    plan = _plan(switched.graph_def, found, wanted, switched.replacements)
+    graph = build(switched.graph_def)
     above = {}
     for layer, tensors in plan.calls.items():
         above[layer] = set()
         for name, _ in tensors:
-            tensor = (name.rpartition(":")[0], int(name.rpartition(":")[2]))
-            before = layer_calls.upstream_data(flat, tensor)
-            _check_turned(layer, turned, found, switching.still_by_batch(flat, found, tensor), before, tensor)
+            tensor = (node_named(graph, name), int(name.rpartition(":")[2]))
+            before = {graph.names[node] for node in switching.values_above(graph, tensor)}
+            _check_switched(layer, switched, found, switching.still_by_batch(graph, found, tensor), before)
             above[layer] |= {other for other, names in plan.statistics.items() if before & set(names)}
     return plan._replace(levels=_levels(above))
 
 
-def _check_turned(
-    layer: str,
-    turned: switching.PopulationMode,
-    found: Sequence[LayerCall],
-    by_batch: Sequence[str],
-    before: set[str],
-    tensor: layer_calls.TensorRef,
+def _check_switched(
+    layer: str, switched: switching.Switched, found: FoundCalls, by_batch: Sequence[str], before: set[str]
 ) -> None:
     """Raises if something above `layer` normalizes by the batch all the same."""
-    refused = [call.layer for call in found if call.layer in turned.refused and call.inputs != tensor]
-    refused = [call.layer for call in found if call.layer in refused and call.inputs[0] in before]
-    if by_batch or refused:
-        name = (refused or by_batch)[0]
-        reason = turned.refused.get(name, "its batch statistics reach further than its outputs")
+    above = [call.layer for call in found.calls if call.outputs and found.graph.names[call.outputs[0]] in before]
+    stuck = [name for name in above if name in switched.unsupported] + list(by_batch)
+    if stuck:
+        reason = switched.unsupported.get(stuck[0], "its batch statistics reach further than its outputs")
         raise RecalibrationError(
-            f"{name}, above layer {layer}, can't be made to normalize by its population statistics: {reason}. "
+            f"{stuck[0]}, above layer {layer}, can't be made to normalize by its moving statistics: {reason}. "
             'Use method="paper".'
         )
 
@@ -377,7 +371,8 @@ def _levels(above: Mapping[str, set[str]]) -> list[list[str]]:
     while len(done) < len(above):
         level = [layer for layer in above if layer not in done and above[layer] <= done]
         if not level:
-            stuck = next(layer for layer in above if layer not in done and layer in _all_above(above, layer))
+            waiting = [layer for layer in above if layer not in done]
+            stuck = next(layer for layer in waiting if layer in reach(above[layer], above.__getitem__))
             raise RecalibrationError(
                 f"The inputs of layer {stuck} depend on its own outputs (it is called more than once in a row), so it has "
                 'no statistics that follow from the data alone. Use method="paper".'
@@ -387,16 +382,7 @@ def _levels(above: Mapping[str, set[str]]) -> list[list[str]]:
     return levels
 
 
-def _all_above(above: Mapping[str, set[str]], layer: str) -> set[str]:
-    reached, pending = set(), [layer]
-    while pending:
-        new = above[pending.pop()] - reached
-        reached |= new
-        pending.extend(new)
-    return reached
-
-
-# --- Running it in a copy ---------------------------------------------------------------------------------------------
+# --- Run: in a copy of the graph --------------------------------------------------------------------------------------
 
 
 class _Copy(NamedTuple):
@@ -434,8 +420,7 @@ def _without_optimizer() -> tf.ConfigProto:
 
 
 def _part_above_inputs(plan: _Plan) -> tf.GraphDef:
-    names = [name for tensors in plan.calls.values() for name, _ in tensors]
-    needed = effects.upstream(build(plan.graph_def), names)
+    needed = _above_inputs(plan)
     part = tf.GraphDef(versions=plan.graph_def.versions, library=plan.graph_def.library)
     for node in plan.graph_def.node:
         if node.name in needed:
@@ -446,6 +431,11 @@ def _part_above_inputs(plan: _Plan) -> tf.GraphDef:
             for key in ("_class", "_output_shapes"):
                 kept.attr.pop(key, None)
     return part
+
+
+def _above_inputs(plan: _Plan) -> set[str]:
+    """The ops that the layers' inputs need."""
+    return effects.upstream(build(plan.graph_def), [name for tensors in plan.calls.values() for name, _ in tensors])
 
 
 def _has(graph: tf.Graph, name: str) -> bool:
@@ -496,7 +486,7 @@ def _estimated(
                 "same batches, and at least one. A callable must return a fresh iterable each time."
             )
         for layer, estimator in estimators.items():
-            after |= _as_held(layer, plan.statistics[layer], _result(layer, estimator, unbiased), before)
+            after |= _in_dtypes_of(layer, plan.statistics[layer], _result(layer, estimator, unbiased), before)
             counts[layer] = estimator.count
         if level is not plan.levels[-1]:
             _load(copy, {name: after[name] for layer in level for name in plan.statistics[layer]})
@@ -504,7 +494,7 @@ def _estimated(
 
 
 def _one_pass(copy: _Copy, estimators: Mapping[str, PooledStatistics | AlgorithmTwo], batches: Iterable[Feeds]) -> int:
-    """Tells the estimators of every batch; returns how many there were."""
+    """Adds every batch to the estimators; returns how many there were."""
     number = 0
     fetches = {layer: copy.fetches[layer] for layer in estimators}
     for number, feeds in enumerate(batches, start=1):
@@ -517,11 +507,11 @@ def _one_pass(copy: _Copy, estimators: Mapping[str, PooledStatistics | Algorithm
             ) from error
         for layer, calls in results.items():
             for count, mean, variance in calls:
-                _take_in(estimators[layer], layer, number, int(count), mean, variance)
+                _add(estimators[layer], layer, number, int(count), mean, variance)
     return number
 
 
-def _take_in(
+def _add(
     estimator: PooledStatistics | AlgorithmTwo,
     layer: str,
     number: int,
@@ -544,7 +534,7 @@ def _result(layer: str, estimator: PooledStatistics | AlgorithmTwo, unbiased: bo
         raise RecalibrationError(f"Layer {layer}, all batches together: {error}.") from error
 
 
-def _as_held(layer: str, names: Sequence[str], new: Sequence[np.ndarray], before: Values) -> Values:
+def _in_dtypes_of(layer: str, names: Sequence[str], new: Sequence[np.ndarray], before: Values) -> Values:
     """`new` in the shapes and dtypes of the variables."""
     values = {}
     for name, value in zip(names, new, strict=True):
@@ -560,7 +550,7 @@ def _as_held(layer: str, names: Sequence[str], new: Sequence[np.ndarray], before
     return values
 
 
-# --- Values in and out of the caller's session ------------------------------------------------------------------------
+# --- Assign: values in and out of the caller's session ----------------------------------------------------------------
 
 
 def _variables(graph: tf.Graph) -> dict[str, tf.Variable]:
@@ -569,7 +559,7 @@ def _variables(graph: tf.Graph) -> dict[str, tf.Variable]:
     return {variable.op.name: variable for key in keys for variable in graph.get_collection(key)}
 
 
-def _held(session: tf.Session, variables: Mapping[str, tf.Variable], plan: _Plan) -> Values:
+def _current_values(session: tf.Session, variables: Mapping[str, tf.Variable], plan: _Plan) -> Values:
     """The values that the copy needs, and those of the statistics."""
     statistics = {name for names in plan.statistics.values() for name in names}
     strange = sorted(statistics - variables.keys())
@@ -577,7 +567,7 @@ def _held(session: tf.Session, variables: Mapping[str, tf.Variable], plan: _Plan
         raise RecalibrationError(
             f"Not among the graph's global variables, and so can't be assigned: {', '.join(strange)}."
         )
-    above = effects.upstream(build(plan.graph_def), [name for tensors in plan.calls.values() for name, _ in tensors])
+    above = _above_inputs(plan)
     needed = [name for name in variables if name in above | statistics]
     try:
         return dict(zip(needed, session.run([variables[name] for name in needed]), strict=True))
@@ -602,25 +592,8 @@ def _full_name(key: object) -> object:
 
 def _assign(session: tf.Session, variables: Mapping[str, tf.Variable], before: Values, after: Values) -> None:
     """Assigns all of `after` or, if that fails, none of it. Adds nothing to the graph, which may be finalized."""
-    rounds: list[dict] = []
-    for name in after:
-        # A variable is assigned by its initializer, fed with the value. Variables may share what they start from.
-        start = variables[name].initializer.inputs[1]
-        place = next((place for place in rounds if start not in place), None)
-        if place is None:
-            rounds.append(place := {})
-        place[start] = name
-    done: list[dict] = []
     try:
-        for place in rounds:
-            done.append(place)
-            _initialize(session, variables, place, after)
+        assign_values(session, [(variables[name], value) for name, value in after.items()])
     except BaseException:
-        for place in done:
-            _initialize(session, variables, place, before)
+        assign_values(session, [(variables[name], before[name]) for name in after])
         raise
-
-
-def _initialize(session: tf.Session, variables: Mapping[str, tf.Variable], place: Mapping, values: Values) -> None:
-    feeds = {start: values[name] for start, name in place.items()}
-    session.run([variables[name].initializer for name in place.values()], feeds)

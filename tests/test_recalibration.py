@@ -7,7 +7,7 @@ import pytest
 
 import bn_graph
 from bn_graph import recalibration as module
-from bn_graph.graphs import layer_calls
+from bn_graph.graphs.calls import find_calls
 from bn_graph.recalibration import RecalibrationError, recalibrate
 from bn_graph.tf1 import legacy_layers, tf
 
@@ -546,7 +546,7 @@ def test_layers_that_were_built_for_inference_get_the_statistics_of_their_inputs
 
 def test_a_fused_layer_for_inference_with_the_channels_first_has_its_channels_told(plain_graph):
     network(fused_channels_first, False, weights(np.random.RandomState(0), 1), rank=4)
-    (call,) = layer_calls.find_calls(plain_graph)
+    (call,) = find_calls(plain_graph).calls
     assert (call.layer, call.axes, call.updates) == ("bn1", (0, 2, 3), False)
 
 
@@ -592,7 +592,7 @@ def test_a_layer_for_inference_inside_a_loop_is_left_alone(plain_graph, cond_kin
     shapes = [tf.TensorShape([]), x.shape]
     _, hidden = tf.while_loop(lambda number, _: number < 2, step, [0, x], shape_invariants=shapes)
     bn_graph.batch_norm_wrapper(hidden, True, name="bn1")
-    assert [call.layer for call in layer_calls.find_calls(plain_graph)] == ["bn1"]
+    assert [call.layer for call in find_calls(plain_graph).calls] == ["bn1"]
 
 
 @pytest.mark.parametrize("form", [wrapper, tf_layers, r2rt])
@@ -712,21 +712,24 @@ def test_a_failure_while_assigning_puts_back_what_was_assigned(plain_graph, star
     zeros = tf.zeros([2])  # both statistics start from one tensor, so they can't be assigned in one run
     mean = tf.get_variable("mean", initializer=zeros, trainable=False)
     variance = tf.get_variable("variance", initializer=zeros, trainable=False)
-    for variable, batch in zip((mean, variance), tf.nn.moments(x, [0]), strict=True):
+    batches = tf.nn.moments(x, [0])
+    for variable, batch in zip((mean, variance), batches, strict=True):
         tf.assign_sub(variable, 0.1 * (variable - batch))
+    _normalized(x, *batches)
     session, data = start(), random.randn(9, 2)
     (record,) = recalibrate(session, [{x: data}])
     np.testing.assert_allclose(record.variance, data.var(0, ddof=1), rtol=1e-6)
 
-    assign, calls = module._initialize, []
+    assign, calls = module.assign_values, []
 
-    def fail_second(*arguments):
+    def fail_midway(session, values):
         calls.append(1)
-        if len(calls) == 2:
+        if len(calls) == 1:
+            assign(session, values[:1])
             raise KeyboardInterrupt("stopped")
-        assign(*arguments)
+        assign(session, values)
 
-    monkeypatch.setattr(module, "_initialize", fail_second)
+    monkeypatch.setattr(module, "assign_values", fail_midway)
     check_refused(session, [{x: data + 1}], "stopped", error=KeyboardInterrupt)
 
 
@@ -772,7 +775,9 @@ def test_a_feed_that_is_missing_or_of_a_wrong_shape_is_refused_with_the_tensor_n
 
 def test_a_graph_without_batch_norm_is_refused(plain_graph, start):
     tf.get_variable("w", [2])
-    check_refused(start(), [{}], "No batch norm layer can be told from the graph's update ops. None was found")
+    check_refused(
+        start(), [{}], "No batch norm layer whose statistics could be computed is in the graph. None was found"
+    )
 
 
 def test_variables_that_are_not_initialized_are_refused(plain_graph):
@@ -832,17 +837,18 @@ def test_statistics_that_nothing_updates_are_left_alone_with_a_warning(plain_gra
 
 def test_a_layer_inside_a_branch_with_its_inputs_is_refused(plain_graph, cond_kind, start, random):
     flag, x = tf.placeholder(tf.bool, []), tf.placeholder(tf.float32, [None, 4])
-    mean = tf.get_variable("mean", [4], use_resource=True)
-    variance = tf.get_variable("variance", [4], use_resource=True)
+    mean = tf.get_variable("bn/mean", [4], use_resource=True)
+    variance = tf.get_variable("bn/variance", [4], use_resource=True)
 
     def branch():
-        batch = tf.nn.moments(tf.exp(x), [0])
+        inputs = tf.exp(x)
+        batch = tf.nn.moments(inputs, [0])
         updates = [tf.assign_sub(one, 0.1 * (one - new)) for one, new in zip((mean, variance), batch, strict=True)]
         with tf.control_dependencies(updates):
-            return tf.nn.batch_normalization(tf.exp(x), *batch, None, None, EPSILON)
+            return tf.nn.batch_normalization(inputs, *batch, None, None, EPSILON)
 
     tf.cond(flag, branch, lambda: x)
-    message = {"v2": "inputs of layer mean are computed inside a branch", "v1": "inputs of mean can't be computed"}
+    message = {"v2": "inputs of layer bn are computed inside a branch", "v1": "inputs of bn can't be computed"}
     check_refused(start(), [{x: examples(random)}], message[cond_kind], is_training=flag)
 
 

@@ -18,7 +18,8 @@ import numpy as np
 from bn_graph.checkpoints.files import CheckpointError, checkpoint_prefix, written_beside
 from bn_graph.checkpoints.values import assign_values, check_fit
 from bn_graph.checkpoints.variables import global_variables_by_name
-from bn_graph.graphs import effects, layer_calls
+from bn_graph.graphs import effects
+from bn_graph.graphs.calls import find_calls
 from bn_graph.graphs.errors import one_line
 from bn_graph.graphs.graph import build, producer
 from bn_graph.graphs.notes import LAYERS, MOVING_STATISTICS
@@ -247,7 +248,8 @@ def statistics_of(graph: tf.Graph) -> set[str]:
         {'bn1/moving_mean'}
     """
     by_name = {variable.op.name for variable in moving_statistics(graph)}
-    statistics = by_name.union(*((call.mean, call.variance) for call in layer_calls.find_calls(graph)))
+    found = find_calls(graph)
+    statistics = by_name.union(found.statistics(*found.calls))
     # What zero-debiasing keeps of a statistic stands in its scope.
     kept_of = {name for name in _variables(graph) if name.rpartition("/")[0] in statistics}
     return statistics | kept_of

@@ -12,7 +12,7 @@ from bn_graph.commands import CommandError
 
 if TYPE_CHECKING:  # TensorFlow takes seconds to import, and the parser shall not wait for it
     from bn_graph.checkpoints.meta_graphs import Restored
-    from bn_graph.inference.conversion import Turned
+    from bn_graph.inference.conversion import Converted
     from bn_graph.tf1 import tf
 
 __all__ = ["add_arguments", "run"]
@@ -79,24 +79,24 @@ def _write(arguments: argparse.Namespace) -> int:
     cut = [feeds.resolve(graph, name).name for name in arguments.input]
     fixed = feeds.singles(graph, arguments.feed)
     switches = _open_switches(graph, output, {*fixed, *cut})
-    turned = population_export.turn(graph, output, fixed | {name: np.array(False) for name in switches})
-    inputs = _inputs(turned, cut)
+    converted = population_export.convert(graph, output, fixed | {name: np.array(False) for name in switches})
+    inputs = _inputs(converted, cut)
     restored = meta_graphs.restore(graph, meta, arguments.checkpoint)
-    _refuse_missing(turned, restored, inputs)
-    examples = _examples(turned, arguments.example, inputs)
+    _refuse_missing(converted, restored, inputs)
+    examples = _examples(converted, arguments.example, inputs)
     signature = {tensor.name.removesuffix(":0"): tensor for tensor in inputs}
     try:
         difference = population_export.write(
-            turned, restored.values, arguments.out, signature, output.name.removesuffix(":0"), examples
+            converted, restored.values, arguments.out, signature, output.name.removesuffix(":0"), examples
         )
     except population_export.CheckFailed as error:
         raise CommandError(f"{error} Nothing was written.", status=1) from error
-    _warn_of_statistics(turned, restored)
+    _warn_of_statistics(converted, restored)
     for name in switches:
         flag = name.removesuffix(":0")
         print(f"{flag} is fixed to false; if it must be true, give --feed {flag}=true.")
     print(f"Written: {arguments.out}: {', '.join(map(feeds.describe, inputs))} → {arguments.output}.")
-    print(f"Layers that use their moving statistics: {', '.join(_layer_names(turned)) or 'none'}.")
+    print(f"Layers that use their moving statistics: {', '.join(converted.statistics) or 'none'}.")
     print(f"One at a time and in a batch, outputs differ by at most {difference:.3g}.")
     return 0
 
@@ -118,71 +118,72 @@ def _open_switches(graph: "tf.Graph", output: "tf.Tensor", taken: set[str]) -> l
     ]
 
 
-def _inputs(turned: "Turned", cut: list[str]) -> "list[tf.Tensor]":
+def _inputs(converted: "Converted", cut: list[str]) -> "list[tf.Tensor]":
     """The tensors to feed: `cut`, or every placeholder that the output needs."""
     from bn_graph.commands import feeds
     from bn_graph.graphs import effects
     from bn_graph.graphs.graph import build
 
-    built = build(turned.graph)
-    gone = [name for name in cut if name.partition(":")[0] not in effects.upstream(built, [turned.output])]
+    built = build(converted.graph)
+    gone = [name for name in cut if name.partition(":")[0] not in effects.upstream(built, [converted.output])]
     if gone:
         raise CommandError(f"The output doesn't depend on --input {', '.join(gone)}.")
-    open_ones = feeds.unfed(turned.graph, effects.upstream(built, [turned.output], fed=cut), cut)
+    open_ones = feeds.unfed(converted.graph, effects.upstream(built, [converted.output], fed=cut), cut)
     if cut and open_ones:
         listed = ", ".join(map(feeds.describe, open_ones))
         raise CommandError(f"The output needs {listed} too: name it with --input, or fix it with --feed NAME=VALUE.")
     scalars = [tensor for tensor in open_ones if tensor.shape.rank == 0]
     if scalars:
         raise CommandError(f"The output needs the scalar {feeds.describe(scalars[0])}: fix it with --feed NAME=VALUE.")
-    inputs = [turned.graph.get_tensor_by_name(name) for name in cut] or open_ones
+    inputs = [converted.graph.get_tensor_by_name(name) for name in cut] or open_ones
     if not inputs:
         raise CommandError("The output needs no placeholder: name the tensor to feed with --input NAME.")
     return inputs
 
 
-def _refuse_missing(turned: "Turned", restored: "Restored", inputs: "list[tf.Tensor]") -> None:
+def _refuse_missing(converted: "Converted", restored: "Restored", inputs: "list[tf.Tensor]") -> None:
     from bn_graph.checkpoints import meta_graphs
     from bn_graph.graphs import effects
     from bn_graph.graphs.graph import build
 
-    statistics = {name for pair in turned.statistics for name in pair}
-    read = effects.variables_read(build(turned.graph), [turned.output], fed=inputs)
-    lacking = [name for name in restored.missing if name in read - statistics - meta_graphs.statistics_of(turned.graph)]
+    statistics = {name for pair in converted.statistics.values() for name in pair}
+    read = effects.variables_read(build(converted.graph), [converted.output], fed=inputs)
+    lacking = [
+        name for name in restored.missing if name in read - statistics - meta_graphs.statistics_of(converted.graph)
+    ]
     if lacking:
         raise CommandError(f"The checkpoint lacks {', '.join(lacking[:5])}, which the output needs.")
 
 
-def _examples(turned: "Turned", path: str | None, inputs: "list[tf.Tensor]") -> dict[str, np.ndarray] | None:
+def _examples(converted: "Converted", path: str | None, inputs: "list[tf.Tensor]") -> dict[str, np.ndarray] | None:
     from bn_graph.commands import feeds
 
     if path is None:
         return None
-    data = feeds.examples(turned.graph, path)
+    data = feeds.examples(converted.graph, path)
     lacking = [tensor for tensor in inputs if tensor.name not in data]
     if lacking:
         raise CommandError(f"{path} has no array for the input {feeds.describe(lacking[0])}.")
     wanted = {tensor.name: data[tensor.name] for tensor in inputs}
-    feeds.batch_size_of(turned.graph, wanted, None, default=1)
+    feeds.batch_size_of(converted.graph, wanted, None, default=1)
     return {name.removesuffix(":0"): array for name, array in wanted.items()}
 
 
-def _layer_names(turned: "Turned", pairs: "list[tuple[str, str]] | None" = None) -> list[str]:
-    pairs = turned.statistics if pairs is None else pairs
-    return [mean.rpartition("/")[0] or mean for mean, _ in pairs]
-
-
-def _warn_of_statistics(turned: "Turned", restored: "Restored") -> None:
+def _warn_of_statistics(converted: "Converted", restored: "Restored") -> None:
     """One line each for statistics that the checkpoint lacks, and for those that were never updated."""
-    missing = [pair for pair in turned.statistics if set(pair) & set(restored.missing)]
-    initial = [pair for pair in turned.statistics if pair not in missing and _are_initial(restored.values, *pair)]
-    for pairs, what in (
+    missing = [layer for layer, pair in converted.statistics.items() if set(pair) & set(restored.missing)]
+    initial = [
+        layer
+        for layer, pair in converted.statistics.items()
+        if layer not in missing and _are_initial(restored.values, *pair)
+    ]
+    for layers, what in (
         (missing, "are not in the checkpoint"),
         (initial, "were never updated (means 0, variances all 1 or 0)"),
     ):
-        if pairs:
+        if layers:
             print(
-                f"bn_graph inference-graph: warning: the statistics of {', '.join(_layer_names(turned, pairs))} {what}; if the "
+                f"bn_graph inference-graph: warning: the statistics of {', '.join(layers)} {what}; if the "
                 "network was trained on batch statistics, run `python -m bn_graph recalibrate` first.",
                 file=sys.stderr,
             )

@@ -13,7 +13,7 @@ from bn_graph.commands import CommandError
 
 if TYPE_CHECKING:  # TensorFlow takes seconds to import, and the parser shall not wait for it
     from bn_graph.checkpoints.meta_graphs import Restored
-    from bn_graph.graphs.layer_calls import LayerCall
+    from bn_graph.graphs.calls import FoundCalls
     from bn_graph.recalibration import LayerStatistics
     from bn_graph.tf1 import tf
 
@@ -78,7 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _recalibrate(arguments: argparse.Namespace) -> int:
     from bn_graph.checkpoints import meta_graphs
-    from bn_graph.graphs import layer_calls
+    from bn_graph.graphs.calls import find_calls
     from bn_graph.tf1 import tf
 
     if arguments.batch_size is not None and arguments.batch_size < 1:
@@ -88,15 +88,15 @@ def _recalibrate(arguments: argparse.Namespace) -> int:
     graph = meta_graphs.import_graph(meta)
     feed = _feed(graph, arguments)  # before the checkpoint, which may be large, is read
     restored = meta_graphs.restore(graph, meta, arguments.checkpoint)
-    calls = layer_calls.find_calls(graph)
-    layers, left_out = _layers(graph, calls, restored, arguments.inference_layers)
-    _refuse_unfed(graph, calls, layers, feed, arguments.method)
+    found = find_calls(graph)
+    layers, left_out = _layers(graph, found, restored, arguments.inference_layers)
+    _refuse_unfed(graph, found, layers, feed, arguments.method)
     with tf.Session(graph=graph) as session:
         meta_graphs.assign(session, restored.values)
         records = _recalibrated(session, feed, list(layers), arguments.method)
         meta_graphs.write(session, arguments.out, restored.keys)
     _print_table(records, restored.missing)
-    _print_rest(graph, calls, restored, layers, left_out, feed)
+    _print_rest(graph, found, restored, layers, left_out, feed)
     print(f"Written: {arguments.out} (.index, .data, .meta). {arguments.checkpoint} is as it was.")
     return _audited(arguments.out, left_out)
 
@@ -131,18 +131,18 @@ def _feed(graph: "tf.Graph", arguments: argparse.Namespace) -> _Feed:
 
 
 def _refuse_unfed(
-    graph: "tf.Graph", calls: "Sequence[LayerCall]", layers: Mapping[str, Sequence], feed: _Feed, method: str
+    graph: "tf.Graph", found: "FoundCalls", layers: Mapping[str, Sequence], feed: _Feed, method: str
 ) -> None:
     from bn_graph.commands import feeds
-    from bn_graph.graphs import effects, layer_calls
+    from bn_graph.graphs import effects
     from bn_graph.graphs.graph import build
     from bn_graph.inference import switching
 
-    computed = [call for found in layers.values() for call in found if layer_calls.INSIDE not in call.inputs[0]]
-    graph_def, names = graph, ["{}:{}".format(*call.inputs) for call in computed]
+    inputs = [found.inputs(call) for calls in layers.values() for call in calls]
+    graph_def, names = graph, [name for name in inputs if "//" not in name]
     if method == "pooled":
-        turned = switching.in_population_mode(graph, calls)
-        graph_def, names = turned.graph_def, [turned.stand_ins.get(name, name) for name in names]
+        switched = switching.by_moving_statistics(graph, found)
+        graph_def, names = switched.graph_def, [switched.replacements.get(name, name) for name in names]
     needed = effects.upstream(build(graph_def), names)
     missing = feeds.unfed(graph, needed, [*feed.data, *feed.values])
     if missing:
@@ -157,22 +157,18 @@ def _refuse_unfed(
 
 
 def _layers(
-    graph: "tf.Graph", calls: "Sequence[LayerCall]", restored: "Restored", inference_layers: bool
+    graph: "tf.Graph", found: "FoundCalls", restored: "Restored", inference_layers: bool
 ) -> tuple[dict[str, list], dict[str, list[str]]]:
     """The calls of each layer that can be computed; and the layers of which the checkpoint has nothing, with why."""
     from bn_graph.checkpoints import meta_graphs
-    from bn_graph.graphs import layer_calls
 
-    of_inference = layer_calls.only_for_inference(calls)
-    layers: dict[str, list] = {}
-    for call in calls:
-        if inference_layers or call.layer not in of_inference:
-            layers.setdefault(call.layer, []).append(call)
+    of_inference = found.only_for_inference
+    layers = {name: calls for name, calls in found.by_layer.items() if inference_layers or name not in of_inference}
     if not layers:
         raise CommandError(_why_none(graph, of_inference))
     left_out = {}
     for layer, own in layers.items():
-        names = [call.inputs[0].partition(layer_calls.INSIDE)[0] for call in own]
+        names = [found.inputs(call).partition("//")[0] for call in own]
         lacking = meta_graphs.missing_weights(graph, restored, names)
         if lacking:
             left_out[layer] = lacking
@@ -243,7 +239,7 @@ def _summary(values: np.ndarray) -> str:
 
 def _print_rest(
     graph: "tf.Graph",
-    calls: "Sequence[LayerCall]",
+    found: "FoundCalls",
     restored: "Restored",
     layers: Mapping[str, Sequence],
     left_out: Mapping[str, Sequence[str]],
@@ -251,13 +247,13 @@ def _print_rest(
 ) -> None:
     from bn_graph.layers.averages import moving_statistics
 
-    known = {name for own in layers.values() for call in own for name in (call.mean, call.variance)}
+    known = {name for calls in layers.values() for name in found.statistics(*calls)}
     if left_out:
         print(f"Left as they are, since the checkpoint has nothing of theirs: {', '.join(left_out)}.")
     scopes = tuple(f"{layer}/" for layer in [*layers, *left_out])
     others = [variable.op.name for variable in moving_statistics(graph)]
     others = [name for name in others if name not in known and not name.startswith(scopes)]
-    built_so = _statistics_for_inference(calls)
+    built_so = {name for layer in found.only_for_inference for name in found.statistics(*found.by_layer[layer])}
     of_inference = [name for name in others if name in built_so]
     others = [name for name in others if name not in of_inference]
     if of_inference:
@@ -272,13 +268,6 @@ def _print_rest(
         print(f"Not in the checkpoint, and so initialized: {', '.join(initialized)}.")
     if feed.dropped:
         print(f"The graph takes batches of {feed.size}: the last {feed.dropped} examples were left out.")
-
-
-def _statistics_for_inference(calls: "Sequence[LayerCall]") -> set[str]:
-    from bn_graph.graphs import layer_calls
-
-    layers = layer_calls.only_for_inference(calls)
-    return {name for call in calls if call.layer in layers for name in (call.mean, call.variance)}
 
 
 def _audited(prefix: str, left_out: Mapping[str, Sequence[str]]) -> int:

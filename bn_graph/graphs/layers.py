@@ -9,11 +9,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from bn_graph.graphs.graph import Graph, Ref
-from bn_graph.graphs.normalizations import Normalization, Origin
+from bn_graph.graphs.normalizations import Normalization, Origin, Source
 from bn_graph.graphs.statistics import Kind
 from bn_graph.graphs.updates import Update, find_updates, targets
 
 __all__ = ["Layer", "find_layers"]
+
+_RENORM = ("renorm_", "moving_stddev")
+"""Beginnings of the names of batch renormalization's own averages."""
 
 
 class Layer(NamedTuple):
@@ -61,7 +64,7 @@ def find_layers(graph: Graph, normalizations: Sequence[Normalization]) -> list[L
             moved.setdefault(ref, set()).add(update.variable)
         for key in (update.variable, *update.statistics):
             updates.setdefault(key, []).append(update)
-    groups = _grouped([place for place in normalizations if place.over_examples or _is_averaged(place, moved)], moved)
+    groups = _grouped([place for place in normalizations if _belongs_to_layer(graph, place, moved)], moved)
     return _named_apart(graph, [_layer(graph, places, updates) for places in groups])
 
 
@@ -70,9 +73,23 @@ def _read(normalizations: Iterable[Normalization]) -> set[int]:
     return {source.node for place in normalizations for source in place.sources() if source.origin is Origin.VARIABLE}
 
 
-def _is_averaged(place: Normalization, moved: Mapping[Ref, set[int]]) -> bool:
-    """Whether population statistics take in its batches': so with ghost batches, never with layer normalization."""
-    return any(source.statistic is not None and source.statistic.ref in moved for source in place.sources())
+def _belongs_to_layer(graph: Graph, place: Normalization, moved: Mapping[Ref, set[int]]) -> bool:
+    """Whether a place is batch norm's: it may take the averages of its statistics to tell.
+
+    Moving statistics average those of ghost batches, never those of layer normalization; and never, as vectors, those of
+    a loss that standardizes.
+    """
+    if place.needs_updates:
+        return all(_is_averaged(graph, sources, moved) for sources in (place.mean, place.variance))
+    refs = [source.statistic.ref for source in place.sources() if source.statistic is not None]
+    return place.over_examples or any(ref in moved for ref in refs)
+
+
+def _is_averaged(graph: Graph, sources: Iterable[Source], moved: Mapping[Ref, set[int]]) -> bool:
+    """Whether one of these statistics is averaged in a vector."""
+    refs = [source.statistic.ref for source in sources if source.statistic is not None]
+    shapes = [graph.protos[node].attr["shape"].shape for ref in refs for node in moved.get(ref, ())]
+    return any(shape.unknown_rank or shape.dim for shape in shapes)
 
 
 def _statistics(normalizations: Iterable[Normalization]) -> dict[Ref, Kind]:
@@ -164,15 +181,20 @@ def _layer(graph: Graph, places: Sequence[Normalization], updates: Mapping[objec
 
 
 def _primary(graph: Graph, updates: Sequence[Update]) -> list[int]:
-    """The variables that average, if any do; without helpers named after another, such as ``moving_mean/biased``."""
-    averaging = [update.variable for update in updates if not update.holds]
-    variables = dict.fromkeys(averaging or [update.variable for update in updates])
-    names = {node: graph.names[node] for node in variables}
-    return [
-        node
-        for node, name in names.items()
-        if not any(name.startswith(f"{other}/") for other in names.values() if other != name)
-    ]
+    """The variables that average, if any do; without helpers, such as ``moving_mean/biased`` and batch renormalization's."""
+    averaging = list(dict.fromkeys(update.variable for update in updates if not update.holds))
+    every = list(dict.fromkeys(update.variable for update in updates))
+    for variables in (averaging, every):
+        names = {node: graph.names[node] for node in variables}
+        own = [node for node, name in names.items() if not _is_helper(name, names.values())]
+        if own:
+            return own
+    return averaging or every
+
+
+def _is_helper(name: str, others: Iterable[str]) -> bool:
+    is_inside = any(f"/{other}/" in f"/{name}" for other in others if other != name)
+    return is_inside or name.rpartition("/")[2].startswith(_RENORM)
 
 
 def _name(graph: Graph, variables: Sequence[int]) -> str:

@@ -24,6 +24,7 @@ __all__ = [
     "normalizing_by_batch",
     "runs",
     "sinks",
+    "value_sources",
     "values_used",
 ]
 
@@ -183,15 +184,18 @@ def runs(graph: Graph, starts: Iterable[int], modes: Modes) -> set[int]:
 def values_used(graph: Graph, starts: Iterable[int], modes: Modes) -> set[int]:
     """Every node whose value goes into that of `starts` at inference: over data edges, the dead side of choices left out."""
     refs = [(node, port) for node in starts for port in _ports(graph, node)]
-    return {node for node, _ in walk(refs, lambda ref: _into(graph, ref, modes)) if node not in modes.dead}
+    return {node for node, _ in walk(refs, lambda ref: value_sources(graph, ref, modes)) if node not in modes.dead}
 
 
 def _ports(graph: Graph, node: int) -> range:
     return range(max([len(call.results) for call in graph.calls.get(node, ())], default=1))
 
 
-def _into(graph: Graph, ref: Ref, modes: Modes) -> list[Ref]:
-    """The tensors that a tensor's value comes from."""
+_UNDECIDED = Modes({}, frozenset(), frozenset(), frozenset())
+
+
+def value_sources(graph: Graph, ref: Ref, modes: Modes = _UNDECIDED) -> list[Ref]:
+    """The tensors that a tensor's value comes from, so far as the switches that are known leave them."""
     node, port = ref
     if node in modes.dead:
         return []

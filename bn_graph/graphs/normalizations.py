@@ -71,6 +71,7 @@ class Normalization(NamedTuple):
         gamma, beta: variables' nodes, or None.
         epsilon: or None where it is no constant.
         choices: the switches that decide whether it runs at all.
+        needs_updates: whether it is a layer only if its batch statistics are averaged: a loss may look the same.
     """
 
     node: int
@@ -83,6 +84,7 @@ class Normalization(NamedTuple):
     beta: int | None
     epsilon: float | None
     choices: frozenset[Choice]
+    needs_updates: bool = False
 
     @property
     def over_examples(self) -> bool:
@@ -213,7 +215,7 @@ def _written_out(graph: Graph, uses: Uses, node: int, under: Branches) -> Normal
         epsilon,
         under[node],
     )
-    return found if _is_batch_norm(graph, uses, found) else None
+    return _judged(graph, uses, _without_shift(graph, found))
 
 
 def _under_root(graph: Graph, node: int) -> tuple[Ref, float | None] | None:
@@ -332,8 +334,8 @@ def _is_values(graph: Graph, ref: Ref, normalized: Collection[Ref]) -> bool:
     if ref in normalized:
         return True
     sources = graph.inputs[node]
-    if graph.ops[node] == "Sub":
-        return strip(graph, sources[0]) in normalized
+    if graph.ops[node] == "Sub":  # of x, or of x − shift
+        return strip(graph, sources[0]) in normalized or _is_centred(graph, sources[0], normalized)
     return graph.ops[node] == "Mul" and any(
         strip(graph, source) in normalized or _is_centred(graph, source, normalized) for source in sources
     )
@@ -420,27 +422,38 @@ def _next_parameter(graph: Graph, uses: Uses, node: int) -> tuple[int, str, int 
     return None
 
 
-def _is_batch_norm(graph: Graph, uses: Uses, found: Normalization) -> bool:
-    """Tells batch norm from other things that are centred and scaled.
+def _without_shift(graph: Graph, found: Normalization) -> Normalization:
+    """(x − shift) − Mean(x − shift), with a variance of x, normalizes x."""
+    node, _ = found.inputs
+    values = {ref for source in found.variance if source.statistic is not None for ref in source.statistic.inputs}
+    if graph.ops[node] == "Sub" and found.inputs not in values and strip(graph, graph.inputs[node][0]) in values:
+        return found._replace(inputs=strip(graph, graph.inputs[node][0]))
+    return found
+
+
+def _judged(graph: Graph, uses: Uses, found: Normalization) -> Normalization | None:
+    """Tells batch norm from other things that are centred and scaled; None for those.
 
     A variance from variables alone must come with a mean from variables (an optimizer's accumulator does not). Batch
     statistics must be of what is normalized, and leave a dimension for the channels. What has neither parameters nor
-    stored statistics must lead to further layers: losses standardize too.
+    stored statistics must lead to further layers, or else be averaged: losses standardize too.
     """
     whole = recognize(graph, found.inputs)
     if whole is not None and whole.axes is not None and whole.over_examples:
-        return False  # a batch's mean, standardized, as for batch renormalization's d
+        return None  # a batch's mean, standardized, as for batch renormalization's d
     batch = [source for source in found.variance if source.origin is Origin.BATCH]
     stored = [source for source in found.variance if source.origin is Origin.VARIABLE]
     if not batch:
-        return bool(stored) and any(source.origin is Origin.VARIABLE for source in found.mean)
+        is_stored = bool(stored) and any(source.origin is Origin.VARIABLE for source in found.mean)
+        return found if is_stored else None
     if not any(found.inputs in source.statistic.inputs for source in batch):
-        return False
+        return None
     if stored or found.gamma is not None or found.beta is not None:
-        return True
+        return found
     axes = batch[0].statistic.axes
     ndims = rank(graph, found.inputs)
-    return ndims is not None and axes is not None and len(axes) < ndims and leads_on(graph, uses, found.outputs[0])
+    has_channels = ndims is not None and axes is not None and len(axes) < ndims
+    return found._replace(needs_updates=not (has_channels and leads_on(graph, uses, found.outputs[0])))
 
 
 def leads_on(graph: Graph, uses: Uses, start: int, stops: Collection[int] = ()) -> bool:

@@ -158,7 +158,7 @@ REDUCTIONS = frozenset({"Mean", "Sum"})
 """Reduce the axes in input 1."""
 
 AVERAGED = (
-    frozenset({"AddN", "Maximum", "Relu", "Sqrt", "IdentityN", "ConcatV2", "Pack"})
+    frozenset({"AddN", "Maximum", "Relu", "Sqrt", "Square", "IdentityN", "ConcatV2", "Pack"})
     | (ARITHMETIC - {"BiasAdd"})
     | MERGES
     | SWITCHES

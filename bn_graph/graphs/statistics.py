@@ -16,7 +16,7 @@ from bn_graph.graphs.graph import Graph, Ref
 from bn_graph.graphs.ops import DIVISIONS, FUSED, REDUCTIONS
 from bn_graph.graphs.values import constant_node, strip
 
-__all__ = ["BatchStatistic", "Kind", "batch_variances", "is_training_kernel", "recognize"]
+__all__ = ["BatchStatistic", "Kind", "batch_variances", "is_training_kernel", "recognize", "shifted_parts"]
 
 
 class Kind(enum.Enum):
@@ -123,6 +123,20 @@ def _squared(graph: Graph, ref: Ref) -> tuple[Ref, ...] | None:
     if graph.ops[base[0]] == "Sub":
         return (base, *(strip(graph, source) for source in graph.inputs[base[0]]))
     return (base,)
+
+
+def shifted_parts(graph: Graph, mean: Ref) -> tuple[Ref | None, Ref | None]:
+    """Of a mean about a shift: the mean of x − shift, which may be `mean` itself, and the shift; (None, None) of others."""
+    node, _ = mean
+    if graph.ops[node] in ("Add", "AddV2") and len(graph.inputs[node]) == 2:
+        first, second = graph.inputs[node]
+        for part, shift in ((first, second), (second, first)):
+            if _shifted_mean(graph, mean, part, shift) is not None:
+                return part, shift
+    averaged = _averaged(graph, mean)
+    if averaged is not None and graph.ops[averaged[0][0]] == "Sub":
+        return mean, graph.inputs[averaged[0][0]][1]
+    return None, None
 
 
 def _shifted_mean(graph: Graph, ref: Ref, part: Ref, shift: Ref) -> BatchStatistic | None:

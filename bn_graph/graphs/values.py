@@ -60,6 +60,7 @@ _LISTS |= {10: "bool_val"}
 _MOST_VALUES = 1 << 24
 _MOST_STEPS = 2_000
 _MOST_SIZES = 60
+_BOOL = 10
 
 Choice = tuple[int, bool]
 """A switch and how it stands: the number of the node of its predicate (see `predicate`), and that predicate's value."""
@@ -252,7 +253,28 @@ def _above(graph: Graph, leaf: Leaf) -> list[Leaf] | None:
         return [Leaf(source, choices) for source in sources[:-1]]
     if op in SCALINGS or op in CLIPS:
         return _scaled(graph, leaf)
+    return _weighted(graph, leaf) if op in ("Add", "AddV2") else None
+
+
+def _weighted(graph: Graph, leaf: Leaf) -> list[Leaf] | None:
+    """Past flag·a + (1 − flag)·b, where a bool was cast to be the flag."""
+    terms = [graph.inputs[node] if graph.ops[node] == "Mul" else [] for node, _ in graph.inputs[leaf.ref[0]]]
+    for one, other in itertools.permutations(terms, 2):
+        for (flag, a), (rest, b) in itertools.product(itertools.permutations(one, 2), itertools.permutations(other, 2)):
+            predicate = _cast_bool(graph, flag)
+            if predicate is not None and graph.ops[rest[0]] == "Sub":
+                whole, subtracted = graph.inputs[rest[0]]
+                if _cast_bool(graph, subtracted) == predicate and constant_node(graph, whole) == 1:
+                    sides = ((a, True), (b, False))
+                    return [Leaf(side, leaf.choices | {choice(graph, predicate, taken)}) for side, taken in sides]
     return None
+
+
+def _cast_bool(graph: Graph, ref: Ref) -> Ref | None:
+    """The bool tensor that was cast to a number."""
+    node, _ = ref
+    is_cast = graph.ops[node] == "Cast" and graph.protos[node].attr["SrcT"].type == _BOOL
+    return graph.inputs[node][0] if is_cast and graph.inputs[node] else None
 
 
 def _are_parts(graph: Graph, sources: list[Ref]) -> bool:

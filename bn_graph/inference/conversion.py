@@ -1,9 +1,9 @@
-"""Writes anybody's graph for serving, with every batch norm layer normalizing by its population statistics.
+"""Writes anybody's graph for serving, with every batch norm layer normalizing by its moving statistics.
 
-`bn_graph.inference.export` refuses a graph that was built for training only. Here such a graph is turned first:
+`bn_graph.inference.export` refuses a graph that was built for training only. Here such a graph is converted first:
 
 1. placeholders with a given value become constants, and each ``cond`` that this decides the branch it takes;
-2. `bn_graph.inference.switching` turns the layers that are left in training mode, whatever their switch says;
+2. `bn_graph.inference.switching` switches the layers that are left in training mode, whatever their switch says;
 3. what the output doesn't need is left out, the batch's statistics among it; `export` writes and checks the rest;
 4. what was written is loaded and run: examples one at a time must get the answers that they get together.
 """
@@ -16,25 +16,32 @@ import numpy as np
 
 from bn_graph.checkpoints import meta_graphs
 from bn_graph.checkpoints.files import written_beside
-from bn_graph.checkpoints.variables import batch_norm_layers
-from bn_graph.graphs import effects, layer_calls
+from bn_graph.graphs import effects
+from bn_graph.graphs.calls import FoundCalls, find_calls
 from bn_graph.graphs.errors import BnGraphError
-from bn_graph.graphs.graph import build
+from bn_graph.graphs.graph import build, node_named
 from bn_graph.graphs.notes import LAYERS, MOVING_STATISTICS
+from bn_graph.graphs.ops import RANDOM, SWITCHES
 from bn_graph.inference import switching
 from bn_graph.inference.branches import without_training_branches
 from bn_graph.inference.export import export_saved_model
 from bn_graph.tf1 import tf
 
-__all__ = ["CheckFailed", "NeedsExample", "PopulationExportError", "Turned", "largest_difference", "turn", "write"]
+__all__ = [
+    "CheckFailed",
+    "Converted",
+    "NeedsExample",
+    "PopulationExportError",
+    "convert",
+    "largest_difference",
+    "write",
+]
 
 _OUTPUT = "population_output"
 _EXAMPLES = 8
 _TOLERANCE = 1e-4
 """Of the largest value: batches of other sizes are summed in another order, so float32 differs in its last digits."""
 _COLLECTIONS = ("variables", "trainable_variables", "local_variables", LAYERS, MOVING_STATISTICS)
-_SWITCHES = ("Switch", "RefSwitch")
-_RANDOM = ("Random", "Multinomial", "StatelessRandom", "TruncatedNormal", "ParameterizedTruncatedNormal")
 
 
 class PopulationExportError(BnGraphError):
@@ -49,16 +56,16 @@ class CheckFailed(AssertionError):
     """One at a time, examples get other answers than together. What was written has been removed."""
 
 
-class Turned(NamedTuple):
-    """A graph whose `output` normalizes by population statistics; ``statistics``: (mean, variance) that it reads."""
+class Converted(NamedTuple):
+    """A graph whose `output` normalizes by moving statistics; ``statistics``: of each layer, (mean, variance) that it reads."""
 
     graph: tf.Graph
     output: tf.Tensor
-    statistics: list[tuple[str, str]]
+    statistics: dict[str, tuple[str, str]]
 
 
-def turn(graph: tf.Graph, output: tf.Tensor, fixed: Mapping[str, np.ndarray]) -> Turned:
-    """A copy of the part of `graph` that `output` needs, in which every layer uses its population statistics.
+def convert(graph: tf.Graph, output: tf.Tensor, fixed: Mapping[str, np.ndarray]) -> Converted:
+    """A copy of the part of `graph` that `output` needs, in which every layer uses its moving statistics.
 
     Args:
         graph: as from `meta_graphs.import_graph`; it is not changed.
@@ -66,17 +73,17 @@ def turn(graph: tf.Graph, output: tf.Tensor, fixed: Mapping[str, np.ndarray]) ->
         fixed: values of placeholders, by names of tensors, which become constants.
 
     Raises:
-        PopulationExportError: a fixed tensor is no placeholder; layers that can't be turned are on the path, each with the
+        PopulationExportError: a fixed tensor is no placeholder; layers that can't be switched are on the path, each with the
             reason.
 
     Example:
-        >>> from bn_graph.inference.conversion import turn
+        >>> from bn_graph.inference.conversion import convert
         >>> from bn_graph.tf1 import legacy_layers, tf
         >>> with tf.Graph().as_default() as graph:
         ...     x = tf.placeholder(tf.float32, [None, 2], name="x")
         ...     y = legacy_layers().batch_normalization(x, training=True, name="bn1")
-        >>> turn(graph, y, {}).statistics
-        [('bn1/moving_mean', 'bn1/moving_variance')]
+        >>> convert(graph, y, {}).statistics
+        {'bn1': ('bn1/moving_mean', 'bn1/moving_variance')}
     """
     with graph.as_default():
         meta = tf.train.export_meta_graph(graph=graph, collection_list=list(_COLLECTIONS))
@@ -85,15 +92,15 @@ def turn(graph: tf.Graph, output: tf.Tensor, fixed: Mapping[str, np.ndarray]) ->
     made.attr["T"].type = output.dtype.base_dtype.as_datatype_enum
     meta.graph_def.CopyFrom(without_training_branches(meta.graph_def, flag=""))  # what constants decide
     decided = meta_graphs.import_graph(meta)
-    calls = layer_calls.find_calls(decided)
-    turned = switching.in_population_mode(decided, calls)
-    _refuse_unturned(turned, calls)
-    meta.graph_def.CopyFrom(_without_moments(turned.graph_def, _variables_own(decided)))
+    found = find_calls(decided)
+    switched = switching.by_moving_statistics(decided, found)
+    _check_switched(switched, found)
+    meta.graph_def.CopyFrom(_without_moments(switched.graph_def, _variables_own(decided)))
     result = meta_graphs.import_graph(meta)
-    read = effects.variables_read(build(result), _OUTPUT)
-    pairs = [(layer.moving_mean.op.name, layer.moving_variance.op.name) for layer in batch_norm_layers(result).values()]
-    pairs = dict.fromkeys([*pairs, *((call.mean, call.variance) for call in calls)])
-    return Turned(result, result.get_tensor_by_name(f"{_OUTPUT}:0"), [pair for pair in pairs if read & set(pair)])
+    read = effects.variables_read(build(result.as_graph_def()), _OUTPUT)
+    statistics = {layer: found.statistics(calls[0]) for layer, calls in found.by_layer.items()}
+    used = {layer: pair for layer, pair in statistics.items() if read & set(pair)}
+    return Converted(result, result.get_tensor_by_name(f"{_OUTPUT}:0"), used)
 
 
 def _fix(graph_def: tf.GraphDef, fixed: Mapping[str, np.ndarray]) -> None:
@@ -112,32 +119,34 @@ def _fix(graph_def: tf.GraphDef, fixed: Mapping[str, np.ndarray]) -> None:
         node.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(value, tf.as_dtype(dtype)))
 
 
-def _refuse_unturned(turned: switching.PopulationMode, calls: Sequence[layer_calls.LayerCall]) -> None:
-    flat = layer_calls.flatten(turned.graph_def)
-    before = layer_calls.upstream_data(flat, (_OUTPUT, 0))
+def _check_switched(switched: switching.Switched, found: FoundCalls) -> None:
+    graph = build(switched.graph_def)
+    output = (node_named(graph, _OUTPUT), 0)
+    before = {graph.names[node] for node in switching.values_above(graph, output)}
     reasons = {}
-    for call in calls:
-        own = call.reductions or {name for name, _ in call.outputs} or {call.inputs[0]}
-        if call.layer in turned.refused and before & own:
-            reasons[call.layer] = turned.refused[call.layer]
-    for layer in switching.still_by_batch(flat, calls, (_OUTPUT, 0)):
-        known = any(call.layer == layer for call in calls)
-        reason = "its batch statistics reach further than its outputs" if known else "it has no population statistics"
-        reasons.setdefault(layer, reason)
+    for call in found.calls:
+        own = {found.graph.names[node] for node, _ in [call.outputs, *(batch.ref for batch in call.batch)]}
+        if call.layer in switched.unsupported and before & own:
+            reasons[call.layer] = switched.unsupported[call.layer]
+    for layer in switching.still_by_batch(graph, found, output):
+        reason = "it has no moving statistics"
+        if layer in found.by_layer:
+            reason = "its batch statistics reach further than its outputs"
+        reasons.setdefault(layer, found.unsupported.get(layer, reason))
     if reasons:
         listed = "; ".join(f"{layer}: {reason}" for layer, reason in reasons.items())
-        raise PopulationExportError(f"These can't be made to normalize by population statistics: {listed}.")
+        raise PopulationExportError(f"These can't be made to normalize by moving statistics: {listed}.")
 
 
 def _without_moments(graph_def: tf.GraphDef, variables: Sequence[str]) -> tf.GraphDef:
     """What the output needs, without the batch statistics that only the order of running still holds."""
-    built = build(graph_def)
+    graph = build(graph_def)
     for node in graph_def.node:
         if node.name.endswith("/population/result"):
             control = [edge for edge in node.input if edge.startswith("^")]
-            above = effects.upstream(built, control) if control else set()
-            # In a branch of a cond that is left, a result must be dead where what it stands for is.
-            if control and not any(built.ops[built.ids[name]] in _SWITCHES for name in above):
+            above = effects.upstream(graph, control) if control else set()
+            # In a branch of a cond that is left, a result must be dead where what it replaces is.
+            if not any(graph.ops[graph.ids[name]] in SWITCHES for name in above):
                 node.input[:] = [edge for edge in node.input if not edge.startswith("^")]
     needed = effects.upstream(build(graph_def), [_OUTPUT, *variables])
     left = tf.GraphDef(versions=graph_def.versions, library=graph_def.library)
@@ -160,20 +169,20 @@ def _variables_own(graph: tf.Graph) -> list[str]:
 
 
 def write(
-    turned: Turned,
+    converted: Converted,
     values: Mapping[str, np.ndarray],
     directory: str | os.PathLike,
     inputs: Mapping[str, tf.Tensor],
     output: str,
     examples: Mapping[str, np.ndarray] | None = None,
 ) -> float:
-    """Writes the turned graph as a SavedModel, and checks it.
+    """Writes the converted graph as a SavedModel, and checks it.
 
     Args:
-        turned: as from `turn`.
+        converted: as from `convert`.
         values: of its variables, by names of their ops.
         directory: is made; must not exist. It is there complete and checked, or not at all.
-        inputs: tensors of the turned graph by names in the signature ``serving_default``.
+        inputs: tensors of the converted graph by names in the signature ``serving_default``.
         output: name of the output in the signature.
         examples: arrays of examples for the check, by names in the signature; random ones if None.
 
@@ -187,23 +196,23 @@ def write(
 
     Example:
         >>> import numpy as np, tempfile
-        >>> from bn_graph.inference.conversion import turn, write
+        >>> from bn_graph.inference.conversion import convert, write
         >>> from bn_graph.tf1 import legacy_layers, tf
         >>> with tf.Graph().as_default() as graph:
         ...     x = tf.placeholder(tf.float32, [None, 1], name="x")
         ...     y = legacy_layers().batch_normalization(x, training=True, name="bn1")
-        >>> turned = turn(graph, y, {})
+        >>> converted = convert(graph, y, {})
         >>> names = ("gamma", "beta", "moving_mean", "moving_variance")
         >>> values = {f"bn1/{name}": np.ones(1, "float32") for name in names}
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     write(turned, values, f"{folder}/1", {"x": turned.graph.get_tensor_by_name("x:0")}, "y") < 1e-6
+        ...     write(converted, values, f"{folder}/1", {"x": converted.graph.get_tensor_by_name("x:0")}, "y") < 1e-6
         True
     """
     with written_beside(directory) as unfinished:
-        with tf.Session(graph=turned.graph) as session:
-            read = effects.variables_read(build(turned.graph), _OUTPUT)
+        with tf.Session(graph=converted.graph) as session:
+            read = effects.variables_read(build(converted.graph.as_graph_def()), _OUTPUT)
             meta_graphs.assign(session, {name: values[name] for name in read if name in values})
-            export_saved_model(session, unfinished, inputs, {output: turned.output})
+            export_saved_model(session, unfinished, inputs, {output: converted.output})
         return largest_difference(unfinished, examples)
 
 
@@ -305,7 +314,7 @@ def _compared(together: np.ndarray, alone: np.ndarray) -> float:
 
 
 def _random_message(graph: tf.Graph) -> str:
-    ops = [op.name for op in graph.get_operations() if op.type.startswith(_RANDOM)]
+    ops = [op.name for op in graph.get_operations() if op.type.startswith(RANDOM)]
     return (
         f"The same input gives another answer each time: {', '.join(ops[:3]) or 'something'} is random on the way to the "
         "output, as dropout is in training; switch it off with --feed (keep_prob=1.0, is_training=false)."

@@ -1,6 +1,6 @@
-"""A copy of a graph in which every batch norm layer normalizes by its population statistics, whatever its switch says.
+"""A copy of a graph in which every batch norm layer normalizes by its moving statistics, whatever its switch says.
 
-How a layer is turned depends on how it was built:
+How a call is switched depends on how it was built:
 
 * a call of this library's layers: its outputs are computed anew, gamma·(x − moving mean)/√(moving variance + ε) + beta;
 * a fused kernel in training mode: ``is_training`` becomes False, and the kernel is given the statistics' variables;
@@ -10,123 +10,167 @@ How a layer is turned depends on how it was built:
 Nothing in the copy assigns a variable. The graph itself is not touched, and may be finalized.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
-from bn_graph.graphs.layer_calls import (
-    FUSED,
-    INSIDE,
-    REF_ASSIGNS,
-    RESOURCE_ASSIGNS,
-    FlatGraph,
-    LayerCall,
-    TensorRef,
-    flatten,
-    normalizes_by_batch,
-    upstream_data,
-)
+from bn_graph.graphs.calls import BatchTensor, FoundCalls, LayerCall, tensor_name
+from bn_graph.graphs.graph import Graph, Ref, build, walk
+from bn_graph.graphs.modes import value_sources
+from bn_graph.graphs.ops import ASSIGNS, FUSED, MERGES, REF_ASSIGNS, SELECTS
+from bn_graph.graphs.statistics import Kind, is_training_kernel, recognize
 from bn_graph.tf1 import tf
 
-__all__ = ["PopulationMode", "in_population_mode", "still_by_batch"]
+__all__ = ["Switched", "by_moving_statistics", "still_by_batch", "values_above"]
 
 
-class PopulationMode(NamedTuple):
+class Switched(NamedTuple):
     """A rewritten graph.
 
     Attributes:
         graph_def: all nodes of the graph, and those that were added. Names are the graph's.
-        stand_ins: for each tensor that another one stands in for, by name with port, that other's name.
-        refused: layers that could not be turned, with the reason.
+        replacements: for each tensor that another one replaces, by name with port, that other's name.
+        unsupported: layers that could not be switched, with the reason.
     """
 
     graph_def: tf.GraphDef
-    stand_ins: dict[str, str]
-    refused: dict[str, str]
+    replacements: dict[str, str]
+    unsupported: dict[str, str]
 
 
-class _CannotTurn(Exception):
-    """The reason why a call can't be made to normalize by its population statistics."""
+class _Unsupported(Exception):
+    """The reason why a call can't be made to normalize by its moving statistics."""
 
 
-def in_population_mode(graph: tf.Graph, calls: Sequence[LayerCall]) -> PopulationMode:
-    """Rewrites a copy of `graph` so that `calls` normalize by their layers' statistics.
+class _Copy(NamedTuple):
+    """The graph, the copy that is rewritten, the model of that copy, and what replaces what in it."""
+
+    live: tf.Graph
+    graph_def: tf.GraphDef
+    graph: Graph
+    replacements: dict[str, str]
+
+    def name(self, ref: Ref) -> str:
+        """A tensor's name."""
+        return tensor_name(self.graph, ref)
+
+
+def by_moving_statistics(live: tf.Graph, found: FoundCalls) -> Switched:
+    """Rewrites a copy of a graph so that its layers normalize by their moving statistics.
 
     Args:
-        graph: a live graph; it is not changed.
-        calls: from `layer_calls.find_calls` of this graph.
+        live: the graph; it is not changed.
+        found: from `calls.find_calls` of this graph.
 
     Returns:
-        `PopulationMode`. Layers in its ``refused`` normalize as they did, by the batch or by their switch.
+        `Switched`. Layers in its ``unsupported`` normalize as they did, by the batch or by their switch.
 
     Example:
         >>> import bn_graph
-        >>> from bn_graph.graphs import layer_calls
+        >>> from bn_graph.graphs.calls import find_calls
         >>> from bn_graph.inference import switching
         >>> from bn_graph.tf1 import tf
         >>> with tf.Graph().as_default() as graph:
         ...     x = tf.placeholder(tf.float32, [None, 1], name="x")
         ...     y = bn_graph.batch_norm_wrapper(x, is_training=True, name="bn1")
-        ...     turned = switching.in_population_mode(graph, layer_calls.find_calls(graph))
+        ...     switched = switching.by_moving_statistics(graph, find_calls(graph))
         >>> with tf.Graph().as_default(), tf.Session() as session:
-        ...     tf.import_graph_def(turned.graph_def, name="")
+        ...     tf.import_graph_def(switched.graph_def, name="")
         ...     _ = session.run([f"bn1/{name}/Assign" for name in ("gamma", "beta", "moving_mean", "moving_variance")])
-        ...     session.run(turned.stand_ins[y.name], {"x:0": [[2.0]]}).round(2)  # by mean 0 and variance 1
+        ...     session.run(switched.replacements[y.name], {"x:0": [[2.0]]}).round(2)  # by mean 0 and variance 1
         array([[2.]], dtype=float32)
     """
-    copy = graph.as_graph_def()
-    flat = flatten(copy)
-    _freeze(copy)
-    stand_ins: dict[str, str] = {}
-    refused = {}
-    for call in calls:
+    graph_def = tf.GraphDef()
+    graph_def.CopyFrom(found.graph_def)
+    for node in graph_def.node:
+        node.attr.pop("_output_shapes", None)  # old graphs' are refused by import
+    copy = _Copy(live, graph_def, build(graph_def), {})  # numbers nodes as `found` does
+    _freeze(graph_def)
+    unsupported = {}
+    for call in found.calls:
         try:
-            _turn(graph, copy, flat, call, stand_ins)
-        except _CannotTurn as reason:
-            refused[call.layer] = str(reason)
-    _rewire(copy, stand_ins)
-    return PopulationMode(copy, stand_ins, refused)
+            _switch(copy, call)
+        except _Unsupported as reason:
+            unsupported[call.layer] = str(reason)
+    _rewire(graph_def, copy.replacements)
+    return Switched(graph_def, copy.replacements, unsupported)
 
 
-def _turn(graph: tf.Graph, copy: tf.GraphDef, flat: FlatGraph, call: LayerCall, stand_ins: dict[str, str]) -> None:
-    if call.parameters is not None:
-        _rebuild_outputs(graph, copy, call, stand_ins)
-    elif any(INSIDE in name for name in call.reductions):
-        _take_other_branch(flat, call)
-    elif any(flat[name].op in FUSED for name in call.reductions):
-        _turn_kernel(graph, copy, flat, call)
+def _switch(copy: _Copy, call: LayerCall) -> None:
+    nodes = [tensor.ref[0] for tensor in call.batch]
+    if call.noted:
+        _rebuild_outputs(copy, call)
+    elif any(copy.graph.callers[node] is not None for node in nodes):
+        _take_other_branch(copy, nodes)
+    elif any(copy.graph.ops[node] in FUSED for node in nodes):
+        _switch_kernels(copy, call, dict.fromkeys(nodes))
     else:
-        _replace_moments(graph, copy, call, stand_ins)
+        for tensor in call.batch:
+            _replace_moment(copy, call, tensor)
 
 
-def still_by_batch(flat: FlatGraph, calls: Sequence[LayerCall], tensor: TensorRef) -> list[str]:
+def still_by_batch(graph: Graph, found: FoundCalls, tensor: Ref) -> list[str]:
     """The layers, or nodes of none of them, whose batch statistics go into `tensor` all the same.
 
     Args:
-        flat: of the rewritten graph.
-        calls: those that were to be turned.
-        tensor: what must depend on population statistics only.
+        graph: of the rewritten graph.
+        found: the calls that were to be switched, of the graph as it was.
+        tensor: what must depend on moving statistics only.
 
     Returns:
         Names; empty if all is well. Of what no layer accounts for, only what is used in any case: a switch may turn
         the rest off.
     """
-    before = upstream_data(flat, tensor)
-    by_reduction = {name: call.layer for call in calls for name in call.reductions}
-    # A turned layer may have left behind the kernel's node, which now is in inference mode.
-    unturned = {by_reduction[name] for name in before & by_reduction.keys() if _reduces(flat, name)}
-    others = upstream_data(flat, tensor, past_choices=False) - by_reduction.keys()
-    return sorted(unturned | {name for name in others if normalizes_by_batch(flat, name)})
+    numbers = {name: node for node, name in enumerate(graph.names)}
+    layers = {found.graph.names[batch.ref[0]]: call.layer for call in found.calls for batch in call.batch}
+    # A branch that is no longer taken is not in the rewritten graph.
+    by_node = {numbers[name]: layer for name, layer in layers.items() if name in numbers}
+    before = values_above(graph, tensor)
+    # A switched layer may have left behind the kernel's node, which now is in inference mode.
+    left = {by_node[node] for node in before & by_node.keys() if _is_by_batch(graph, node)}
+    always = {node for node, _ in walk([tensor], lambda ref: _without_choices(graph, ref))} - by_node.keys()
+    others = {graph.names[node] for node in always if _normalizes_by_batch(graph, node)}
+    return sorted(left | {_layer_of(found, name) or name for name in others})
 
 
-def _reduces(flat: FlatGraph, name: str) -> bool:
-    return flat[name].op == "Mean" or normalizes_by_batch(flat, name)
+def _layer_of(found: FoundCalls, name: str) -> str | None:
+    """The layer that normalizes by a batch statistic which node `name` computes."""
+    for layer in found.layers:
+        statistics = [source.statistic for place in layer.places for source in place.sources()]
+        if any(statistic and found.graph.names[statistic.ref[0]] == name for statistic in statistics):
+            return layer.name
+    return None
 
 
-def _freeze(copy: tf.GraphDef) -> None:
-    """Turns each assign but the initializers into what it would be without assigning."""
-    for nodes in (copy.node, *(function.node_def for function in copy.library.function)):
+def values_above(graph: Graph, tensor: Ref) -> set[int]:
+    """The nodes from whose values that of `tensor` may be computed, its own included."""
+    return {node for node, _ in walk([tensor], lambda ref: value_sources(graph, ref))}
+
+
+def _is_by_batch(graph: Graph, node: int) -> bool:
+    return graph.ops[node] not in FUSED or is_training_kernel(graph, node)
+
+
+def _without_choices(graph: Graph, ref: Ref) -> list[Ref]:
+    """The tensors that a tensor's value comes from, unless a run takes one of them only."""
+    node, _ = ref
+    is_choice = graph.ops[node] in MERGES | SELECTS or len(graph.calls.get(node, ())) > 1
+    return [] if is_choice else value_sources(graph, ref)
+
+
+def _normalizes_by_batch(graph: Graph, node: int) -> bool:
+    """Whether a node is a fused kernel in training mode, or the ``Mean`` over the examples of squared deviations."""
+    if graph.ops[node] in FUSED:
+        return is_training_kernel(graph, node)
+    statistic = recognize(graph, (node, 0)) if graph.ops[node] == "Mean" else None
+    # Averages that leave out the first axis are each example's own: layer and instance normalization.
+    return statistic is not None and statistic.kind is Kind.VARIANCE and 0 in (statistic.axes or ())
+
+
+def _freeze(graph_def: tf.GraphDef) -> None:
+    """Makes each assign but the initializers what it would be without assigning."""
+    for nodes in (graph_def.node, *(function.node_def for function in graph_def.library.function)):
         for node in nodes:
-            if node.op not in REF_ASSIGNS | RESOURCE_ASSIGNS or node.name == f"{node.input[0]}/Assign":
+            if node.op not in ASSIGNS or node.name == f"{node.input[0]}/Assign":
                 continue
             # A ref variable's assign returns the reference, and somebody may read it.
             returned = [node.input[0]] if node.op in REF_ASSIGNS else []
@@ -140,38 +184,38 @@ def _freeze(copy: tf.GraphDef) -> None:
                 node.attr["T"].CopyFrom(dtype)
 
 
-def _rewire(copy: tf.GraphDef, stand_ins: Mapping[str, str]) -> None:
-    """Every reader of a tensor with a stand-in reads that instead."""
-    for node in copy.node:
+def _rewire(graph_def: tf.GraphDef, replacements: Mapping[str, str]) -> None:
+    """Every reader of a tensor that has a replacement reads that instead."""
+    for node in graph_def.node:
         for place, name in enumerate(node.input):
             tensor = name if ":" in name else f"{name}:0"
-            if tensor in stand_ins and not name.startswith("^"):
-                node.input[place] = stand_ins[tensor]
+            if tensor in replacements and not name.startswith("^"):
+                node.input[place] = replacements[tensor]
 
 
 def _splice(
-    copy: tf.GraphDef,
+    copy: _Copy,
     prefix: str,
-    build: Callable[..., tf.Tensor],
+    make: Callable[..., tf.Tensor],
     given: Mapping[str, tuple],
     after: str | None = None,
 ) -> str:
-    """Adds the ops that `build` makes to `copy`.
+    """Adds the ops that `make` makes to the copy.
 
     Args:
         copy: is added to.
         prefix: of the new nodes' names.
-        build: called with one placeholder for each of `given`, by keyword; returns the one tensor wanted.
-        given: keyword to (dtype, shape, name of the tensor in `copy`).
-        after: a node of `copy` on which the result shall depend, that it be dead where that one is: both results of a
-            cond v1 would reach its Merge otherwise.
+        make: called with one placeholder for each of `given`, by keyword; returns the one tensor wanted.
+        given: keyword to (dtype, shape, name of the tensor in the copy).
+        after: a node of the copy on which the result shall depend, so that it is dead where that one is: both results
+            of a cond v1 would reach its Merge otherwise.
 
     Returns:
-        The name of the result in `copy`, as ``prefix/name:0``.
+        The name of the result in the copy, as ``prefix/name:0``.
     """
     with tf.Graph().as_default() as scratch:
-        handed = {key: tf.placeholder(dtype, shape, name=f"given_{key}") for key, (dtype, shape, _) in given.items()}
-        result = tf.identity(build(**handed), name="result")
+        arguments = {key: tf.placeholder(dtype, shape, name=f"given_{key}") for key, (dtype, shape, _) in given.items()}
+        result = tf.identity(make(**arguments), name="result")
     names = {f"given_{key}": name for key, (_, _, name) in given.items()}
     for node in scratch.as_graph_def().node:
         if node.name in names:
@@ -182,96 +226,93 @@ def _splice(
         if node.name == result.op.name and after is not None:
             node.input.append(f"^{after}")
         node.name = f"{prefix}/{node.name}"
-        copy.node.append(node)
+        copy.graph_def.node.append(node)
     return f"{prefix}/{result.op.name}:0"
 
 
-def _variable(graph: tf.Graph, name: str) -> tuple:
-    """What `_splice` is to be given of a variable: its handle, or the reference that reads as its value."""
-    tensor = graph.get_tensor_by_name(f"{name}:0")
+def _given(copy: _Copy, ref: Ref) -> tuple:
+    """What `_splice` is to be given of a tensor; of a variable, its handle or the reference that reads as its value."""
+    tensor = copy.live.get_tensor_by_name(copy.name(ref))
     return tensor.dtype.base_dtype, tensor.shape, tensor.name
 
 
-def _value(given: tf.Tensor, dtype: tf.DType, resource_dtype: tf.DType = tf.float32) -> tf.Tensor:
+def _value(given: tf.Tensor, dtype: tf.DType, stored: tf.DType) -> tf.Tensor:
+    """The value of a variable whose values are of dtype `stored`."""
     if given.dtype == tf.resource:
-        given = tf.raw_ops.ReadVariableOp(resource=given, dtype=resource_dtype)
+        given = tf.raw_ops.ReadVariableOp(resource=given, dtype=stored)
     return tf.cast(given, dtype)
 
 
-def _stored_dtype(graph: tf.Graph, name: str) -> tf.DType:
-    """The dtype of a variable's values."""
-    op = graph.get_operation_by_name(name)
-    return tf.as_dtype(op.get_attr("dtype")).base_dtype
+def _stored_dtype(copy: _Copy, variable: int) -> tf.DType:
+    return tf.as_dtype(copy.graph.protos[variable].attr["dtype"].type).base_dtype
 
 
-def _rebuild_outputs(graph: tf.Graph, copy: tf.GraphDef, call: LayerCall, stand_ins: dict[str, str]) -> None:
-    epsilon, axis = call.parameters["epsilon"], call.parameters["axis"]
-    if not call.outputs or epsilon is None:
-        raise _CannotTurn("its outputs or epsilon can't be found in the graph")
-    inputs = graph.get_tensor_by_name("{}:{}".format(*call.inputs))
-    dtype = _stored_dtype(graph, call.mean)
-    along = [-1 if place == axis else 1 for place in range(inputs.shape.rank)]
-    names = {"mean": call.mean, "variance": call.variance}
-    names |= {key: call.parameters[key] for key in ("gamma", "beta") if call.parameters[key] is not None}
+def _rebuild_outputs(copy: _Copy, call: LayerCall) -> None:
+    if call.outputs is None or call.epsilon is None:
+        raise _Unsupported("its outputs or epsilon can't be found in the graph")
+    inputs = copy.live.get_tensor_by_name(copy.name(call.inputs))
+    dtype = _stored_dtype(copy, call.mean)
+    along = [1 if axis in call.axes else -1 for axis in range(inputs.shape.rank)]
+    variables = {"mean": call.mean, "variance": call.variance, "gamma": call.gamma, "beta": call.beta}
 
-    def build(x: tf.Tensor, **variables: tf.Tensor) -> tf.Tensor:
-        value = {key: tf.reshape(_value(given, dtype, dtype), along) for key, given in variables.items()}
-        outputs = (tf.cast(x, dtype) - value["mean"]) * tf.rsqrt(value["variance"] + epsilon)
+    def make(x: tf.Tensor, **handles: tf.Tensor) -> tf.Tensor:
+        value = {key: tf.reshape(_value(handle, dtype, dtype), along) for key, handle in handles.items()}
+        outputs = (tf.cast(x, dtype) - value["mean"]) * tf.rsqrt(value["variance"] + call.epsilon)
         outputs = outputs * value["gamma"] if "gamma" in value else outputs
         return tf.cast(outputs + value["beta"] if "beta" in value else outputs, inputs.dtype)
 
-    given = {key: _variable(graph, name) for key, name in names.items()}
-    given["x"] = (inputs.dtype, inputs.shape, inputs.name)
-    for name, port in call.outputs:
-        tensor = f"{name}:{port}"
-        if tensor not in stand_ins:
-            stand_ins[tensor] = _splice(copy, f"{name}/population", build, given)
+    given = {key: _given(copy, (variable, 0)) for key, variable in variables.items() if variable is not None}
+    given["x"] = _given(copy, call.inputs)
+    tensor = copy.name(call.outputs)
+    if tensor not in copy.replacements:
+        copy.replacements[tensor] = _splice(copy, f"{copy.graph.names[call.outputs[0]]}/population", make, given)
 
 
-def _take_other_branch(flat: FlatGraph, call: LayerCall) -> None:
-    for name in call.reductions:
-        steps = name.split(INSIDE)  # caller, role, caller, role, ..., node
-        for depth in range(len(steps) - 1, 0, -2):
-            role, caller = steps[depth - 1], flat[INSIDE.join(steps[: depth - 1])]
-            other = {"then_branch": "else_branch", "else_branch": "then_branch"}.get(role)
-            if other is not None:
-                caller.proto.attr[role].CopyFrom(caller.proto.attr[other])
-                break
-        else:
-            raise _CannotTurn(f"it normalizes inside the function that {steps[0]} calls")
+def _take_other_branch(copy: _Copy, nodes: Iterable[int]) -> None:
+    others = {"then": ("then_branch", "else_branch"), "else": ("else_branch", "then_branch")}
+    for node in nodes:
+        caller = copy.graph.callers[node]
+        while caller is not None and caller[1] not in others:
+            node, caller = caller[0], copy.graph.callers[caller[0]]
+        if caller is None:
+            raise _Unsupported(f"it normalizes inside the function that {copy.graph.names[node]} calls")
+        branch, other = others[caller[1]]
+        attributes = copy.graph.protos[caller[0]].attr
+        attributes[branch].CopyFrom(attributes[other])
 
 
-def _turn_kernel(graph: tf.Graph, copy: tf.GraphDef, flat: FlatGraph, call: LayerCall) -> None:
-    for name in call.reductions:
-        node = flat[name].proto
+def _switch_kernels(copy: _Copy, call: LayerCall, nodes: Iterable[int]) -> None:
+    for number in nodes:
+        node = copy.graph.protos[number]
         for place, variable in ((3, call.mean), (4, call.variance)):
-            stored = _stored_dtype(graph, variable)
+            stored = _stored_dtype(copy, variable)
 
-            def build(variable: tf.Tensor, stored: tf.DType = stored) -> tf.Tensor:
+            def make(variable: tf.Tensor, stored: tf.DType = stored) -> tf.Tensor:
                 return tf.reshape(_value(variable, tf.float32, stored), [-1])
 
-            given = {"variable": _variable(graph, variable)}
-            node.input[place] = _splice(copy, f"{name}/population_{place}", build, given)
+            given = {"variable": _given(copy, (variable, 0))}
+            node.input[place] = _splice(copy, f"{node.name}/population_{place}", make, given)
         node.attr["is_training"].b = False
         if "exponential_avg_factor" in node.attr:
             node.attr["exponential_avg_factor"].f = 1.0
 
 
-def _replace_moments(graph: tf.Graph, copy: tf.GraphDef, call: LayerCall, stand_ins: dict[str, str]) -> None:
-    for (name, port), kind, shift in call.replaced:
-        tensor = graph.get_tensor_by_name(f"{name}:{port}")
-        if tensor.shape.rank is None:
-            raise _CannotTurn(f"the shape of its batch statistics {tensor.name} is unknown")
-        variable = call.mean if kind == "mean" else call.variance
-        stored = _stored_dtype(graph, variable)
-        shape = [1 if size == 1 else -1 for size in tensor.shape.as_list()]
-        given = {"variable": _variable(graph, variable)}
-        if shift is not None:
-            taken_off = graph.get_tensor_by_name("{}:{}".format(*shift))
-            given["shift"] = (taken_off.dtype, taken_off.shape, taken_off.name)
+def _replace_moment(copy: _Copy, call: LayerCall, batch: BatchTensor) -> None:
+    tensor = copy.live.get_tensor_by_name(copy.name(batch.ref))
+    if tensor.name in copy.replacements:
+        return
+    if tensor.shape.rank is None:
+        raise _Unsupported(f"the shape of its batch statistics {tensor.name} is unknown")
+    variable = call.mean if batch.kind is Kind.MEAN else call.variance
+    stored = _stored_dtype(copy, variable)
+    shape = [1 if size == 1 else -1 for size in tensor.shape.as_list()]
+    given = {"variable": _given(copy, (variable, 0))}
+    if batch.shift is not None:
+        given["shift"] = _given(copy, batch.shift)
 
-        def build(variable, shift=None, *, tensor=tensor, stored=stored, shape=shape):
-            value = tf.reshape(_value(variable, tensor.dtype, stored), shape)
-            return value if shift is None else value - tf.cast(shift, tensor.dtype)
+    def make(variable: tf.Tensor, shift: tf.Tensor | None = None) -> tf.Tensor:
+        value = tf.reshape(_value(variable, tensor.dtype, stored), shape)
+        return value if shift is None else value - tf.reshape(tf.cast(shift, tensor.dtype), shape)
 
-        stand_ins[tensor.name] = _splice(copy, f"{name}/population", build, given, after=name)
+    name = tensor.op.name
+    copy.replacements[tensor.name] = _splice(copy, f"{name}/population", make, given, after=name)

@@ -10,19 +10,6 @@ from bn_graph.audit.rules import RULES
 from tests.audit import zoo
 
 
-@pytest.fixture(scope="session")
-def zoo_of(tmp_path_factory):
-    """Builds a case, once in a process."""
-    built = {}
-
-    def of(name: str) -> zoo.Built:
-        if name not in built:
-            built[name] = zoo.build(zoo.CASES[name], tmp_path_factory.mktemp(name))
-        return built[name]
-
-    return of
-
-
 @pytest.mark.parametrize("name", zoo.CASES)
 def test_labels_agree_with_what_running_shows(name, zoo_of):
     case, facts = zoo.CASES[name], zoo_of(name).facts
