@@ -6,10 +6,10 @@ whether a tensor is all 0 or all 1 is known without its data (`is_filled_with`).
 (V1) are tables too, with the values in them.
 """
 
-import functools
 import math
 import os
 import re
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -21,6 +21,19 @@ from bn_graph.graphs import protos
 from bn_graph.graphs.errors import AuditError
 
 __all__ = ["Checkpoint", "Entry", "Slice", "equals", "is_filled_with", "read_checkpoint"]
+
+
+_VALUES = 1_000_000
+"""Tensors of V1 checkpoints with more elements than this keep no value: no statistics have as many channels."""
+
+_NUMERIC = re.compile(r"float(16|32|64)|u?int(8|16|32|64)|bool|complex(64|128)")
+_OVERFLOWS = {"float16": 65520.0, "bfloat16": 2.0**128 - 2.0**119, "float32": 2.0**128 - 2.0**103}
+"""The smallest number that is rounded to infinity."""
+
+_NAMES = {"float": "float32", "double": "float64", "half": "float16"}
+_DTYPES = {
+    number: _NAMES.get(name.lower(), name.lower()) for number, name in enumerate(protos._DTYPES.split()) if number
+}
 
 
 class Slice(NamedTuple):
@@ -96,7 +109,7 @@ def is_filled_with(entry: Entry, number: float) -> bool | None:
         number: is rounded to the entry's dtype first; one that an integer dtype can't hold fills nothing.
 
     Returns:
-        True or False (a wrong True has a chance of 1 in 4 billion), or None if it can't be told: no CRC and no value,
+        True or False (a wrong True has a chance of 1 in 4 billion), or None if it is undetermined: no CRC and no value,
         a slice missing, no elements, or a type that has no numbers.
 
     >>> is_filled_with(Entry("float32", (2,), crc32c(np.zeros(2, np.float32))), 0)
@@ -109,12 +122,7 @@ def is_filled_with(entry: Entry, number: float) -> bool | None:
         return False
     if entry.value is not None:
         return _bytes_of(entry.value, entry.dtype) == pattern * entry.value.size
-    if not entry.slices:
-        return None if entry.crc32c is None else entry.crc32c == crc32c_of_repeated(pattern, math.prod(entry.shape))
-    return _all(
-        entry,
-        lambda part: None if part.crc32c is None else part.crc32c == crc32c_of_repeated(pattern, math.prod(part.shape)),
-    )
+    return _has_crcs(entry, lambda part: crc32c_of_repeated(pattern, math.prod(part.shape)))
 
 
 def equals(entry: Entry, array: np.ndarray) -> bool | None:
@@ -125,7 +133,7 @@ def equals(entry: Entry, array: np.ndarray) -> bool | None:
         array: is converted to the entry's dtype first.
 
     Returns:
-        True or False; False if the shapes differ; None if it can't be told, as `is_filled_with`.
+        True or False; False if the shapes differ; None if it is undetermined, as `is_filled_with`.
 
     >>> equals(Entry("float32", (2,), crc32c(np.float32([3, 4]))), np.array([3, 4]))
     True
@@ -138,9 +146,20 @@ def equals(entry: Entry, array: np.ndarray) -> bool | None:
         return None
     if entry.value is not None:
         return _bytes_of(entry.value, entry.dtype) == data
-    if not entry.slices:
-        return None if entry.crc32c is None else entry.crc32c == crc32c(data)
-    return _all(entry, functools.partial(_slice_equals, array, entry.dtype))
+    return _has_crcs(entry, lambda part: crc32c(_bytes_of(array[_block(part.start, part.shape)], entry.dtype)))
+
+
+def _has_crcs(entry: Entry, expected: Callable[[Slice], int]) -> bool | None:
+    """False if a slice has another CRC than expected; True if all have it and make up the tensor; else None."""
+    slices = entry.slices or (Slice((0,) * len(entry.shape), entry.shape, entry.crc32c),)
+    if any(part.crc32c is not None and part.crc32c != expected(part) for part in slices):
+        return False
+    complete = sum(math.prod(part.shape) for part in slices) == math.prod(entry.shape)
+    return True if complete and all(part.crc32c is not None for part in slices) else None
+
+
+def _block(start: tuple[int, ...], shape: tuple[int, ...]) -> tuple[slice, ...]:
+    return tuple(slice(first, first + size) for first, size in zip(start, shape, strict=True))
 
 
 def _read_file(path: str, entries: dict[str, Entry], parts: dict[str, list["_Part"]]) -> None:
@@ -273,7 +292,7 @@ def _assembled(entry: Entry, parts: list[_Part]) -> Entry:
         return entry
     value = np.zeros(entry.shape, parts[0].value.dtype)
     for part in parts:
-        value[tuple(slice(a, a + n) for a, n in zip(part.start, part.value.shape, strict=True))] = part.value
+        value[_block(part.start, part.value.shape)] = part.value
     return entry._replace(value=value)
 
 
@@ -302,30 +321,3 @@ def _holds(number: float, dtype: str) -> bool:
         return not math.isfinite(number) or abs(number) < _OVERFLOWS.get(dtype, math.inf)
     limits = np.iinfo(dtype)
     return math.isfinite(number) and number == int(number) and limits.min <= number <= limits.max
-
-
-def _slice_equals(array: np.ndarray, dtype: str, part: Slice) -> bool | None:
-    block = array[tuple(slice(a, a + n) for a, n in zip(part.start, part.shape, strict=True))]
-    return None if part.crc32c is None else part.crc32c == crc32c(_bytes_of(block, dtype))
-
-
-def _all(entry: Entry, verdict) -> bool | None:
-    """False if a slice says False; True if all say True and they make up the tensor; else None."""
-    verdicts = [verdict(part) for part in entry.slices]
-    if False in verdicts:
-        return False
-    complete = sum(math.prod(part.shape) for part in entry.slices) == math.prod(entry.shape)
-    return None if None in verdicts or not complete else True
-
-
-_VALUES = 1_000_000
-"""Tensors of V1 checkpoints with more elements than this keep no value: no statistics have as many channels."""
-
-_NUMERIC = re.compile(r"float(16|32|64)|u?int(8|16|32|64)|bool|complex(64|128)")
-_OVERFLOWS = {"float16": 65520.0, "bfloat16": 2.0**128 - 2.0**119, "float32": 2.0**128 - 2.0**103}
-"""The smallest number that is rounded to infinity."""
-
-_NAMES = {"float": "float32", "double": "float64", "half": "float16"}
-_DTYPES = {
-    number: _NAMES.get(name.lower(), name.lower()) for number, name in enumerate(protos._DTYPES.split()) if number
-}

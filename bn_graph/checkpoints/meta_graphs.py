@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from bn_graph.checkpoints.files import CheckpointError, checkpoint_prefix, written_beside
-from bn_graph.checkpoints.values import assign_values, check_fit
+from bn_graph.checkpoints.values import assign_values, check_fit, open_checkpoint
 from bn_graph.checkpoints.variables import global_variables_by_name
 from bn_graph.graphs import effects
 from bn_graph.graphs.calls import find_calls
@@ -65,16 +65,6 @@ def read(path: str | os.PathLike) -> tf.MetaGraphDef:
 
     Raises:
         CheckpointError: there is no such file, or it is something else.
-
-    Example:
-        >>> import tempfile
-        >>> from bn_graph.checkpoints import meta_graphs
-        >>> from bn_graph.tf1 import tf
-        >>> with tempfile.TemporaryDirectory() as folder, tf.Graph().as_default():
-        ...     _ = tf.constant(1.0, name="one")
-        ...     _ = tf.train.export_meta_graph(f"{folder}/m.meta")
-        ...     [node.name for node in meta_graphs.read(f"{folder}/m.meta").graph_def.node]
-        ['one']
     """
     meta = tf.MetaGraphDef()
     try:
@@ -114,15 +104,6 @@ def import_graph(meta: tf.MetaGraphDef) -> tf.Graph:
 
     Raises:
         CheckpointError: the graph has ops that this TensorFlow lacks, or is not well-formed.
-
-    Example:
-        >>> from bn_graph.checkpoints import meta_graphs
-        >>> from bn_graph.tf1 import tf
-        >>> with tf.Graph().as_default():
-        ...     _ = tf.get_variable("w", [2])
-        ...     meta = tf.train.export_meta_graph()
-        >>> [variable.name for variable in meta_graphs.import_graph(meta).get_collection("variables")]
-        ['w:0']
     """
     try:
         return _imported(meta, set(meta.collection_def))
@@ -202,8 +183,9 @@ def restore(graph: tf.Graph, meta: tf.MetaGraphDef, checkpoint: str | os.PathLik
     """
     prefix = checkpoint_prefix(checkpoint)
     variables = _variables(graph)
-    shapes, dtypes = _contents(prefix)
-    keys = {name: key for name, key in _found(variables, meta, shapes).items()}
+    reader = open_checkpoint(prefix)
+    shapes, dtypes = reader.get_variable_to_shape_map(), reader.get_variable_to_dtype_map()
+    keys = _found(variables, meta, shapes)
     if not keys:
         raise CheckpointError(
             f"The checkpoint {prefix} holds none of the graph's {len(variables)} variables: it is of another graph."
@@ -222,14 +204,6 @@ def missing_weights(graph: tf.Graph, restored: Restored, names: Iterable[str]) -
         graph: that of `restored`.
         restored: as from `restore`.
         names: of ops or tensors.
-
-    Example:
-        >>> from bn_graph.checkpoints import meta_graphs
-        >>> from bn_graph.tf1 import tf
-        >>> with tf.Graph().as_default() as graph:
-        ...     y = 2.0 * tf.get_variable("w", [2])
-        >>> meta_graphs.missing_weights(graph, meta_graphs.Restored({}, {}, ["w"]), [y.name])
-        ['w']
     """
     read_there = effects.variables_read(build(graph), names)
     statistics = statistics_of(graph)
@@ -237,16 +211,7 @@ def missing_weights(graph: tf.Graph, restored: Restored, names: Iterable[str]) -
 
 
 def statistics_of(graph: tf.Graph) -> set[str]:
-    """Names of the variables that are moving statistics, by their names or by what updates them.
-
-    Example:
-        >>> from bn_graph.checkpoints.meta_graphs import statistics_of
-        >>> from bn_graph.tf1 import tf
-        >>> with tf.Graph().as_default() as graph:
-        ...     _ = tf.get_variable("bn1/moving_mean", [2]), tf.get_variable("w", [2])
-        >>> statistics_of(graph)
-        {'bn1/moving_mean'}
-    """
+    """Names of the variables that are moving statistics, by their names or by what updates them."""
     by_name = {variable.op.name for variable in moving_statistics(graph)}
     found = find_calls(graph)
     statistics = by_name.union(found.statistics(*found.calls))
@@ -265,14 +230,6 @@ def _variables(graph: tf.Graph) -> dict[str, tf.Variable]:
     keys = (tf.GraphKeys.LOCAL_VARIABLES, tf.GraphKeys.GLOBAL_VARIABLES)
     members = [variable for key in keys for variable in graph.get_collection(key)]
     return {variable.op.name: variable for variable in members if hasattr(variable, "initializer")}
-
-
-def _contents(prefix: str) -> tuple[dict, dict]:
-    try:
-        reader = tf.train.load_checkpoint(prefix)
-        return reader.get_variable_to_shape_map(), reader.get_variable_to_dtype_map()
-    except (tf.errors.OpError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"The checkpoint {prefix} can't be read: {one_line(error)}") from error
 
 
 def _found(variables: Mapping[str, tf.Variable], meta: tf.MetaGraphDef, held: Mapping) -> dict[str, Key]:
@@ -397,10 +354,6 @@ def refuse_existing(prefix: str | os.PathLike) -> None:
 
     Raises:
         CheckpointError: as said.
-
-    Example:
-        >>> from bn_graph.checkpoints.meta_graphs import refuse_existing
-        >>> refuse_existing("there/is/no/such/checkpoint")
     """
     parent, base = os.path.split(os.path.abspath(prefix))
     ending = (f"{base}.index", f"{base}.meta", base)

@@ -82,14 +82,6 @@ def checkpoint_names(variables: Iterable[WholeVariable], name_map: NameMap | Non
     Raises:
         ValueError: two variables would have the same name, or a scope or whole name among the dict's keys fits none
             of the variables, as when it is misspelt. (Leaves may fit none: a layer need not have gamma.)
-
-    Example:
-        >>> from bn_graph.checkpoints.names import NAME_MAPS, checkpoint_names
-        >>> from bn_graph.tf1 import tf
-        >>> with tf.Graph().as_default():
-        ...     gamma = tf.get_variable("bn1/gamma", [2])
-        ...     list(checkpoint_names([gamma], NAME_MAPS["pytorch"]))
-        ['bn1/weight']
     """
     named = whole_variables(variables)
     if isinstance(name_map, Mapping):

@@ -21,6 +21,7 @@ from bn_graph.checkpoints.values import (
     WholeVariable,
     assign_values,
     check_fit,
+    open_checkpoint,
     parts_of,
     whole_name,
     whole_shape,
@@ -220,10 +221,7 @@ def restore(
 
 def _checked_reader(prefix: str, variables: Mapping[str, WholeVariable]):
     """The checkpoint's reader, once all `variables` (by their names in the checkpoint) are there and fit."""
-    try:
-        reader = tf.train.load_checkpoint(prefix)
-    except (tf.errors.OpError, ValueError) as error:
-        raise CheckpointError(f"The checkpoint {prefix} can't be read: {one_line(error)}") from error
+    reader = open_checkpoint(prefix)
     shapes, dtypes = reader.get_variable_to_shape_map(), reader.get_variable_to_dtype_map()
     missing = {name: variable for name, variable in variables.items() if name not in shapes}
     if missing:

@@ -1,4 +1,4 @@
-"""Values of variables: assigned and read in a session, those of partitioned variables whole."""
+"""Values of variables: assigned and read in a session, partitioned ones as a whole, and checked against a checkpoint's."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -8,12 +8,14 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from bn_graph.checkpoints.files import CheckpointError
+from bn_graph.graphs.errors import one_line
 from bn_graph.tf1 import slice_info, tf
 
 __all__ = [
     "WholeVariable",
     "assign_values",
     "check_fit",
+    "open_checkpoint",
     "parts_of",
     "read_values",
     "whole_name",
@@ -74,13 +76,13 @@ def assign_values(session: tf.Session, values: Iterable[tuple[WholeVariable, Arr
         ValueError: a value's shape differs, or a variable has no initializer that assigns a tensor.
 
     Example:
-        >>> from bn_graph.checkpoints.values import assign_values
-        >>> from bn_graph.tf1 import tf
-        >>> with tf.Graph().as_default(), tf.Session() as session:
-        ...     w = tf.get_variable("w", [2])
-        ...     assign_values(session, [(w, [1.0, 2.0])])
-        ...     session.run(w)
-        array([1., 2.], dtype=float32)
+    >>> from bn_graph.checkpoints.values import assign_values
+    >>> from bn_graph.tf1 import tf
+    >>> with tf.Graph().as_default(), tf.Session() as session:
+    ...     w = tf.get_variable("w", [2])
+    ...     assign_values(session, [(w, [1.0, 2.0])])
+    ...     session.run(w)
+    array([1., 2.], dtype=float32)
     """
     runs: list[tuple[list, dict]] = []
     used = Counter()
@@ -138,6 +140,18 @@ def _joined(variable: WholeVariable, values: Sequence[np.ndarray]) -> np.ndarray
     for part, value in zip(parts_of(variable), values, strict=True):
         whole[_place(part)] = value
     return whole
+
+
+def open_checkpoint(prefix: str) -> tf.train.NewCheckpointReader:
+    """TensorFlow's reader of a checkpoint.
+
+    Raises:
+        CheckpointError: there is no such checkpoint, or it can't be read.
+    """
+    try:
+        return tf.train.load_checkpoint(prefix)
+    except (tf.errors.OpError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"The checkpoint {prefix} can't be read: {one_line(error)}") from error
 
 
 def check_fit(prefix: str, variable: WholeVariable, name: str, shape: Sequence[int] | None, dtype: tf.DType) -> None:

@@ -57,11 +57,6 @@ def layer_scope(variable: str, statistics: Collection[str]) -> str:
         variable: name of its op.
         statistics: names of the graph's statistics. What is kept of one of them, such as its average, is in its scope
             and so in its layer.
-
-    Example:
-        >>> from bn_graph.checkpoints.variables import layer_scope
-        >>> layer_scope("bn1/gamma", []), layer_scope("bn1/mean/ExponentialMovingAverage", ["bn1/mean"])
-        ('bn1', 'bn1')
     """
     scope = variable.rpartition("/")[0]
     return layer_scope(scope, statistics) if scope in statistics else scope

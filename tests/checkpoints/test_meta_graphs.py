@@ -132,16 +132,6 @@ def test_slices_of_one_tensor_are_restored_and_written_together(save, tmp_path):
     np.testing.assert_array_equal(tf.train.load_checkpoint(new).get_tensor("w"), whole)
 
 
-def test_variables_with_a_shared_initial_value_get_their_own(plain_graph):
-    start = tf.constant([0.0])
-    for name in ("a", "b"):
-        tf.Variable(start, name=name)
-    with tf.Session() as session:
-        meta_graphs.assign(session, {"a": np.float32([1.0]), "b": np.float32([2.0])})
-        assert session.run(tf.global_variables())[0] == [1.0]
-        assert session.run(tf.global_variables())[1] == [2.0]
-
-
 def test_a_directory_whose_checkpoint_file_names_another_machines_path_is_read(save, tmp_path):
     variable("a", [1.0])
     prefix = save()

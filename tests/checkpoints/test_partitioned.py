@@ -17,13 +17,6 @@ VALUES = {
 }
 
 
-@pytest.fixture(params=["ref", "resource"])
-def graph(request):
-    """A fresh default graph, once for each kind of variable."""
-    with tf.Graph().as_default() as fresh, tf.variable_scope("", use_resource=request.param == "resource"):
-        yield fresh
-
-
 def layer(parts=2, training=False):
     """Input and output of a layer `net/bn1` of 5 channels, whose gamma and beta are in so many parts (1: whole)."""
     partitioner = tf.fixed_size_partitioner(parts) if parts > 1 else None

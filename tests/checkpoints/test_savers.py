@@ -8,7 +8,6 @@ import pytest
 import bn_graph
 from bn_graph.checkpoints.names import NAME_MAPS, checkpoint_name, checkpoint_names
 from bn_graph.checkpoints.savers import make_inference_saver
-from bn_graph.checkpoints.values import assign_values
 from bn_graph.checkpoints.variables import inference_variables
 from bn_graph.tf1 import tf
 
@@ -344,7 +343,7 @@ def test_inference_variables_are_weights_and_statistics_without_slots_and_step(p
 
 
 @pytest.mark.parametrize("updates_collection", [None, "mine"])
-def test_inference_variables_with_a_flag_are_the_same(graph, updates_collection):
+def test_inference_variables_with_a_flag_are_the_same(cond_kind, graph, updates_collection):
     check_inference_variables(tf.placeholder(tf.bool, []), updates_collection)
 
 
@@ -460,13 +459,3 @@ def test_an_inference_saver_takes_a_name_map(tmp_path):
 def test_an_inference_saver_of_nothing_says_so(plain_graph):
     with pytest.raises(ValueError, match="read no variable"):
         make_inference_saver(tf.placeholder(tf.float32, []))
-
-
-def test_values_are_set_together_on_a_finalized_graph(graph, start):
-    variables = [tf.get_variable("a", [2]), tf.get_variable("b", [], tf.int64, tf.zeros_initializer())]
-    session = start()
-    graph.finalize()
-    assign_values(session, zip(variables, [[1.0, 2.0], 3], strict=True))
-    a, b = session.run(variables)
-    np.testing.assert_array_equal(a, [1.0, 2.0])
-    assert b == 3

@@ -9,13 +9,6 @@ from bn_graph.checkpoints.values import assign_values
 from bn_graph.tf1 import tf
 
 
-@pytest.fixture(params=["ref", "resource"])
-def graph(request):
-    """A fresh default graph, once for each kind of variable."""
-    with tf.Graph().as_default() as fresh, tf.variable_scope("", use_resource=request.param == "resource"):
-        yield fresh
-
-
 def test_variables_made_from_one_initial_tensor_get_each_their_own_value(graph, start):
     zero = tf.zeros([])
     a, b, c = (tf.get_variable(name, initializer=zero) for name in "abc")
@@ -25,15 +18,12 @@ def test_variables_made_from_one_initial_tensor_get_each_their_own_value(graph, 
 
 
 def test_nothing_is_added_to_the_graph_and_values_need_not_be_initialized_before(graph):
-    w = tf.get_variable("w", [2])
+    a, b = tf.get_variable("a", [2]), tf.get_variable("b", [], tf.int64, tf.zeros_initializer())
     graph.finalize()
     with tf.Session() as session:
-        assign_values(session, [(w, np.array([1.0, 2.0]))])
-        np.testing.assert_array_equal(session.run(w), [1.0, 2.0])
-
-
-def test_no_value_is_no_run(graph):
-    assign_values(None, [])
+        assign_values(session, zip([a, b], [[1.0, 2.0], 3], strict=True))
+        np.testing.assert_array_equal(session.run(a), [1.0, 2.0])
+        assert session.run(b) == 3
 
 
 def checkpoint_of_ones(folder):
