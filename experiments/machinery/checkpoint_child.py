@@ -3,13 +3,16 @@
 Every restore has a graph and a session of its own; nothing but the files comes from the process that trained.
 """
 
+import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 
 import bn_graph
 from bn_graph.tf1 import legacy_layers, tf
+from experiments.machinery.classifiers import layer_sizes, losses, variable
 
 # r2rt's.
 HIDDEN_UNITS = (100, 100)
@@ -17,27 +20,29 @@ HIDDEN_UNITS = (100, 100)
 LEARNING_RATE = 0.01
 
 
-def layers_network(is_training: bool, weights: list[np.ndarray]) -> tuple[tf.Tensor, tf.Tensor]:
+def first_weights(dataset: bn_graph.Dataset, seed: int) -> list[np.ndarray]:
+    """r2rt's, from N(0, 1)."""
+    return bn_graph.normal_weights(layer_sizes(dataset, HIDDEN_UNITS), seed)
+
+
+def layers_network(is_training: bool | tf.Tensor, weights: list[np.ndarray]) -> tuple[tf.Tensor, tf.Tensor]:
     """r2rt's network with the article's layer, tf.layers.batch_normalization: images and logits."""
     layers = legacy_layers()
     x = layer = tf.placeholder(tf.float32, [None, weights[0].shape[0]], name="x")
     for number, initial in enumerate(weights[:-1], start=1):
-        z = tf.matmul(layer, _weights(f"w{number}", initial))
+        z = tf.matmul(layer, variable(f"w{number}", initial))
         layer = tf.nn.sigmoid(layers.batch_normalization(z, training=is_training, name=f"bn{number}"))
-    return x, tf.matmul(layer, _weights(f"w{len(weights)}", weights[-1]))
+    return x, tf.matmul(layer, variable(f"w{len(weights)}", weights[-1]))
 
 
-def _weights(name: str, initial: np.ndarray) -> tf.Variable:
-    return tf.get_variable(name, initial.shape, initializer=tf.constant_initializer(initial))
-
-
-def training_network(weights: list[np.ndarray]) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Operation]:
+def training_network(
+    weights: list[np.ndarray], is_training: bool | tf.Tensor = True
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Operation]:
     """The same for training: images, labels, logits and a train op that runs the update ops."""
-    x, logits = layers_network(True, weights)
+    x, logits = layers_network(is_training, weights)
     y_ = tf.placeholder(tf.float32, logits.shape, name="y_")
-    loss = tf.reduce_mean(tf.nn.softmax_cross_entropy_with_logits_v2(labels=y_, logits=logits))
-    optimizer = tf.train.AdamOptimizer(LEARNING_RATE)
-    train_op = bn_graph.train_op(optimizer, loss, global_step=tf.train.get_or_create_global_step())
+    optimizer, step = tf.train.AdamOptimizer(LEARNING_RATE), tf.train.get_or_create_global_step()
+    train_op = bn_graph.train_op(optimizer, tf.reduce_mean(losses(logits, y_)), global_step=step)
     return x, y_, logits, train_op
 
 
@@ -117,13 +122,34 @@ def outcome(
             restore(session, prefix)
             when = "predicting"
             alone = session.make_callable(tf.argmax(logits, 1), [x])
-            predicted = np.concatenate([alone(image[np.newaxis]) for image in split.images])
+            return {"raised": None, "accuracy": accuracy_alone(alone, split)}
         except (tf.errors.OpError, ValueError) as error:
-            return {"raised": type(error).__name__, "when": when, "message": said(error)}
-    return {"raised": None, "accuracy": float(np.mean(predicted == split.labels.argmax(1)))}
+            return {"raised": type(error).__name__, "when": when, "message": error_text(error)}
 
 
-def said(error: Exception) -> str:
+def first_images(dataset: bn_graph.Dataset, images: int) -> bn_graph.Split:
+    """The first of the test set, the same in every process."""
+    return bn_graph.Split(dataset.test.images[:images], dataset.test.labels[:images])
+
+
+def accuracy_alone(predict: Callable[[np.ndarray], np.ndarray], split: bn_graph.Split) -> float:
+    """Of `predict`, from a batch to its classes, given one image at a time."""
+    predicted = np.concatenate([predict(image[np.newaxis]) for image in split.images])
+    return float(np.mean(predicted == split.labels.argmax(1)))
+
+
+@contextlib.contextmanager
+def working_directory(folder: str | Path) -> Iterator[None]:
+    """For paths that have no directory, as the documents' have none. (`contextlib.chdir` came with Python 3.11.)"""
+    home = os.getcwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(home)
+
+
+def error_text(error: Exception) -> str:
     """The part of TensorFlow's message that says what is wrong, without the paths and the graph's traceback."""
     text = " ".join(str(getattr(error, "message", error)).split())
     for beginning in ("Key ", "Assign requires", "Could not find variable", "Attempting to use", "Error while reading"):
@@ -140,13 +166,8 @@ def resumes(prefix: str, weights: list[np.ndarray]) -> dict:
         try:
             restore_all(session, prefix)
         except (tf.errors.OpError, ValueError) as error:
-            return {"raised": type(error).__name__, "message": said(error)}
+            return {"raised": type(error).__name__, "message": error_text(error)}
         return {"raised": None, "step": int(session.run(tf.train.get_global_step()))}
-
-
-def _weights_like(dataset: bn_graph.Dataset) -> list[np.ndarray]:
-    # Only the shapes matter; another seed than the trainings', so that a value that was not restored shows.
-    return bn_graph.normal_weights((dataset.test.images.shape[1], *HIDDEN_UNITS, dataset.test.labels.shape[1]), 99)
 
 
 def run_job(
@@ -168,8 +189,8 @@ def run_job(
         returned: what `saver.save` returned, and the folder that it was called in.
     """
     dataset = bn_graph.load(data, data_directory)
-    weights, test = _weights_like(dataset), dataset.test
-    split = bn_graph.Split(test.images[:images], test.labels[:images])
+    # Only the shapes matter; another seed than the trainings', so that a value that was not restored shows.
+    weights, split = first_weights(dataset, 99), first_images(dataset, images)
     found = {
         "restored": {
             key: outcome(lambda: layers_network(False, weights), RESTORES[way], prefix, split)
@@ -205,13 +226,9 @@ def names_outcomes(prefix: str, weights: list[np.ndarray], split: bn_graph.Split
 def returned_path(saved: dict, weights: list[np.ndarray], split: bn_graph.Split) -> dict:
     """What `saver.save` returned, restored from, in the working directory of the save and in another."""
     found = {}
-    home = os.getcwd()
-    for label, folder in (("there", saved["folder"]), ("elsewhere", home)):
-        os.chdir(folder)
-        try:
+    for label, folder in (("there", saved["folder"]), ("elsewhere", os.getcwd())):
+        with working_directory(folder):
             for key in ("absolute", "relative", "with step"):
                 build = lambda: layers_network(False, weights)  # noqa: E731
                 found[f"{key}, {label}"] = outcome(build, restore_all, saved[key], split)
-        finally:
-            os.chdir(home)
     return found

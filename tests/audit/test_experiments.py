@@ -203,21 +203,13 @@ def test_a_wrapper_is_bn005_exactly_where_running_it_for_inference_moves_its_sta
 # ---- checkpoint_variables
 
 
-SAVERS = {
-    checkpoint_variables.TRAINABLES: lambda logits: tf.train.Saver(tf.trainable_variables()),
-    checkpoint_variables.FILTERED: lambda logits: tf.train.Saver(checkpoint_variables.document_filter()),
-    checkpoint_variables.EVERYTHING: lambda logits: tf.train.Saver(),
-    checkpoint_variables.INFERENCE: bn_graph.make_inference_saver,
-}
-
-
-@pytest.mark.parametrize("saver", SAVERS)
+@pytest.mark.parametrize("saver", checkpoint_variables.SAVERS)
 def test_a_checkpoint_of_the_trainables_is_bn003_and_bn006_and_those_of_the_other_savers_are_clean(
     digits, weights, tmp_path, saver
 ):
     with tf.Graph().as_default() as graph, tf.Session(config=bn_graph.session_config()) as session:
         x, y_, logits, train_op = checkpoint_child.training_network(weights)
-        made = SAVERS[saver](logits)
+        made = checkpoint_variables.SAVERS[saver](logits)
         session.run(tf.global_variables_initializer())
         for images, labels in (next(bn_graph.batches(digits.train, 60, seed=seed)) for seed in range(STEPS)):
             session.run(train_op, {x: images, y_: labels})
@@ -233,7 +225,7 @@ def test_a_checkpoint_of_the_trainables_is_bn003_and_bn006_and_those_of_the_othe
 
 
 def test_the_articles_filter_misses_statistics_of_other_names_which_is_bn003():
-    missed = checkpoint_variables._what_the_filter_finds()
+    missed = checkpoint_variables.what_the_filter_finds()
     assert missed["the article's own wrapper"]["missed"] and missed["EWMA helper"]["missed"]
 
     with tf.Graph().as_default() as article:
@@ -253,7 +245,7 @@ def test_the_articles_filter_misses_statistics_of_other_names_which_is_bn003():
 
 
 def test_r2rts_automatic_names_are_clean(settings, weights, recorded, tmp_path):
-    prefix = checkpoint_variables._train_unnamed(settings, 0, tmp_path / "unnamed")
+    prefix = checkpoint_variables.train_unnamed(settings, 0, tmp_path / "unnamed")
     assert errors(prefix) == CLEAN
     with tf.Graph().as_default() as inference:
         checkpoint_child.documents_names(False, weights)
