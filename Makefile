@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 RUN    := $(BIN)/python -m
 PIP    := $(BIN)/pip install --quiet --disable-pip-version-check
-EXPERIMENTS := single-example bn-vs-plain figure1 population-estimators model-solver missing-update-ops \
+EXPERIMENTS := single-example scoring-leak bn-vs-plain figure1 population-estimators model-solver missing-update-ops \
   control-dependencies conditional-updates checkpoint-variables training-vs-trainable conv-normalizer helper-variables keras-modes \
   test-batch-size numerics layer-defaults higher-learning-rates small-batches recurrent
 
@@ -45,6 +45,7 @@ $(EXPERIMENTS): $(VENV)/.installed
 	@$(RUN) experiments.$(MODULE) $(ARGS)
 
 single-example:         ## the single-example prediction bug and its fix
+scoring-leak:           ## a loop that scores its training graph on the test set
 bn-vs-plain:            ## r2rt's two networks: accuracy, and what goes into their activations
 figure1:                ## the paper's own network and its Figure 1
 population-estimators:  ## exponential and simple averages, recalibration: accuracy against step

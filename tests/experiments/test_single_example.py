@@ -82,41 +82,10 @@ def test_an_image_alone_puts_beta_and_nothing_else_into_the_activations(finished
     assert result["claims"]["r2rt-13"]["verdict"] == "holds if beta is still 0"
 
 
-def test_the_share_of_test_batches_is_the_sum_of_their_weights(finished):
-    result, _, _ = finished
-    # The k-th scoring from the last is followed by 49 + 51·k updates of 0.999 each.
-    expected = sum(0.001 * 0.999 ** (49 + 51 * k) for k in range(STEPS // 50))
-    assert result["share_of_test_batches"] == pytest.approx(expected)
-    assert 0.017 < single_example.share_of_test_batches(10_000) < 0.02
-
-
-def test_the_documents_loop_moves_the_statistics_and_not_the_weights(finished):
-    loop = finished[0]["document_loop"]
-    assert loop["same_weights"]
-    assert 0 < loop["means_moved"] < loop["means_moved_at_most"] < 0.1
-    assert loop["last_scored_step"] == STEPS - 50
-    assert len(loop["scores"]) == STEPS // 50
-
-
-def test_the_update_is_a_dependency_and_averages_the_biased_variance(finished):
-    update = finished[0]["update"]
-    assert (len(update["statistics"]), update["trainable"], update["moved"]) == (4, 0, 4)
-    assert update["ratio_to_biased"] == pytest.approx(1, abs=1e-3)
-    assert update["ratio_to_unbiased"] == pytest.approx(59 / 60, abs=1e-3)
-    assert finished[0]["claims"]["r2rt-18"]["verdict"] == "holds"
-
-
 def test_the_printed_list_has_one_image_wrong(finished):
     listed = finished[0]["document_list"]
     assert listed["wrong"] == [{"image": 8, "printed": 6, "label": 5}]
     assert listed["share"] == 0.99
-
-
-def test_the_last_bias_of_build_graph_is_left_out(finished):
-    result, _, _ = finished
-    assert result["last_bias"]["build_graph"] == {"trainable": True, "has_gradient": False, "largest_after_20_steps": 0}
-    assert result["last_bias"]["first graph"]["has_gradient"]
-    assert result["claims"]["r2rt-22"]["verdict"] == "does not hold"
 
 
 def changed(result: dict, **changes) -> dict:
@@ -131,13 +100,13 @@ def verdict(claim: str, result: dict, **changes) -> str:
     return harness.page_of(PAGE).judges[claim](changed(result, **changes)).verdict
 
 
-def test_r2rt_12_falls_with_two_classes(finished, verdict):
+def test_r2rt_12_falls_with_two_classes(finished):
     result, _, _ = finished
     assert verdict("r2rt-12", result) == "holds"
     assert verdict("r2rt-12", result, predictions_before=[1] * 99 + [2]) == "does not hold"
 
 
-def test_r2rt_13_holds_with_inputs_of_0_and_falls_with_any_other_than_beta(finished, verdict):
+def test_r2rt_13_holds_with_inputs_of_0_and_falls_with_any_other_than_beta(finished):
     result, _, _ = finished
     layers = result["activation_inputs"]
     assert verdict("r2rt-13", result, activation_inputs=[x | {"largest_input": 0.0} for x in layers]) == "holds"
@@ -146,37 +115,14 @@ def test_r2rt_13_holds_with_inputs_of_0_and_falls_with_any_other_than_beta(finis
         assert verdict("r2rt-13", result, activation_inputs=other) == "does not hold"
 
 
-def test_r2rt_14_falls_with_a_bad_score_and_with_a_bad_estimate(finished, verdict):
+def test_r2rt_14_falls_with_a_bad_score_and_with_a_bad_estimate(finished):
     result, _, _ = finished
     assert verdict("r2rt-14", result) == "holds"
     assert verdict("r2rt-14", result, test_accuracy_before_at_once=0.5) == "does not hold"
     assert verdict("r2rt-14", result, distance_of_means={"test set": 1.0, "batches of 60": 1.0}) == "does not hold"
 
 
-def test_r2rt_18_falls_with_a_trainable_and_with_a_resting_statistic(finished, verdict):
-    result, _, _ = finished
-    for change in ({"trainable": 1}, {"moved": 0}):
-        assert verdict("r2rt-18", result, update=result["update"] | change) == "does not hold"
-    paper = result["update"] | {"ratio_to_biased": 60 / 59, "ratio_to_unbiased": 1.0}
-    assert "the paper's, with m/(m−1)" in single_example.judge_r2rt_18(changed(result, update=paper)).note
-
-
-@pytest.mark.parametrize(
-    ("printed", "population", "expected"),
-    [
-        (0.9540, 0.9510, "holds"),
-        (0.9540, 0.9400, "holds if the test set's own statistics normalize it"),
-        (0.9700, 0.9532, "holds if population statistics normalize it"),
-        (0.9700, 0.9400, "does not hold"),
-    ],
-)
-def test_r2rt_19_depends_on_both_figures(finished, printed, population, expected, verdict):
-    result, _, _ = finished
-    loop = result["document_loop"] | {"last_score": printed}
-    assert verdict("r2rt-19", result, document_loop=loop, test_accuracy_after=population) == expected
-
-
-def test_r2rt_20_falls_with_another_list_other_labels_and_another_accuracy(finished, verdict):
+def test_r2rt_20_falls_with_another_list_other_labels_and_another_accuracy(finished):
     result, _, _ = finished
     listed = result["document_list"]
     assert verdict("r2rt-20", result, accuracy_after=0.99) == "holds"
@@ -187,19 +133,12 @@ def test_r2rt_20_falls_with_another_list_other_labels_and_another_accuracy(finis
         assert verdict("r2rt-20", result, accuracy_after=0.99, document_list=listed | change) == "does not hold"
 
 
-def test_r2rt_22_holds_with_a_bias_that_moves(finished, verdict):
-    result, _, _ = finished
-    used = result["last_bias"] | {"build_graph": result["last_bias"]["first graph"]}
-    assert verdict("r2rt-22", result, last_bias=used) == "holds"
-
-
-@pytest.mark.parametrize("form", ["wrapper", "leak"])
-def test_kill_9_in_training_then_the_same_command_ends_with_the_same_numbers(finished, tmp_path, form):
+def test_kill_9_in_training_then_the_same_command_ends_with_the_same_numbers(finished, tmp_path):
     expected, _, _ = finished
     checkpoints = tmp_path / "single_example" / "checkpoints"
     process = subprocess.Popen(command(tmp_path), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
-    while not list(checkpoints.glob(f"*/{form}/step-*.index")) and time.monotonic() < deadline:
+    while not list(checkpoints.glob("*/wrapper/step-*.index")) and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL, "the run was over before it could be killed"

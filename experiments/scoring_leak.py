@@ -1,0 +1,307 @@
+"""A loop that scores its training graph on the test set: what the document's second program does to its statistics.
+
+Document: r2rt, "Implementing Batch Normalization in Tensorflow", sections *Fixing the model for test time* and *An
+implementation that works at test time*. Claims r2rt-18, 19, 22.
+
+    make scoring-leak        or        python -m experiments.scoring_leak --mode full
+
+The network of the page single_example is trained twice, from the same weights on the same batches. The first is trained
+and nothing else. The second is trained by the document's own loop, which scores the *training* graph on the test set
+every 50 steps, and so averages test statistics into the population's. Then two looks at the document's graph itself: what
+one run of it updates, and what becomes of its last bias.
+
+Changed from the document: the loss is the stable form of the same cross-entropy (the document's can become NaN).
+"""
+
+import numpy as np
+
+import bn_graph
+from bn_graph.tf1 import tf
+from experiments.machinery import harness, kept_work
+from experiments.machinery.classifiers import losses, placeholders
+from experiments.machinery.harness import Mode, Settings
+from experiments.machinery.results import column, spread
+from experiments.machinery.verdicts import Verdict, does_not_hold, holds, holds_if
+from experiments.single_example import (
+    BATCH_SIZE,
+    DECAY,
+    EPSILON,
+    HIDDEN_UNITS,
+    LEARNING_RATE,
+    STANDARD_ERRORS,
+    STEPS,
+    batches_of,
+    first_weights,
+    train_wrapper_network,
+    wrapper,
+)
+
+# The document's loop scores the test set after the steps 0, 50, 100, ...; the last is 9,950.
+SCORED_EVERY = 50
+# What the document prints at the end of its second training.
+FINAL_ACCURACY = 0.9532
+
+FULL = Mode(data="mnist", steps=STEPS, seeds=[0, 1, 2, 3, 4])
+QUICK = Mode(data="auto", steps=STEPS, seeds=[0])
+
+
+def documents_wrapper(inputs, is_training, name):
+    """The document's wrapper: assigns that the output depends on. The variables are named as the library's are."""
+    units = inputs.shape.as_list()[-1]
+    with tf.variable_scope(name):
+        gamma = tf.get_variable("gamma", [units], initializer=tf.ones_initializer())
+        beta = tf.get_variable("beta", [units], initializer=tf.zeros_initializer())
+        ones, zeros = tf.ones_initializer(), tf.zeros_initializer()
+        population = [
+            tf.get_variable("moving_mean", [units], initializer=zeros, trainable=False),
+            tf.get_variable("moving_variance", [units], initializer=ones, trainable=False),
+        ]
+        if not is_training:
+            return tf.nn.batch_normalization(inputs, *population, beta, gamma, EPSILON)
+        batch = tf.nn.moments(inputs, [0])
+        updates = [tf.assign(old, old * DECAY + new * (1 - DECAY)) for old, new in zip(population, batch, strict=True)]
+        with tf.control_dependencies(updates):
+            return tf.nn.batch_normalization(inputs, *batch, beta, gamma, EPSILON)
+
+
+def run(settings: Settings) -> dict:
+    return {
+        "runs": [run_seed(settings, seed) for seed in settings.seeds],
+        "update": one_update(settings),
+        "share_of_test_batches": share_of_test_batches(settings.steps),
+        "last_bias": {
+            form: last_bias(settings, used) for form, used in (("first graph", True), ("build_graph", False))
+        },
+    }
+
+
+def run_seed(settings: Settings, seed: int) -> dict:
+    weights, labels = first_weights(settings.dataset, seed), settings.dataset.test.labels.argmax(1)
+    clean, predicted_clean = by_moving_statistics(settings, weights, train_wrapper_network(settings, seed, weights))
+    leak = training_that_scores(settings, seed, weights)
+    leaking, predicted_leaking = by_moving_statistics(settings, weights, leak["checkpoint"])
+    loop = {
+        "last_scored_step": leak["last_scored_step"],
+        "last_score": leak["scores"][-1],
+        "scores": [round(score, 4) for score in leak["scores"]],
+        "population_accuracy": float(np.mean(predicted_leaking == labels)),
+        "predictions_changed": int(np.sum(predicted_leaking != predicted_clean)),
+        "same_weights": all(np.array_equal(clean[name], leaking[name]) for name in ("w1", "w2", "w3")),
+    }
+    accuracy = float(np.mean(predicted_clean == labels))
+    return {
+        "seed": seed,
+        "test_accuracy_after": accuracy,
+        "document_loop": loop | distance_of_statistics(clean, leaking),
+    }
+
+
+# --- r2rt-18: the statistics are not trainable, and every run of the training graph updates them -------------------------
+def training_that_scores(settings: Settings, seed: int, weights: list[np.ndarray]) -> dict:
+    """The document's own loop: every 50 steps the training graph is run on the test set, to score it."""
+    test = settings.dataset.test
+    with tf.Graph().as_default(), tf.Session(config=bn_graph.session_config()) as session:
+        # The library's wrapper in training moves its statistics at each run, as the document's does: see one_update.
+        network = bn_graph.build_graph(True, weights, normalizer=wrapper, learning_rate=LEARNING_RATE)
+
+        def is_scored(finished: int) -> bool:
+            return (finished - 1) % SCORED_EVERY == 0
+
+        def measure(finished: int) -> dict[str, np.ndarray]:
+            if not is_scored(finished):
+                return {}
+            # This run moves the population statistics too: the leak.
+            return {"score": session.run(network.accuracy, {network.x: test.images, network.y_: test.labels})}
+
+        folder = kept_work.folder(settings, seed, "leak", batch=BATCH_SIZE, rate=LEARNING_RATE)
+        curves = kept_work.train_and_measure(
+            settings,
+            session,
+            bn_graph.step_of(network),
+            settings.dataset.train,
+            measure,
+            batch_size=BATCH_SIZE,
+            seed=seed,
+            folder=folder,
+            label=f"seed {seed}, document's loop",
+            pause_after=is_scored,
+            counts_steps=True,
+        )
+        checkpoint = tf.train.latest_checkpoint(str(folder))
+    scores = curves["score"].tolist()
+    return {"checkpoint": checkpoint, "scores": scores, "last_scored_step": int(curves["score_step"][-1]) - 1}
+
+
+def by_moving_statistics(
+    settings: Settings, weights: list, checkpoint: str
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """A checkpoint's values, and the class of each test image by its moving statistics."""
+    with tf.Graph().as_default(), tf.Session(config=bn_graph.session_config()) as session:
+        network = bn_graph.build_graph(False, weights, normalizer=wrapper)
+        bn_graph.restore(session, checkpoint)
+        values = session.run({variable.op.name: variable for variable in tf.global_variables()})
+        return values, session.run(network.prediction, {network.x: settings.dataset.test.images})
+
+
+def distance_of_statistics(clean: dict[str, np.ndarray], leaking: dict[str, np.ndarray]) -> dict[str, float]:
+    """How far the leak moved the statistics: the means in standard deviations, the variances as shares; both layers."""
+    layers = [f"bn{number}" for number in range(1, len(HIDDEN_UNITS) + 1)]
+    mean, variance, other_mean, other_variance = (
+        np.concatenate([values[f"{layer}/{name}"] for layer in layers])
+        for values in (clean, leaking)
+        for name in ("moving_mean", "moving_variance")
+    )
+    means = np.abs(other_mean - mean) / np.sqrt(variance + EPSILON)
+    variances = np.abs(other_variance - variance) / (variance + EPSILON)
+    return {
+        "means_moved": float(means.mean()),
+        "means_moved_at_most": float(means.max()),
+        "variances_moved": float(variances.mean()),
+        "variances_moved_at_most": float(variances.max()),
+    }
+
+
+def share_of_test_batches(steps: int) -> float:
+    """The weight, of 1, that runs on the test set have in the moving average at the end of the document's loop."""
+    share = 0.0
+    for step in range(steps):
+        share *= DECAY
+        if step % SCORED_EVERY == 0:
+            share = share * DECAY + (1 - DECAY)
+    return share
+
+
+def one_update(settings: Settings) -> dict:
+    """One run of the document's training graph that fetches nothing but the prediction: what of the variables moves?"""
+    train = settings.dataset.train
+    weights = first_weights(settings.dataset, seed=0)
+    batch = train.images[:BATCH_SIZE]
+    with tf.Graph().as_default(), tf.Session(config=bn_graph.session_config()) as session:
+        network = bn_graph.build_graph(True, weights, normalizer=documents_wrapper)
+        statistics = bn_graph.moving_statistics()
+        trainable = [variable for variable in statistics if variable in tf.trainable_variables()]
+        session.run(tf.global_variables_initializer())
+        before = session.run(statistics)
+        session.run(network.prediction, {network.x: batch})
+        after = session.run(statistics)
+    inputs = batch.astype(np.float64) @ weights[0]
+    found = (after[1] - DECAY) / (1 - DECAY)  # layer 1's variance started at 1
+    return {
+        "statistics": [variable.op.name for variable in statistics],
+        "trainable": len(trainable),
+        "moved": int(sum(not np.array_equal(*pair) for pair in zip(before, after, strict=True))),
+        "ratio_to_biased": ratio(found, inputs.var(0)),
+        "ratio_to_unbiased": ratio(found, inputs.var(0, ddof=1)),
+    }
+
+
+def ratio(found: np.ndarray, expected: np.ndarray) -> float:
+    """Median over the units; 1 says that this is what was averaged. (Rounding of the average itself: about 1e-6.)"""
+    return float(np.median(found / expected))
+
+
+def judge_r2rt_18(result: dict) -> Verdict:
+    update, loops = result["update"], [run["document_loop"] for run in result["runs"]]
+    variance = "biased, not the paper's m/(m−1)"
+    if abs(update["ratio_to_unbiased"] - 1) < abs(update["ratio_to_biased"] - 1):
+        variance = "the paper's, with m/(m−1)"
+    number = len(update["statistics"])
+    measured = (
+        f"{update['trainable']} of {number} trainable, {update['moved']} moved by one prediction; "
+        f"{result['share_of_test_batches']:.2%} of the average is test batches"
+    )
+    changes = [
+        loop["population_accuracy"] - run["test_accuracy_after"]
+        for loop, run in zip(loops, result["runs"], strict=True)
+    ]
+    moved = np.median([loop["means_moved"] for loop in loops])
+    note = (
+        f"So scoring the training graph on the test set leaks: it moved the means by {moved:.1e} standard deviations and the "
+        f"accuracy by {min(changes):+.4f} to {max(changes):+.4f}. The averaged variance is {variance}."
+    )
+    if update["trainable"]:
+        return does_not_hold(measured, f"{update['trainable']} of the statistics are trainable.")
+    if update["moved"] < number:
+        return does_not_hold(
+            measured, f"A run that fetches the prediction alone moves {update['moved']} of {number} statistics."
+        )
+    return holds(measured, note)
+
+
+# --- r2rt-19: the accuracy that the document prints ----------------------------------------------------------------------
+def judge_r2rt_19(result: dict) -> Verdict:
+    runs, examples = result["runs"], 10_000  # of MNIST's test set
+    step = runs[0]["document_loop"]["last_scored_step"]
+    printed, population = [run["document_loop"]["last_score"] for run in runs], column(result, "test_accuracy_after")
+    measured = f"as printed there {spread(printed)}; by population statistics at the end {spread(population)}"
+    note = (
+        f"acc[-1] is step {step:,}, by the test set's own batch statistics. The restored network that the text goes on to use "
+        f"has population statistics and a median of {np.median(population):.4f}."
+    )
+    as_printed, as_restored = agrees(printed, FINAL_ACCURACY, examples), agrees(population, FINAL_ACCURACY, examples)
+    if as_printed and as_restored:
+        return holds(measured, note)
+    if as_printed:
+        return holds_if("the test set's own statistics normalize it", measured, note)
+    if as_restored:
+        return holds_if("population statistics normalize it", measured, note)
+    return does_not_hold(measured, f"{note} ({result['data']}, {result['steps']:,} steps.)")
+
+
+def agrees(values: list[float], figure: float, examples: int) -> bool:
+    """Whether the median is within two sampling errors of the document's figure."""
+    return bool(abs(np.median(values) - figure) <= STANDARD_ERRORS * np.sqrt(figure * (1 - figure) / examples))
+
+
+# --- r2rt-22: the last layer's bias --------------------------------------------------------------------------------------
+def last_bias(settings: Settings, used: bool) -> dict:
+    """The document's last layer with its b3, which its first graph adds and its build_graph leaves out; 20 steps of it."""
+    train = settings.dataset.train
+    weights = first_weights(settings.dataset, seed=0)
+    with tf.Graph().as_default(), tf.Session(config=bn_graph.session_config()) as session:
+        x, y_ = placeholders((len(weights[0]), classes := weights[-1].shape[1]))
+        layer = x
+        for number, initial in enumerate(weights[:-1], start=1):
+            z = tf.matmul(layer, tf.Variable(initial))
+            layer = tf.nn.sigmoid(documents_wrapper(z, True, f"bn{number}"))
+        bias = tf.Variable(tf.zeros([classes]))
+        logits = tf.matmul(layer, tf.Variable(weights[-1])) + (bias if used else 0.0)
+        loss = tf.reduce_sum(losses(logits, y_))
+        train_step = tf.train.GradientDescentOptimizer(LEARNING_RATE).minimize(loss)
+        session.run(tf.global_variables_initializer())
+        for images, labels in batches_of(train)[:20]:
+            session.run(train_step, {x: images, y_: labels})
+        return {
+            "trainable": bias in tf.trainable_variables(),
+            "has_gradient": tf.gradients(loss, bias)[0] is not None,
+            "largest_after_20_steps": float(np.abs(session.run(bias)).max()),
+        }
+
+
+def judge_r2rt_22(result: dict) -> Verdict:
+    first, second = result["last_bias"]["first graph"], result["last_bias"]["build_graph"]
+    measured = (
+        f"b3 after 20 steps: {second['largest_after_20_steps']:g} in build_graph, "
+        f"{first['largest_after_20_steps']:.2g} in the first graph"
+    )
+    if second["has_gradient"] and second["largest_after_20_steps"] > 0:
+        return holds(measured, "The loss has a gradient in b3, and training moves it.")
+    note = (
+        "build_graph makes b3, counts it as trainable and saves it, but its softmax leaves it out: b3 has no gradient."
+    )
+    if first["has_gradient"]:
+        note += " In the first graph it is used."
+    return does_not_hold(measured, note)
+
+
+def summarize(result: dict) -> str:
+    loop = result["runs"][0]["document_loop"]
+    return (
+        f"The document's own loop scores the training graph on the test set every {SCORED_EVERY} steps, which moves the "
+        f"population statistics:\ntest batches have {result['share_of_test_batches']:.1%} of their weight, and "
+        f"{loop['predictions_changed']} of the test predictions change (accuracy {loop['population_accuracy']:.4f})."
+    )
+
+
+if __name__ == "__main__":
+    harness.run(__name__)
