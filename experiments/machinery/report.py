@@ -24,7 +24,7 @@ from experiments.machinery.verdicts import MARKS, counts, kind_of
 
 ROOT = Path(__file__).parents[2]
 REFERENCE = ROOT / "experiments" / "reference"
-READMES = (ROOT / "README.md", ROOT / "experiments" / "README.md")
+READMES = tuple(ROOT / folder / "README.md" for folder in ("", "experiments", "bn_graph/audit"))
 LARGEST = 300_000
 """Bytes that one committed file of the reference may have."""
 
