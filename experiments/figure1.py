@@ -10,7 +10,7 @@ The paper's network: binary images, three hidden layers of 100 sigmoids, weights
 typical unit's input in the last hidden layer. r2rt's network (grey images, two hidden layers, N(0, 1)) is shown so too.
 
 The paper gives neither the learning rate nor the deviation of the small Gaussian nor the optimizer. Gradient descent is
-taken, the plain form of what its introduction describes; rate and deviation come from a search of `SEARCH_STEPS` steps
+taken, the plain form of what its introduction describes; rate and deviation come from a search of 3,000 steps
 in which the network *without* batch norm does best on validation images, so that batch norm gets no head start from the
 choice. The result has the whole search. What the paper shows depends on that choice, so the network is trained, for fewer
 steps, at the other end of the search too: where batch norm leads most though the network without it has begun to learn.
@@ -27,36 +27,21 @@ import numpy as np
 import bn_graph
 from bn_graph.tf1 import tf
 from experiments import bn_vs_plain
-from experiments.bn_vs_plain import (
-    BATCH_SIZE,
-    build_tower,
-    data_name,
-    first_step,
-    jitter,
-    percentiles,
-    placeholders,
-    read,
-    written,
-)
-from experiments.machinery import harness, kept_work
+from experiments.machinery import harness, kept_work, towers
+from experiments.machinery.classifiers import layer_sizes, placeholders
 from experiments.machinery.figures import BLUE, GREY, ORANGE, figure
-from experiments.machinery.harness import Mode
-from experiments.machinery.results import spread
+from experiments.machinery.harness import Mode, Settings
+from experiments.machinery.results import column, data_name, spread
+from experiments.machinery.towers import FORMS
 from experiments.machinery.verdicts import Verdict, does_not_hold, holds, holds_if
 
+# The paper's, and r2rt's too.
+BATCH_SIZE = 60
 # The paper's.
 HIDDEN_UNITS = (100, 100, 100)
-STEPS = 50_000
 # A pixel above it is 1 in the paper's binary image, which it does not say how it made.
 WHITE = 0.5
 EVALUATIONS = 100
-# On the mean loss.
-RATES = (0.1, 0.3, 1.0, 3.0)
-# "small".
-DEVIATIONS = (0.01, 0.1)
-SEARCH_STEPS = 3000
-# Building graphs takes the time there.
-QUICK_RATES, QUICK_DEVIATIONS, QUICK_SEARCH_STEPS = (0.3, 1.0), (0.1,), 500
 # Of validation accuracy: two standard errors of 5,000 images.
 TIE = 0.005
 # Validation accuracy of a network that has begun to learn: the paper's accuracy axis starts there.
@@ -67,34 +52,39 @@ SHARE = 5
 STEADIER = 1.25
 # Evaluations averaged for an accuracy "at the end".
 LAST = 10
-FORMS = ("plain", "batch", "population")
 NETWORKS = {"paper": "paper's", "kind": "paper's, at the rate kindest to batch norm", "r2rt": "r2rt's"}
 
 # What the paper's section 4.1 and the document have, for the note.
 PAPER_NETWORK = {"hidden layers": "3", "start": "small Gaussian", "images": "binary", "steps": "50,000 steps"}
 R2RT_NETWORK = {"hidden layers": "2 hidden layers", "start": "N(0, 1)", "images": "grey", "steps": "40,000"}
 
-# A seed takes minutes.
-FULL = Mode(data="mnist", steps=STEPS, seeds=[0])
-QUICK = Mode(data="digits", steps=1500, seeds=[0])
+# The paper's steps; a seed takes minutes. The rates of the search are on the mean loss, the deviations are "small".
+SEARCH = {"rates": (0.1, 0.3, 1.0, 3.0), "deviations": (0.01, 0.1), "search_steps": 3000}
+FULL = Mode(data="mnist", steps=50_000, own=SEARCH)
+# Building graphs takes the time there.
+QUICK = Mode(data="digits", steps=1500, own={"rates": (0.3, 1.0), "deviations": (0.1,), "search_steps": 500})
 
 
-def run(settings: harness.Settings) -> dict:
-    binary = binarized(settings.dataset)
-    chosen = search(settings, binary)
+def run(settings: Settings) -> dict:
+    grey, binary = settings.dataset, binarized(settings.dataset)
+    found = search(settings, binary)
+    few = max(1, settings.steps // SHARE)
     runs, curves = [], None
     for seed in settings.seeds:
-        networks = {
-            "paper": _paper_network(settings, binary, chosen["fair"], seed, settings.steps, "paper"),
-            "kind": _paper_network(settings, binary, chosen["kind"], seed, max(1, settings.steps // SHARE), "kind"),
-            "r2rt": _r2rt_network(settings, seed),
-        }
-        figures = {f"{name}_{key}": value for name, each in networks.items() for key, value in _figures(each).items()}
+        r2rt_weights = bn_graph.normal_weights(layer_sizes(grey, bn_vs_plain.HIDDEN_UNITS), seed)
+        measured = {}
+        for name, part, steps in (("paper", "fair", settings.steps), ("kind", "kind", few)):
+            weights, rate = small_weights(binary, found[part]["deviation"], seed), found[part]["rate"] / BATCH_SIZE
+            measured[name] = measure_pair(settings, binary, weights, rate, steps, seed, name)
+        rate = bn_vs_plain.LEARNING_RATE
+        measured["r2rt"] = measure_pair(settings, grey, r2rt_weights, rate, few, seed, "r2rt")
+        figures = {f"{name}_{key}": value for name, each in measured.items() for key, value in figures_of(each).items()}
         runs.append({"seed": seed} | figures)
-        curves = curves or {name: _written(each) for name, each in networks.items()}
-    return chosen | {"runs": runs, "curves": curves}
+        curves = curves or {name: curves_for_figures(each) for name, each in measured.items()}
+    return found | {"runs": runs, "curves": curves}
 
 
+# --- The paper's network, and the search for what the paper does not give ---------------------------------------------
 def binarized(dataset: bn_graph.Dataset) -> bn_graph.Dataset:
     """The data set with each pixel 0 or 1."""
     splits = {name: getattr(dataset, name) for name in ("train", "validation", "test")}
@@ -102,110 +92,78 @@ def binarized(dataset: bn_graph.Dataset) -> bn_graph.Dataset:
     return dataset._replace(**ones)
 
 
-def _sizes(dataset: bn_graph.Dataset, hidden: tuple[int, ...]) -> tuple[int, ...]:
-    return (dataset.test.images.shape[1], *hidden, dataset.test.labels.shape[1])
+def small_weights(dataset: bn_graph.Dataset, deviation: float, seed: int) -> list[np.ndarray]:
+    weights = bn_graph.normal_weights(layer_sizes(dataset, HIDDEN_UNITS), seed)
+    return [np.float32(deviation) * each for each in weights]
 
 
-def _small(dataset: bn_graph.Dataset, deviation: float, seed: int) -> list[np.ndarray]:
-    return [np.float32(deviation) * each for each in bn_graph.normal_weights(_sizes(dataset, HIDDEN_UNITS), seed)]
-
-
-def search(settings: harness.Settings, binary: bn_graph.Dataset) -> dict:
+def search(settings: Settings, binary: bn_graph.Dataset) -> dict:
     """Trains every rate and deviation, both networks, at once and on the same batches; scores the validation images."""
-    full = settings.mode == "full"
-    grid = list(itertools.product(*((RATES, DEVIATIONS) if full else (QUICK_RATES, QUICK_DEVIATIONS))))
-    seed = settings.seeds[0]
-    steps = min(SEARCH_STEPS if full else QUICK_SEARCH_STEPS, settings.steps)
+    grid = list(itertools.product(settings.own["rates"], settings.own["deviations"]))
+    seed, steps = settings.seeds[0], min(settings.own["search_steps"], settings.steps)
     with tf.Graph().as_default(), tf.Session(config=harness.session_config(settings)) as session:
-        feed = placeholders(binary)
-        towers = {
-            (place, batch_norm): build_tower(
-                f"search{place}_{'with' if batch_norm else 'without'}",
-                *feed,
-                _small(binary, deviation, seed),
-                batch_norm=batch_norm,
-                rate=rate / BATCH_SIZE,
-            )
-            for place, (rate, deviation) in enumerate(grid)
-            for batch_norm in (True, False)
-        }
-        _train(
-            settings, session, list(towers.values()), feed, binary, "search", seed, steps, lambda step: {}, 0, grid=grid
-        )
-        scored = {key: next(iter(tower.scored.values())).accuracy for key, tower in towers.items()}
+        feed = placeholders(layer_sizes(binary, HIDDEN_UNITS))
+        networks = {}
+        for place, (rate, deviation) in enumerate(grid):
+            weights = small_weights(binary, deviation, seed)
+            for form in ("with", "without"):
+                options = {"batch_norm": form == "with", "rate": rate / BATCH_SIZE}
+                networks[place, form] = towers.build_tower(f"search{place}_{form}", *feed, weights, **options)
+        options = {"part": "search", "seed": seed, "stop": steps, "every": 0, "identity": {"grid": grid}}
+        train(settings, session, networks.values(), feed, binary, lambda step: {}, **options)
+        scored = {key: next(iter(network.scored.values())).accuracy for key, network in networks.items()}
         accuracy = session.run(scored, dict(zip(feed, binary.validation, strict=True)))
     table = [
-        {
-            "rate": rate,
-            "deviation": deviation,
-            "without": round(float(accuracy[place, False]), 5),
-            "with": round(float(accuracy[place, True]), 5),
-        }
+        {"rate": rate, "deviation": deviation}
+        | {form: round(float(accuracy[place, form]), 5) for form in ("without", "with")}
         for place, (rate, deviation) in enumerate(grid)
     ]
     best = max(row["without"] for row in table)
     # Of what can't be told apart, the lowest rate: it is the least likely to become unstable in the steps that follow.
-    taken = min((row for row in table if row["without"] >= best - TIE), key=lambda row: (row["rate"], -row["without"]))
+    fair = min((row for row in table if row["without"] >= best - TIE), key=lambda row: (row["rate"], -row["without"]))
     begun = [row for row in table if row["without"] >= BEGUN] or table
     kind = max(begun, key=lambda row: row["with"] - row["without"])
-    return {"search": table, "search_steps": steps, "fair": taken, "kind": kind}
+    return {"search": table, "search_steps": steps, "fair": fair, "kind": kind}
 
 
-def _paper_network(settings, binary: bn_graph.Dataset, chosen: dict, seed: int, steps: int, part: str) -> dict:
-    weights = _small(binary, chosen["deviation"], seed)
-    return _pair(settings, binary, weights, chosen["rate"] / BATCH_SIZE, steps, seed, part)
-
-
-def _r2rt_network(settings: harness.Settings, seed: int) -> dict:
-    weights = bn_graph.normal_weights(_sizes(settings.dataset, bn_vs_plain.HIDDEN_UNITS), seed)
-    steps = max(1, settings.steps // SHARE)
-    return _pair(settings, settings.dataset, weights, bn_vs_plain.LEARNING_RATE, steps, seed, "r2rt")
-
-
-def _pair(settings, dataset, weights, rate, steps, seed, part) -> dict[str, np.ndarray]:
+# --- r2rt-02: are the distributions as much steadier as in the paper's figure? ----------------------------------------
+def measure_pair(settings, dataset, weights, rate, steps, seed, part) -> dict[str, np.ndarray]:
     """The curves of one network with batch norm and without."""
     every = max(1, steps // EVALUATIONS)
-    test = dataset.test
     with tf.Graph().as_default(), tf.Session(config=harness.session_config(settings)) as session:
-        feed = placeholders(dataset)
+        feed = placeholders((weights[0].shape[0], weights[-1].shape[1]))
         with_, without = (
-            build_tower(name, *feed, weights, batch_norm=name == "with", rate=rate) for name in ("with", "without")
+            towers.build_tower(name, *feed, weights, batch_norm=name == "with", rate=rate)
+            for name in ("with", "without")
         )
-        scored = without.scored | with_.scored
 
         def measure(finished: int) -> dict[str, np.ndarray]:
-            if not _is_measured(finished, every) and finished != steps:
+            if not is_measured(finished, every) and finished != steps:
                 return {}
-            got, beta = session.run((scored, with_.beta), dict(zip(feed, test, strict=True)))
-            measured = {f"accuracy_{form}": each.accuracy for form, each in got.items()}
-            measured |= {f"percentiles_{form}": percentiles(each.inputs) for form, each in got.items()}
-            difference = np.abs(got["batch"].inputs.mean(0, np.float64) - beta)
-            measured["mean_minus_beta"] = np.max(difference)
+            test = dict(zip(feed, dataset.test, strict=True))
+            scored, beta = session.run((without.scored | with_.scored, with_.beta), test)
+            measured = {f"accuracy_{form}": each.accuracy for form, each in scored.items()}
+            measured |= {f"percentiles_{form}": towers.percentiles(each.inputs) for form, each in scored.items()}
+            measured["mean_minus_beta"] = np.max(np.abs(scored["batch"].inputs.mean(0, np.float64) - beta))
             return {name: np.float32(value) for name, value in measured.items()}
 
-        return _train(settings, session, [with_, without], feed, dataset, part, seed, steps, measure, every, rate=rate)
+        options = {"part": part, "seed": seed, "stop": steps, "every": every, "identity": {"rate": rate}}
+        return train(settings, session, [with_, without], feed, dataset, measure, **options)
 
 
-def _is_measured(finished: int, every: int) -> bool:
+def is_measured(finished: int, every: int) -> bool:
     return every > 0 and finished % every == 1 % every
 
 
-def _train(
-    settings, session, towers, feed, dataset, part, seed, steps, measure, every, **identity
+def train(
+    settings, session, networks, feed, dataset, measure, *, part, seed, stop, every, identity
 ) -> dict[str, np.ndarray]:
-    return kept_work.train_and_measure(
-        settings,
-        session,
-        [bn_graph.Step(tower.train_op, *feed) for tower in towers],
-        dataset.train,
-        measure,
-        batch_size=BATCH_SIZE,
-        seed=seed,
-        folder=kept_work.folder(settings, seed, part, batch=BATCH_SIZE, format=1, **identity),
-        label=f"seed {seed}, {part}",
-        pause_after=lambda finished: _is_measured(finished, every),
-        stop=steps,
-    )
+    """`kept_work.train_and_measure`, with the work kept in `part`; `measure` is called every `every` steps."""
+    folder = kept_work.folder(settings, seed, part, batch=BATCH_SIZE, format=1, **identity)
+    options = {"batch_size": BATCH_SIZE, "seed": seed, "folder": folder, "label": f"seed {seed}, {part}", "stop": stop}
+    options["pause_after"] = lambda finished: is_measured(finished, every)
+    steps = [bn_graph.Step(network.train_op, *feed) for network in networks]
+    return kept_work.train_and_measure(settings, session, steps, dataset.train, measure, **options)
 
 
 def band_movement(bands: np.ndarray) -> np.ndarray:
@@ -218,7 +176,7 @@ def band_movement(bands: np.ndarray) -> np.ndarray:
 def band_noise(bands: np.ndarray) -> np.ndarray:
     """What changes in each unit's median from one evaluation to the next without drift, in widths of its last band."""
     final = bands[-1].astype(np.float64)
-    return jitter(bands[:, 1]) / np.maximum(final[-1] - final[0], 1e-6)
+    return towers.jitter(bands[:, 1]) / np.maximum(final[-1] - final[0], 1e-6)
 
 
 def typical_unit(bands: np.ndarray) -> int:
@@ -227,27 +185,64 @@ def typical_unit(bands: np.ndarray) -> int:
     return int(np.argsort(movement)[len(movement) // 2])
 
 
-def _figures(curves: dict[str, np.ndarray]) -> dict:
+def figures_of(curves: dict[str, np.ndarray]) -> dict:
     figures = {"mean_minus_beta": float(curves["mean_minus_beta"].max())}
     for form in FORMS:
         accuracy = curves[f"accuracy_{form}"]
         figures[f"final_{form}"] = float(accuracy[-LAST:].mean(dtype=np.float64))
-        figures[f"steps_to_90_{form}"] = first_step(curves[f"accuracy_{form}_step"], accuracy, 0.9)
+        figures[f"steps_to_90_{form}"] = towers.first_step(curves[f"accuracy_{form}_step"], accuracy, 0.9)
         figures[f"movement_{form}"] = float(np.median(band_movement(curves[f"percentiles_{form}"])))
         figures[f"noise_{form}"] = float(np.median(band_noise(curves[f"percentiles_{form}"])))
     return figures
 
 
-def _written(curves: dict[str, np.ndarray]) -> dict:
+def curves_for_figures(curves: dict[str, np.ndarray]) -> dict:
     """What the panels need: accuracies, and the percentiles of one typical unit of each network."""
-    kept = {"step": written(curves["accuracy_plain_step"])}
-    kept |= {f"accuracy_{form}": written(curves[f"accuracy_{form}"]) for form in FORMS}
+    kept = {"step": towers.written_curve(curves["accuracy_plain_step"])}
+    kept |= {f"accuracy_{form}": towers.written_curve(curves[f"accuracy_{form}"]) for form in FORMS}
     units = {"plain": typical_unit(curves["percentiles_plain"]), "batch": typical_unit(curves["percentiles_batch"])}
     units["population"] = units["batch"]  # the same unit of the same network, seen otherwise
-    kept |= {f"percentiles_{form}": written(curves[f"percentiles_{form}"][:, :, units[form]]) for form in FORMS}
+    kept |= {
+        f"percentiles_{form}": towers.written_curve(curves[f"percentiles_{form}"][:, :, units[form]]) for form in FORMS
+    }
     return kept | {f"unit_{form}": unit for form, unit in units.items()}
 
 
+def judge_r2rt_02(result: dict) -> Verdict:
+    moved, noise = (
+        {network: times_steadier(result, network, name) for network in NETWORKS} for name in ("movement", "noise")
+    )
+    measured = "steadier with batch norm, in distance from the end and in noise: " + "; ".join(
+        f"{name} {moved[network]:.1f} and {noise[network]:.1f} times" for network, name in NETWORKS.items()
+    )
+    differences = ", ".join(f"{R2RT_NETWORK[name]} for {there}" for name, there in PAPER_NETWORK.items())
+    is_beta = float(np.max(column(result, "r2rt_mean_minus_beta"))) < 1e-3
+    drawn = "The document draws means, and with batch norm that mean is beta" if is_beta else "The document draws means"
+    papers = max(moved["paper"], moved["kind"])
+    if papers < STEADIER:
+        note = f"With batch norm the paper's own distributions are only {papers:.1f} times steadier. {drawn}."
+        return does_not_hold(measured, note)
+    both = (
+        f"In the paper's network the distribution is {papers:.1f} times steadier with batch norm at the rate that shows most "
+        f"({min(moved['paper'], moved['kind']):.1f} at the other), in r2rt's ({differences}) {moved['r2rt']:.1f} times"
+    )
+    if moved["r2rt"] >= STEADIER:
+        note = f"{both}. {drawn}."
+        return (
+            holds_if("percentiles are drawn, as the paper does", measured, note) if is_beta else holds(measured, note)
+        )
+    if noise["r2rt"] >= STEADIER:
+        note = f"{both}, though its noise is {noise['r2rt']:.1f} times less. {drawn}."
+        return holds_if("steadier means less noise, not less drift", measured, note)
+    return does_not_hold(measured, f"{both}. {drawn}.")
+
+
+def times_steadier(result: dict, network: str, name: str) -> float:
+    plain, batch = (np.median(column(result, f"{network}_{name}_{form}")) for form in ("plain", "batch"))
+    return float(plain / max(batch, 1e-9))
+
+
+# --- The figure -------------------------------------------------------------------------------------------------------
 FIGURES = {
     "figure1.png": "The paper's own network at the rate that suits it best without batch norm, and at one that suits batch "
     "norm; below, r2rt's. See the accuracies, and the 15th, 50th and 85th percentiles of one typical sigmoid's input: "
@@ -265,9 +260,11 @@ def draw(result: dict, folder: Path) -> None:
     rows["r2rt"] = "r2rt's network: 2 hidden layers, N(0, 1),\ngrey images, rate 0.6 (0.01 on the sum of 60)"
     with figure(folder / "figure1.png", nrows=3, ncols=3, figsize=(10.2, 8.8)) as (drawing, axes):
         for row, (name, title) in zip(axes, rows.items(), strict=True):
-            curves = {key: read(each) for key, each in result["curves"][name].items() if isinstance(each, list)}
-            _draw_accuracy(row[0], curves, title)
-            _draw_bands(row[1:], curves, result["curves"][name])
+            curves = {
+                key: towers.read_curve(each) for key, each in result["curves"][name].items() if isinstance(each, list)
+            }
+            draw_accuracy(row[0], curves, title)
+            draw_bands(row[1:], curves, result["curves"][name])
             for axis in row:
                 axis.set_xlabel("training steps")
                 axis.set_xlim(0, curves["step"][0][-1])
@@ -275,7 +272,7 @@ def draw(result: dict, folder: Path) -> None:
         drawing.suptitle(f"Figure 1 of BN2015, on {data_name(result)} (seed {result['seed']}, batches of {BATCH_SIZE})")
 
 
-def _draw_accuracy(axis, curves: dict, title: str) -> None:
+def draw_accuracy(axis, curves: dict, title: str) -> None:
     steps = curves["step"][0]
     axis.plot(steps, curves["accuracy_plain"][0], color=ORANGE, label="without")
     axis.plot(steps, curves["accuracy_batch"][0], color=BLUE, label="with, test set's own statistics")
@@ -285,7 +282,7 @@ def _draw_accuracy(axis, curves: dict, title: str) -> None:
     axis.legend(loc="lower right", fontsize=8)
 
 
-def _draw_bands(axes, curves: dict, units: dict) -> None:
+def draw_bands(axes, curves: dict, units: dict) -> None:
     steps = curves["step"][0]
     panels = (("plain", ORANGE, "without batch norm"), ("batch", BLUE, "with batch norm"))
     for axis, (form, color, title) in zip(axes, panels, strict=True):
@@ -307,66 +304,19 @@ def _draw_bands(axes, curves: dict, units: dict) -> None:
     axes[0].set_ylabel("sigmoid's input")
 
 
-def _column(result: dict, name: str) -> list:
-    return [each[name] for each in result["runs"]]
-
-
-def judge_r2rt_02(result: dict) -> Verdict:
-    moved, noise = (
-        {network: _times_steadier(result, network, figure_) for network in NETWORKS}
-        for figure_ in ("movement", "noise")
-    )
-    measured = "steadier with batch norm, in distance from the end and in noise: " + "; ".join(
-        f"{name} {moved[network]:.1f} and {noise[network]:.1f} times" for network, name in NETWORKS.items()
-    )
-    differences = ", ".join(f"{R2RT_NETWORK[name]} for {there}" for name, there in PAPER_NETWORK.items())
-    is_beta = float(np.max(_column(result, "r2rt_mean_minus_beta"))) < 1e-3
-    drawn = "The document draws means, and with batch norm that mean is beta" if is_beta else "The document draws means"
-    papers = max(moved["paper"], moved["kind"])
-    if papers < STEADIER:
-        note = f"With batch norm the paper's own distributions are only {papers:.1f} times steadier. {drawn}."
-        return does_not_hold(measured, note)
-    both = (
-        f"In the paper's network the distribution is {papers:.1f} times steadier with batch norm at the rate that shows most "
-        f"({min(moved['paper'], moved['kind']):.1f} at the other), in r2rt's ({differences}) {moved['r2rt']:.1f} times"
-    )
-    if moved["r2rt"] >= STEADIER:
-        note = f"{both}. {drawn}."
-        return (
-            holds_if("percentiles are drawn, as the paper does", measured, note) if is_beta else holds(measured, note)
-        )
-    if noise["r2rt"] >= STEADIER:
-        note = f"{both}, though its noise is {noise['r2rt']:.1f} times less. {drawn}."
-        return holds_if("steadier means less noise, not less drift", measured, note)
-    return does_not_hold(measured, f"{both}. {drawn}.")
-
-
-def _times_steadier(result: dict, network: str, name: str) -> float:
-    plain, batch = (np.median(_column(result, f"{network}_{name}_{form}")) for form in ("plain", "batch"))
-    return float(plain / max(batch, 1e-9))
-
-
 def summarize(result: dict) -> str:
     lines = [f"Search ({result['search_steps']:,} steps)   rate   deviation   without   with (validation accuracy)"]
     for row in result["search"]:
-        chosen = (
-            "  <- best without"
-            if row == result["fair"]
-            else "  <- kindest to batch norm"
-            if row == result["kind"]
-            else ""
-        )
+        kind = "  <- kindest to batch norm" if row == result["kind"] else ""
+        kind = "  <- best without" if row == result["fair"] else kind
         numbers = f"{row['rate']:>6}   {row['deviation']:>9}   {row['without']:>7.4f}   {row['with']:.4f}"
-        lines.append(f"{'':<22} {numbers}{chosen}")
+        lines.append(f"{'':<22} {numbers}{kind}")
     for network, name in NETWORKS.items():
-        lines += [
-            "",
-            f"The network: {name}",
-            f"{'':<22} {'accuracy at the end':<20} {'distance from its end':<24} noise (in widths)",
-        ]
+        lines += ["", f"The network: {name}"]
+        lines.append(f"{'':<22} {'accuracy at the end':<20} {'distance from its end':<24} noise (in widths)")
         for form, label in zip(FORMS, ("without", "with, own statistics", "with, moving"), strict=True):
-            columns = [_column(result, f"{network}_{key}_{form}") for key in ("final", "movement", "noise")]
-            cells = [spread(column, digits) for column, digits in zip(columns, (4, 2, 3), strict=True)]
+            figures = [column(result, f"{network}_{key}_{form}") for key in ("final", "movement", "noise")]
+            cells = [spread(values, digits) for values, digits in zip(figures, (4, 2, 3), strict=True)]
             lines.append(f"  {label:<20} {cells[0]:<20} {cells[1]:<24} {cells[2]}")
     return "\n".join(lines)
 

@@ -12,6 +12,7 @@ from bn_graph.tf1 import tf
 from experiments import bn_vs_plain
 from experiments.benchmarks import tasks
 from experiments.benchmarks.tasks import Task
+from experiments.machinery.towers import Tower, build_tower
 
 __all__ = [
     "compiled",
@@ -232,10 +233,10 @@ def _is_evaluated(finished: int) -> bool:
     return finished % bn_vs_plain.EVALUATE_EVERY == 1
 
 
-def two_towers(images: tf.Tensor, labels: tf.Tensor) -> list[bn_vs_plain.Tower]:
+def two_towers(images: tf.Tensor, labels: tf.Tensor) -> list[Tower]:
     """r2rt's networks, with batch norm and without, as the experiment builds them."""
     weights = tasks.initial_weights(tasks.R2RT)
-    return [bn_vs_plain.build_tower(form, images, labels, weights, batch_norm=form == "with") for form in tasks.FORMS]
+    return [build_tower(form, images, labels, weights, batch_norm=form == "with") for form in tasks.FORMS]
 
 
 def products(threads: int, **task) -> dict[str, Callable]:

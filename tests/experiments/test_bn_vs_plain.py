@@ -8,6 +8,8 @@ import pytest
 import bn_graph
 from bn_graph.tf1 import tf
 from experiments import bn_vs_plain
+from experiments.machinery import towers
+from experiments.machinery.classifiers import placeholders
 
 STEPS = 400  # of digits: enough for every curve to have points
 
@@ -25,16 +27,16 @@ def changed(result: dict, **fields) -> dict:
 
 def test_the_documents_curve_with_batch_norm_is_beta(result):
     assert result["runs"][0]["largest_difference_of_mean_and_beta"] < 1e-4
-    mean, beta = (bn_vs_plain.read(result["curves"][name]) for name in ("mean_batch", "beta"))
+    mean, beta = (towers.read_curve(result["curves"][name]) for name in ("mean_batch", "beta"))
     stride = -(-mean.shape[1] // 200)
     np.testing.assert_allclose(mean[:, ::stride], beta, atol=1e-4)
 
 
 def test_accuracy_is_measured_after_the_steps_of_the_document_and_the_last(result):
-    steps = bn_vs_plain.read(result["curves"]["accuracy_plain_step"])[0]
+    steps = towers.read_curve(result["curves"]["accuracy_plain_step"])[0]
     assert steps.tolist() == [*range(1, STEPS, 50), STEPS]
     for form in ("plain", "batch", "population"):
-        assert bn_vs_plain.read(result["curves"][f"accuracy_{form}"]).shape == (1, len(steps))
+        assert towers.read_curve(result["curves"][f"accuracy_{form}"]).shape == (1, len(steps))
 
 
 def test_the_rate_is_60_times_its_figure_and_the_start_is_saturated_without_batch_norm(result):
@@ -104,17 +106,17 @@ def test_r2rt_09_can_come_out_otherwise(result):
 def test_jitter_is_the_deviation_of_noise_and_nothing_for_a_line():
     noise = np.random.default_rng(0).normal(0, 0.3, (20_000, 1))
     line = np.linspace(-5, 5, 20_000)[:, None]
-    assert bn_vs_plain.jitter(noise)[0] == pytest.approx(0.3, rel=0.03)  # the error of 20,000 draws is 1%
-    assert bn_vs_plain.jitter(line)[0] < 1e-9
-    assert bn_vs_plain.jitter(noise + line)[0] == pytest.approx(bn_vs_plain.jitter(noise)[0])
+    assert towers.jitter(noise)[0] == pytest.approx(0.3, rel=0.03)  # the error of 20,000 draws is 1%
+    assert towers.jitter(line)[0] < 1e-9
+    assert towers.jitter(noise + line)[0] == pytest.approx(towers.jitter(noise)[0])
 
 
 def test_scoring_moves_no_variable():
     digits = bn_graph.load("digits")
     weights = bn_graph.normal_weights((64, 100, 100, 10), seed=0)
     with tf.Graph().as_default(), tf.Session(config=bn_graph.session_config()) as session:
-        feed = bn_vs_plain.placeholders(digits)
-        tower = bn_vs_plain.build_tower("with", *feed, weights, batch_norm=True)
+        feed = placeholders((64, 100, 100, 10))
+        tower = towers.build_tower("with", *feed, weights, batch_norm=True)
         variables = tf.global_variables()
         session.run(tf.global_variables_initializer())
         session.run(tower.train_op, dict(zip(feed, digits.validation, strict=True)))

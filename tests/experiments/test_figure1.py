@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 import bn_graph
-from experiments import bn_vs_plain, figure1
+from experiments import figure1
+from experiments.machinery import towers
 
 STEPS = 300  # of digits
 
@@ -39,9 +40,9 @@ def test_the_papers_images_are_binary():
 def test_the_percentiles_are_in_order_and_reach_the_last_step(result):
     for network, steps in (("paper", STEPS), ("kind", STEPS // figure1.SHARE), ("r2rt", STEPS // figure1.SHARE)):
         curves = result["curves"][network]
-        assert bn_vs_plain.read(curves["step"])[0][-1] == steps
+        assert towers.read_curve(curves["step"])[0][-1] == steps
         for form in figure1.FORMS:
-            low, middle, high = bn_vs_plain.read(curves[f"percentiles_{form}"])
+            low, middle, high = towers.read_curve(curves[f"percentiles_{form}"])
             assert (low <= middle).all() and (middle <= high).all()
 
 
