@@ -1,18 +1,25 @@
 """Values of PyTorch's and Keras's batch norm, into this library's variables and back."""
 
-import keras
+import importlib
+
 import numpy as np
 import pytest
-import tf_keras
 
 import bn_graph
 from bn_graph.checkpoints import interchange
 from bn_graph.checkpoints.values import assign_values
 from bn_graph.tf1 import tf
-from tests import oracle
+from tests import libraries, oracle
 
 EPSILON = 1e-5
-KERAS = {"Keras 3": keras, "legacy Keras": tf_keras}
+KERAS = {"Keras 3": "keras", "legacy Keras": libraries.LEGACY_KERAS}
+EACH_KERAS = pytest.mark.parametrize(
+    "library", [pytest.param("Keras 3", marks=libraries.needs_keras_3), "legacy Keras"]
+)
+
+
+def keras_layer(library, **options):
+    return importlib.import_module(KERAS[library]).layers.BatchNormalization(epsilon=EPSILON, **options)
 
 
 def torch_layer(random, channels, affine=True):
@@ -250,9 +257,9 @@ KERAS_OPTIONS = [{}, {"scale": False}, {"center": False}, {"center": False, "sca
 
 
 @pytest.mark.parametrize("options", KERAS_OPTIONS)
-@pytest.mark.parametrize("library", KERAS)
+@EACH_KERAS
 def test_keras_weights_go_both_ways_and_infer_the_same(start, random, library, options):
-    layer = KERAS[library].layers.BatchNormalization(epsilon=EPSILON, **options)
+    layer = keras_layer(library, **options)
     layer.build((None, 3))
     layer.set_weights([random.uniform(0.5, 2.0, 3).astype(np.float32) for _ in layer.get_weights()])
     batch = random.normal(size=(5, 3)).astype(np.float32)
@@ -263,15 +270,15 @@ def test_keras_weights_go_both_ways_and_infer_the_same(start, random, library, o
         interchange.import_keras_weights(session, "bn1", weights)
         np.testing.assert_allclose(session.run(y, {x: batch}), expected, rtol=1e-5, atol=1e-6)
         exported = interchange.export_keras_weights(session, "bn1")
-    other = KERAS[library].layers.BatchNormalization(epsilon=EPSILON, **options)
+    other = keras_layer(library, **options)
     other.build((None, 3))
     other.set_weights(exported)
     np.testing.assert_allclose(np.asarray(other(batch, training=False)), expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize("library", KERAS)
+@EACH_KERAS
 def test_training_goes_on_as_in_keras(start, random, library):
-    layer = KERAS[library].layers.BatchNormalization(epsilon=EPSILON, momentum=0.9)
+    layer = keras_layer(library, momentum=0.9)
     layer.build((None, 3))
     before = layer.get_weights()
     batches = [random.normal(2.0, 3.0, size=(6, 3)).astype(np.float32) for _ in range(3)]

@@ -13,6 +13,7 @@ import pytest
 
 import bn_graph
 from bn_graph.tf1 import legacy_layers, tf
+from tests import libraries
 
 SHAPES = {2: (6, 3), 3: (6, 2, 3), 4: (6, 2, 2, 3), 5: (6, 2, 2, 2, 3)}
 
@@ -78,7 +79,7 @@ def tf_layers(**options):
 
 def legacy_keras() -> dict:
     """In a process of its own, since eager mode is decided for a process; TF2 is where trainable=False came to mean more."""
-    return _keras_elsewhere(_KERAS_3.replace("import keras", "import tf_keras as keras"), legacy="1")
+    return _keras_elsewhere(_KERAS_3.replace("import keras", f"import {libraries.LEGACY_KERAS} as keras"), legacy="1")
 
 
 def _keras_elsewhere(program: str, legacy: str) -> dict:
@@ -100,11 +101,17 @@ def measured() -> dict[str, dict]:
         "tf.layers": graph_mode(tf_layers()),
         "tf.layers, fused=False": graph_mode(tf_layers(fused=False)),
         "legacy Keras": legacy_keras(),
-        "Keras 3": _keras_elsewhere(_KERAS_3, legacy="0"),
+        "Keras 3": _keras_elsewhere(_KERAS_3, legacy="0") if libraries.HAS_KERAS_3 else {},
     }
 
 
-@pytest.mark.parametrize("library", VARIANCES)
+def _marked(table: dict) -> list:
+    """The table's libraries; Keras 3 is skipped where it is not there."""
+    marks = {"Keras 3": libraries.needs_keras_3}
+    return [pytest.param(library, marks=marks.get(library, ())) for library in table]
+
+
+@pytest.mark.parametrize("library", _marked(VARIANCES))
 @pytest.mark.parametrize("rank", SHAPES)
 def test_moving_variance_is_biased_or_not_as_the_table_says(measured, library, rank):
     _, variance = measured[library][rank, True]
@@ -113,7 +120,7 @@ def test_moving_variance_is_biased_or_not_as_the_table_says(measured, library, r
     np.testing.assert_allclose(variance, batch(rank).astype(np.float64).var(axes, ddof=ddof), rtol=1e-5)
 
 
-@pytest.mark.parametrize("library", TRAINABLE)
+@pytest.mark.parametrize("library", _marked(TRAINABLE))
 @pytest.mark.parametrize("trainable", [True, False])
 @pytest.mark.parametrize("rank", SHAPES)
 def test_training_with_trainable_false_does_what_the_table_says(measured, library, trainable, rank):

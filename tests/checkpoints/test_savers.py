@@ -1,5 +1,6 @@
 """Savers that include the moving statistics, and restores that check them."""
 
+import importlib
 import warnings
 
 import numpy as np
@@ -10,6 +11,7 @@ from bn_graph.checkpoints.names import NAME_MAPS, checkpoint_name, checkpoint_na
 from bn_graph.checkpoints.savers import make_inference_saver
 from bn_graph.checkpoints.variables import inference_variables
 from bn_graph.tf1 import tf
+from tests import libraries
 
 BATCH = np.array([[1.0, 10.0], [3.0, 30.0], [8.0, 20.0]], np.float32)
 
@@ -264,10 +266,9 @@ def test_a_checkpoint_of_hand_made_variables_is_restored_by_their_whole_names(tm
 
 
 def test_a_keras_object_checkpoint_is_read(tmp_path):
-    import tf_keras
-
-    layer = tf_keras.layers.BatchNormalization()
-    model = tf_keras.Sequential([layer])
+    keras = importlib.import_module(libraries.LEGACY_KERAS)
+    layer = keras.layers.BatchNormalization()
+    model = keras.Sequential([layer])
     model.build((None, 2))
     arrays = [np.array(values, np.float32) for values in ([1.0, 2.0], [3.0, 4.0], [5.0, 6.0], [7.0, 8.0])]
     layer.set_weights(arrays)

@@ -8,9 +8,11 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pytest
 from tensorflow.python.eager import context
 
 from bn_graph.tf1 import tf
+from tests import libraries
 from tests.audit.zoo.forms import slim_in_place, tf_layers
 from tests.audit.zoo.handwritten import without_population
 from tests.audit.zoo.harness import (
@@ -320,6 +322,8 @@ archive.write_out(sys.argv[1] + "/training", verbose=False)
 @functools.lru_cache(maxsize=1)
 def _keras3_exports(at: Path) -> Path:
     """Keras 3 and legacy Keras exclude each other in one process, so a child writes both models."""
+    if not libraries.HAS_KERAS_3:
+        pytest.skip("Keras 3 comes with TensorFlow 2.16")
     environment = {name: value for name, value in os.environ.items() if name != "TF_USE_LEGACY_KERAS"}
     subprocess.run(
         [sys.executable, "-c", _KERAS3, str(at)], check=True, env=environment, capture_output=True, timeout=100
