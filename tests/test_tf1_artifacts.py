@@ -115,8 +115,8 @@ def test_the_audit_reports_the_faults_and_no_other(artifact):
     for layer, scope in zip(sorted(layers), scopes, strict=True):  # averages' shadows lie below the layer's scope
         assert f"{layer}/".startswith(f"{scope}/")
     reported = {finding.code: sorted(finding.layers) for finding in report.errors}
-    assert reported == dict.fromkeys(artifact.facts["errors"], sorted(layers)), report.untold
-    assert set(artifact.facts["cannot_tell"]) <= {untold.code for untold in report.untold}
+    assert reported == dict.fromkeys(artifact.facts["errors"], sorted(layers)), report.undetermined
+    assert set(artifact.facts["cannot_tell"]) <= {untold.code for untold in report.undetermined}
 
 
 @each([artifact for artifact in ARTIFACTS if not lacks_statistics(artifact)])
