@@ -651,12 +651,12 @@ def test_digits_network_with_reset_statistics_recovers_its_accuracy_without_retr
         session.run(variable.initializer)
     batches = [{network.x: part} for part in np.array_split(digits.train.images, 9)]
     records = recalibrate(session, batches, is_training=flag)
-    mended = session.run(network.accuracy, {**test, flag: False})
+    repaired = session.run(network.accuracy, {**test, flag: False})
 
     assert_same(before, all_values(session), apart_from=statistics_of(records))
     assert broken < 0.6
-    assert mended > 0.9
-    assert mended > by_batch - 0.02
+    assert repaired > 0.9
+    assert repaired > by_batch - 0.02
 
 
 # --- Refusals: one line, the layer's name, and nothing changed --------------------------------------------------------

@@ -3,7 +3,7 @@
 From every assign the search goes up over the arithmetic of averages, casts, conds and reads until it meets one of the
 statistics that some layer normalizes by. An average of a loss, a weight or a gradient never meets one. Of variables that
 layers read as population statistics it is known what they are, so any batch statistic will do: of a second call's
-inputs, or computed anew by whoever updates them by hand.
+inputs, or computed anew by code that updates them by hand.
 """
 
 from collections.abc import Callable, Collection, Mapping

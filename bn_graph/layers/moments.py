@@ -8,7 +8,7 @@ The functions here know nothing of variables, modes or graphs' collections: tens
 their reduced dimensions (size 1), so that they broadcast against the inputs whichever axis is the channel's.
 
 Accuracy. ``tf.nn.batch_normalization`` computes ``x·s + (β − μ·s)``: with inputs around 10⁶ both terms are around
-10⁶ and their difference loses all its digits. Here the mean is taken off first, and in two steps, so that the sum
+10⁶ and their difference loses all its digits. Here the mean is subtracted first, and in two steps, so that the sum
 behind it is one of small values. float16 and bfloat16 are computed in float32.
 """
 

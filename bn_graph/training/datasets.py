@@ -188,7 +188,7 @@ def load_mnist(directory: str | os.PathLike) -> Dataset:
     """Loads MNIST from its four IDX files, each plain or with ``.gz`` after its name.
 
     If a file is there in both forms the plain one is read: it needs no decompressing, and it is what
-    ``experiments.machinery.fetch_mnist`` writes, which so mends a directory with a damaged ``.gz``.
+    ``experiments.machinery.fetch_mnist`` writes, which so repairs a directory with a damaged ``.gz``.
 
     Args:
         directory: of the four files.

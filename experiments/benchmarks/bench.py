@@ -141,20 +141,20 @@ def run(extent: Extent, threads: int) -> dict:
         "date": time.strftime("%Y-%m-%d"),
     }
     result["steps"] = {
-        task.network: _said(f"steps of the {task.network} network", measuring.training_steps, task, extent, threads)
+        task.network: _reported(f"steps of the {task.network} network", measuring.training_steps, task, extent, threads)
         for task in (tasks.R2RT, tasks.SOLVER)
     }
-    result["whole"] = _said("the whole of bn_vs_plain", measuring.whole, extent, threads)
+    result["whole"] = _reported("the whole of bn_vs_plain", measuring.whole, extent, threads)
     result["layers"] = [
-        _said(f"the layer alone, {_by(shape)}", measuring.layers, shape, extent, threads) for shape in extent.shapes
+        _reported(f"the layer alone, {_by(shape)}", measuring.layers, shape, extent, threads) for shape in extent.shapes
     ]
-    result["scaling"] = _said("scaling", measuring.scaling, extent, threads)
+    result["scaling"] = _reported("scaling", measuring.scaling, extent, threads)
     result["checks"] = [check._asdict() for check in checks(result)]
     result["seconds"] = round(time.monotonic() - started)
     return result
 
 
-def _said(what: str, measure: Callable[..., dict], *arguments) -> dict:
+def _reported(what: str, measure: Callable[..., dict], *arguments) -> dict:
     print(f"{NAME}: {what}", file=sys.stderr, flush=True)
     return measure(*arguments)
 

@@ -12,7 +12,7 @@ With ``TF_CONFIG`` in the environment the same program is one worker of that clu
         python -m experiments.demos.distributed
 
 The first worker keeps the checkpoints, and is the only one that needs them to go on from. Exit status: 0; 1 when a worker
-was lost in training (start all again: they go on from the last checkpoint); 2 for what the user can mend. It judges no
+was lost in training (start all again: they go on from the last checkpoint); 2 for a user error. It judges no
 claim.
 """
 

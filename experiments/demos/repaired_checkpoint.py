@@ -1,4 +1,4 @@
-"""A broken real checkpoint mended end to end: accuracy before and after ``recalibrate``, without retraining.
+"""A broken real checkpoint repaired end to end: accuracy before and after ``recalibrate``, without retraining.
 
     make mend-demo        make mend-demo DATA=mnist STEPS=2000 SEED=1
 
@@ -26,14 +26,13 @@ from experiments.machinery import harness, programs, results
 from experiments.machinery.figures import BLUE, GREY, ORANGE, figure
 from experiments.single_example import HIDDEN_UNITS
 
-NAME = "mended_checkpoint"
-BATCH_SIZE = 60  # the document's
-LEARNING_RATE = 0.01  # the document's
-DECAY = 0.999  # the document's
-STEPS = 10_000  # the document's; a training takes less than ten seconds on an idle machine
-RECALIBRATED_ON = 10_000  # training images: their means are within 1/100 of a standard deviation of the whole set's,
-#                           in a file of 31 MB and not 172
-ALONE = 100  # test images that are predicted one at a time; the document shows as many
+NAME = "repaired_checkpoint"
+# The document's; a training takes less than ten seconds on an idle machine.
+BATCH_SIZE, LEARNING_RATE, DECAY, STEPS = 60, 0.01, 0.999, 10_000
+# Training images: their means are within 1/100 of a standard deviation of the whole set's, in a file of 31 MB and not 172.
+RECALIBRATED_ON = 10_000
+# Test images that are predicted one at a time; the document shows as many.
+ALONE = 100
 
 
 def detached(inputs, is_training, name):
@@ -90,7 +89,7 @@ def _emptied(folder: Path) -> Path:
 
 
 def run(dataset: bn_graph.Dataset, steps: int, seed: int, folder: Path) -> dict:
-    """Breaks, scores, audits, mends, audits and scores again.
+    """Breaks, scores, audits, repairs, audits and scores again.
 
     Args:
         dataset: to train and test on.
@@ -106,7 +105,9 @@ def run(dataset: bn_graph.Dataset, steps: int, seed: int, folder: Path) -> dict:
         CheckpointError: a checkpoint can't be written or read.
     """
     started = time.monotonic()
-    broken, mended, trained = (str(folder / "checkpoints" / name) for name in ("broken", "mended", "trained_properly"))
+    broken, repaired, trained = (
+        str(folder / "checkpoints" / name) for name in ("broken", "repaired", "trained_properly")
+    )
     data = folder / "checkpoints" / "train.npz"
 
     # Break it, and keep what the training graph itself scores on the test set at once: batch statistics of 10,000
@@ -117,10 +118,10 @@ def run(dataset: bn_graph.Dataset, steps: int, seed: int, folder: Path) -> dict:
 
     # Mend it: the weights as they are, new statistics from training images.
     np.savez(data, x=dataset.train.images[:RECALIBRATED_ON])
-    options = ["--meta", f"{broken}.meta", "--checkpoint", broken, "--data", str(data), "--out", mended]
+    options = ["--meta", f"{broken}.meta", "--checkpoint", broken, "--data", str(data), "--out", repaired]
     recalibration = _command(["recalibrate", *options], expected=(0,))
-    audit_after = _audit(mended)
-    after = _score(dataset, mended)
+    audit_after = _audit(repaired)
+    after = _score(dataset, repaired)
 
     # What it might have been: the same weights on the same batches, with updates.
     _train(dataset, steps, seed, attached, trained)
@@ -145,13 +146,13 @@ def run(dataset: bn_graph.Dataset, steps: int, seed: int, folder: Path) -> dict:
         "accuracy_after": after["accuracy"],
         "accuracy_of_batch_statistics": batch_statistics,
         "accuracy_trained_properly": _score(dataset, trained)["accuracy"],
-        "weights_unchanged": _same_weights(broken, mended),
+        "weights_unchanged": _same_weights(broken, repaired),
         "weights_as_trained_properly": _same_weights(broken, trained),
         "alone": {"before": before["alone"], "after": after["alone"]},
         "audit_before": audit_before,
         "recalibration": recalibration,
         "audit_after": audit_after,
-        "checkpoints": {"broken": broken, "mended": mended, "trained_properly": trained},
+        "checkpoints": {"broken": broken, "repaired": repaired, "trained_properly": trained},
         "seconds": round(time.monotonic() - started, 1),
     }
 
@@ -260,10 +261,10 @@ def summarize(result: dict, folder: Path) -> str:
         f"r2rt's network, {result['data']}, {result['steps']:,} steps, seed {result['seed']}, update ops detached",
         "",
         f"  accuracy before  {result['accuracy_before']:.4f}   statistics still 0 and 1",
-        f"  audit            {_told(result['audit_before'])}",
+        f"  audit            {_in_short(result['audit_before'])}",
         f"  recalibrate      on {result['settings']['recalibrated_on']:,} training images; weights "
         + ("unchanged, bit for bit" if result["weights_unchanged"] else "CHANGED"),
-        f"  audit            {_told(result['audit_after'])}",
+        f"  audit            {_in_short(result['audit_after'])}",
         f"  accuracy after   {result['accuracy_after']:.4f}   {alone['images']} images one at a time: {same} "
         f"(logits within {alone['largest_difference_of_logits']:.1g})",
         "",
@@ -278,7 +279,7 @@ def summarize(result: dict, folder: Path) -> str:
     return "\n".join(lines)
 
 
-def _told(audit: dict) -> str:
+def _in_short(audit: dict) -> str:
     found = [f"{each['code']} {each['level']} ({', '.join(each['layers'])})" for each in audit["findings"]]
     return f"exit {audit['status']}: {', '.join(found) or 'no finding'}"
 

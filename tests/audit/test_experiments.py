@@ -1,4 +1,4 @@
-"""The experiments' own faulty graphs and checkpoints are caught by the rule that is named for them; the mended are clean.
+"""The experiments' own faulty graphs and checkpoints are caught by the rule named for them; repaired ones are clean.
 
 Nothing is rebuilt here: the experiments' functions run, with few steps, and each session that they close leaves a
 checkpoint and its meta graph, where the experiment itself keeps none.

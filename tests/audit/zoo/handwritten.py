@@ -1,4 +1,4 @@
-"""Batch norm that people wrote themselves: recipes from answers and posts, with their faults and mended."""
+"""Batch norm that people wrote themselves: recipes from answers and posts, with their faults and repaired."""
 
 import itertools
 from functools import partial

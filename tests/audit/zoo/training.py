@@ -295,7 +295,7 @@ def updates_twice_a_step(at):
 
 
 def _in_place_and_collected(x, training):
-    """One layer whose batch is taken in by its own updates, and again by the ones that somebody added."""
+    """One layer whose batch is averaged by its own updates, and again by the ones that somebody added."""
     y = slim_in_place(x, training, scope="bn")
     mean, variance = tf.nn.moments(x, [0])
     with tf.variable_scope("bn", reuse=True):
