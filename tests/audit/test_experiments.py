@@ -285,7 +285,7 @@ def test_the_wrong_ways_to_restore_are_caught_and_the_right_way_is_clean(setting
 @pytest.mark.parametrize("trainable", [True, False])
 def test_a_layer_of_inference_mode_is_clean_whatever_its_trainable_flag(recorded, library, trainable):
     build = training_vs_trainable.GRAPH_LIBRARIES[library]
-    cell = training_vs_trainable._described(training_vs_trainable._cell(build, False, trainable))
+    cell = training_vs_trainable.describe(training_vs_trainable.measure_cell(build, False, trainable))
     assert cell["normalizes_with"] == "moving"
     assert errors(recorded[-1].graph) == CLEAN
 
@@ -293,7 +293,7 @@ def test_a_layer_of_inference_mode_is_clean_whatever_its_trainable_flag(recorded
 @pytest.mark.parametrize("library", [training_vs_trainable.FUSED, training_vs_trainable.NOT_FUSED])
 def test_training_without_trainable_makes_no_updates_and_is_bn004(recorded, library):
     build = training_vs_trainable.GRAPH_LIBRARIES[library]
-    cell = training_vs_trainable._described(training_vs_trainable._cell(build, True, False))
+    cell = training_vs_trainable.describe(training_vs_trainable.measure_cell(build, True, False))
     assert cell["normalizes_with"] == "batch" and not cell["update_ops"]
     assert errors(recorded[-1].graph) == {"BN004"}
 
