@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 RUN    := $(BIN)/python -m
 PIP    := $(BIN)/pip install --quiet --disable-pip-version-check
 EXPERIMENTS := single-example scoring-leak bn-vs-plain figure1 population-estimators model-solver missing-update-ops \
-  control-dependencies conditional-updates checkpoint-variables training-vs-trainable conv-normalizer helper-variables keras-modes \
+  collected-update-ops control-dependencies conditional-updates checkpoint-variables training-vs-trainable conv-normalizer helper-variables keras-modes \
   test-batch-size numerics layer-defaults higher-learning-rates small-batches recurrent
 
 # Settings of the experiments: make bn-vs-plain MODE=full DATA=mnist SEED="0 1 2" STEPS=10000 OUTPUT=results FRESH=1
@@ -51,6 +51,7 @@ figure1:                ## the paper's own network and its Figure 1
 population-estimators:  ## exponential and simple averages, recalibration: accuracy against step
 model-solver:           ## Model and Solver: MNIST with and without batch norm, 10 epochs
 missing-update-ops:     ## what a train op without its update ops leaves behind
+collected-update-ops:   ## how UPDATE_OPS prints, and which of its entries a scope takes
 control-dependencies:   ## 3 and 12, over hundreds of sessions
 conditional-updates:    ## updates that leak out of a tf.cond, and updates that do not
 checkpoint-variables:   ## saved four ways, restored three ways, each in a new process

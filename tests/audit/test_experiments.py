@@ -141,12 +141,12 @@ def test_a_training_without_its_update_ops_is_bn001_and_its_checkpoint_bn002(
 ):
     made = []
 
-    def make_train_op(optimizer, loss, make=missing_update_ops._TRAIN_OPS[form]):
+    def make_train_op(optimizer, loss, make=missing_update_ops.TRAIN_OPS[form]):
         made.append(make(optimizer, loss))
         return made[-1]
 
-    monkeypatch.setitem(missing_update_ops._TRAIN_OPS, form, make_train_op)
-    measured = missing_update_ops._train(settings, 0, form)
+    monkeypatch.setitem(missing_update_ops.TRAIN_OPS, form, make_train_op)
+    measured = missing_update_ops.train(settings, 0, form)
     assert measured["unmoved"] == ("BN002" in expected)
     (trained,) = recorded
     run = {"train_ops": [made[0].name]}
@@ -158,16 +158,16 @@ def test_a_training_without_its_update_ops_is_bn001_and_its_checkpoint_bn002(
 
 
 def test_the_articles_snippet_is_bn001_and_bn002_once_it_runs(recorded):
-    attempts = missing_update_ops._snippet_step_by_step()
+    attempts = missing_update_ops.snippet_step_by_step()
     assert attempts[-1]["outcome"].startswith("runs")
     assert errors(recorded[-1].checkpoint) == {"BN001", "BN002"}
 
 
 def test_where_the_dependency_is_missing_no_update_is_above_the_train_op_and_that_is_bn001():
-    counted = missing_update_ops._what_is_in_the_graph()
-    for form, make_train_op in missing_update_ops._TRAIN_OPS.items():
+    counted = missing_update_ops.updates_in_the_graph()
+    for form, make_train_op in missing_update_ops.TRAIN_OPS.items():
         with tf.Graph().as_default() as graph:
-            _, loss = missing_update_ops._small_network()
+            loss = missing_update_ops.small_network()
             make_train_op(tf.train.GradientDescentOptimizer(0.1), loss)
         unreached = counted[f"updates_above_the_train_op_{form}"] == 0
         assert unreached == (form == "without")

@@ -1,0 +1,169 @@
+"""The collection UPDATE_OPS: how its entries print, and which of them a scope takes.
+
+Documents: article, *UPDATE_OPS*; solver, ``class Model``. Claims article-10, solver-10.
+
+    make collected-update-ops
+
+The collection is printed for inputs of rank 4 and 2, with resource and with ref variables. Then pairs of models are built
+in one graph, and what ``tf.get_collection(key, scope)`` takes for the first one's name is compared with its own update
+ops, and with what this library takes. What a train op without them leaves behind is the page missing_update_ops. Nothing
+is trained, so both modes are the same.
+"""
+
+import numpy as np
+
+import bn_graph
+from bn_graph.tf1 import legacy_layers, tf
+from bn_graph.training import train_op as library
+from experiments.machinery import harness
+from experiments.machinery.harness import Mode, Settings
+from experiments.machinery.verdicts import Verdict, dated, does_not_hold, holds, holds_if
+from experiments.missing_update_ops import KEY, reason
+
+# The article's.
+DOCUMENT_PRINTS = [
+    "<tf.Tensor 'batch_normalization/AssignMovingAvg:0' shape=(3,) dtype=float32_ref>",
+    "<tf.Tensor 'batch_normalization/AssignMovingAvg_1:0' shape=(3,) dtype=float32_ref>",
+]
+# Two models in one graph, and whether the second is normalized: the solver document's, two names that have nothing in
+# common, one name that begins the other, and one whose dot stands for any letter in a regular expression.
+PAIRS = [("batchnorm", "no_norm", False), ("left", "right", True), ("bn", "bn2", True), ("net.1", "net_1", True)]
+
+FULL = QUICK = Mode()
+
+
+def run(settings: Settings) -> dict:
+    return {"printed": printed_entries(), "scopes": what_a_scope_takes(), "consequences": what_a_wrong_scope_does()}
+
+
+# --- article-10: two AssignMovingAvg tensors --------------------------------------------------------------------------
+def printed_entries() -> dict[str, list[str]]:
+    """The collection's entries as `print` shows them, for each rank and each kind of variable."""
+    printed = {}
+    for variables, resource in (("resource variables", True), ("ref variables", False)):
+        for rank, shape in ((4, [1, 2, 2, 3]), (2, [4, 3])):
+            with tf.Graph().as_default(), tf.variable_scope("", use_resource=resource):
+                try:
+                    legacy_layers().batch_normalization(tf.ones(shape), training=tf.placeholder(tf.bool))
+                    entries = [repr(entry) for entry in tf.get_collection(KEY)]
+                # A branch of today's cond can't assign a ref variable.
+                except TypeError as error:
+                    entries = [f"{type(error).__name__}: {reason(error)}"]
+            printed[f"rank {rank}, {variables}"] = entries
+    return printed
+
+
+def judge_article_10(result: dict) -> Verdict:
+    printed = result["printed"]
+    today = printed["rank 4, resource variables"]
+    measured = "; ".join(today)
+    as_printed = [kind for kind, entries in printed.items() if entries == DOCUMENT_PRINTS]
+    if "rank 4, resource variables" in as_printed:
+        return holds(measured, "Digit for digit.")
+    if as_printed:
+        return holds_if(f"built with {' or '.join(as_printed)}", measured, "Today's default prints something else.")
+    if len(today) != 2 or not all("AssignMovingAvg" in entry for entry in today):
+        return does_not_hold(measured, f"{len(today)} entries, and not all of them AssignMovingAvg.")
+    note = "There are two still, but no float32_ref tensors: today they are operations on resource variables. "
+    note += f"For inputs of rank 2 the name is gone as well: {printed['rank 2, resource variables'][0]}."
+    return dated(measured, note)
+
+
+# --- solver-10: scope=name keeps two models apart ---------------------------------------------------------------------
+def layer_of(inputs: tf.Tensor, name: str, normalized: bool = True) -> tf.Tensor:
+    """A model of one layer in a scope of its own, with its own switch as in the documents."""
+    with tf.variable_scope(name):
+        is_training = tf.placeholder(tf.bool, name="train_mode")
+        net = legacy_layers().dense(inputs, 3)
+        return legacy_layers().batch_normalization(net, training=is_training, name="norm") if normalized else net
+
+
+def what_a_scope_takes() -> list[dict]:
+    """Pairs of models in one graph; what `get_collection` takes for the first one's scope, and what it should."""
+    found = []
+    for name, other, normalized in PAIRS:
+        with tf.Graph().as_default():
+            inputs = tf.ones([4, 2])
+            layer_of(inputs, name)
+            own = tf.get_collection(KEY)
+            layer_of(inputs, other, normalized)
+            found.append({"models": f"{name}, {other}", "scope": name} | compare(name, own, name))
+    for scope in ("bn", "bn/"):
+        with tf.Graph().as_default():
+            # Opened for the second time, the scope's ops are named bn_1.
+            for layer in ("first", "second"):
+                with tf.variable_scope("bn"):
+                    legacy_layers().batch_normalization(tf.ones([4, 2]), training=True, name=layer)
+            own = tf.get_collection(KEY)
+            found.append({"models": "bn, opened twice", "scope": scope} | compare(scope, own, "bn"))
+    return found
+
+
+def compare(scope: str, own: list, path: str) -> dict[str, int]:
+    """What `scope` takes beside the model's own update ops; and whether the library takes those for the model's path."""
+    taken = tf.get_collection(KEY, scope=scope)
+    return {
+        "own": len(own),
+        "taken": len(taken),
+        "missed": sum(op not in taken for op in own),
+        "foreign": sum(op not in own for op in taken),
+        "library_right": int({op.name for op in library.collect(path)} == {op.name for op in own}),
+    }
+
+
+def what_a_wrong_scope_does() -> dict[str, str]:
+    """Training one model alone with the update ops of both: an error where the other must be fed, silence where not."""
+    found = {}
+    for case, scope in (("the document's two, with scope", "no_norm"), ("the document's two, without scope", None)):
+        with tf.Graph().as_default(), tf.Session(config=bn_graph.session_config()) as session:
+            inputs = tf.ones([4, 2])
+            layer_of(inputs, "batchnorm")
+            step = train_op_of(layer_of(inputs, "no_norm", normalized=False), scope)
+            session.run(tf.global_variables_initializer())
+            try:
+                session.run(step)
+                found[case] = "runs"
+            except tf.errors.InvalidArgumentError as error:
+                found[case] = f"InvalidArgumentError: {reason(error)}"
+    with tf.Graph().as_default(), tf.Session(config=bn_graph.session_config()) as session:
+        outputs = {}
+        for name in ("bn", "bn2"):
+            with tf.variable_scope(name):
+                outputs[name] = legacy_layers().batch_normalization(tf.ones([4, 2]), training=True, name="norm")
+        step = train_op_of(outputs["bn"], "bn")
+        session.run(tf.global_variables_initializer())
+        session.run(step)
+        other_mean, _ = (each for each in bn_graph.moving_statistics() if each.op.name.startswith("bn2/"))
+        moves = "moves" if np.any(session.run(other_mean) != 0.0) else "leaves"
+    found["bn beside bn2, both in training"] = f"runs; {moves} bn2's statistics{' alone' if moves == 'leaves' else ''}"
+    return found
+
+
+def train_op_of(outputs: tf.Tensor, scope: str | None) -> tf.Operation:
+    loss = tf.reduce_mean(outputs)
+    with tf.control_dependencies(tf.get_collection(KEY, scope=scope)):
+        return tf.train.GradientDescentOptimizer(0.1).minimize(loss)
+
+
+def judge_solver_10(result: dict) -> Verdict:
+    cases = result["scopes"]
+    wrong = [case for case in cases if case["missed"] or case["foreign"]]
+    measured = "; ".join(
+        f"{case['models']}: '{case['scope']}' takes {case['taken']}, own {case['own']}" for case in cases
+    )
+    unscoped = result["consequences"]["the document's two, without scope"].split(":")[0]
+    silent = result["consequences"]["bn beside bn2, both in training"].removeprefix("runs; ")
+    note = (
+        f"The scope is the beginning of a regular expression: {len(wrong)} of {len(cases)} cases go wrong, and a step of bn "
+        f"beside bn2 {silent}. With no scope, training the document's no_norm alone: {unscoped}."
+    )
+    if not wrong:
+        return holds(measured, note)
+    # The document's own pair.
+    if cases[0] not in wrong:
+        return holds_if("no name, read as a regular expression, begins another's", measured, note)
+    return does_not_hold(measured, note)
+
+
+if __name__ == "__main__":
+    harness.run(__name__)
