@@ -22,6 +22,7 @@ __all__ = [
     "exponential_average",
     "is_ref_variable",
     "moving_statistics",
+    "read_after",
     "register",
     "renorm_average",
     "run_when",
@@ -197,7 +198,7 @@ def _create_debiasing(name: str, statistic: tf.Variable) -> tuple[tf.Variable, t
 def _step_toward(variable: tf.Variable, target: tf.Tensor, share: float | tf.Tensor) -> tf.Operation:
     # tf.layers' names: of a ref variable the op is the scope itself, of a resource variable it lies in it.
     with tf.name_scope("AssignMovingAvg") as scope:
-        step = (variable.read_value() - tf.stop_gradient(target)) * share
+        step = (read_after(target, variable) - tf.stop_gradient(target)) * share
         return tf.assign_sub(variable, step, name=scope).op
 
 
@@ -205,8 +206,8 @@ def _debiased_step(
     variable: tf.Variable, biased: tf.Variable, count: tf.Variable, batch: tf.Tensor, decay: float
 ) -> tf.Operation:
     with tf.name_scope("AssignMovingAvg") as scope:
-        new_biased = biased.read_value() * decay + tf.stop_gradient(batch) * (1.0 - decay)
-        new_count = count.read_value() + 1.0
+        new_biased = read_after(batch, biased) * decay + tf.stop_gradient(batch) * (1.0 - decay)
+        new_count = read_after(batch, count) + 1.0
         # The batches' weights sum to 1 − decayⁿ; with decay 1 they sum to 0: nothing was learned.
         total = 1.0 - tf.pow(tf.convert_to_tensor(decay, new_count.dtype), new_count)
         debiased = tf.math.divide_no_nan(new_biased, total)
@@ -225,7 +226,7 @@ def cumulative_average(variables: LayerVariables) -> Updates:
     count = _statistic("moving_count", [], variables.moving_mean.dtype.base_dtype, tf.zeros_initializer())
 
     def updates(mean: tf.Tensor, variance: tf.Tensor) -> list[tf.Operation]:
-        share = 1.0 / (count.read_value() + 1.0)
+        share = 1.0 / (read_after(mean, count) + 1.0)
         steps = [
             _step_toward(statistic, batch, share) for statistic, batch in zip(statistics, (mean, variance), strict=True)
         ]
@@ -254,7 +255,7 @@ def renorm_average(
 
     def updates(mean: tf.Tensor, variance: tf.Tensor) -> list[tf.Operation]:
         deviation = tf.stop_gradient(tf.sqrt(variance + epsilon))
-        new_deviation = renorm.inference_deviation.read_value() * decay + deviation * (1.0 - decay)
+        new_deviation = read_after(deviation, renorm.inference_deviation) * decay + deviation * (1.0 - decay)
         new_variance = tf.nn.relu(tf.square(new_deviation) - epsilon)
         return [
             tf.group(
@@ -269,6 +270,16 @@ def renorm_average(
         ]
 
     return updates
+
+
+def read_after(batch: tf.Tensor, variable: tf.Variable) -> tf.Tensor:
+    """The variable's value once `batch` is there.
+
+    In a loop a batch that depends on the turn before comes after that turn's assigns; a read that waits for nothing may
+    come before them.
+    """
+    with tf.control_dependencies([tf.identity(batch)]):  # a function's own argument can't be a control input
+        return variable.read_value()
 
 
 def is_ref_variable(variable: tf.Variable) -> bool:

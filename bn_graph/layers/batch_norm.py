@@ -139,7 +139,9 @@ def batch_norm_wrapper(
            (``use_bias=False``); otherwise it gets no gradient but rounding errors.
         2. In training the examples of a batch are not independent: each output depends on the whole batch. Statistics of
            batches whose examples resemble each other (one class, frames of one clip, padding) are not the population's.
-        3. Updating in place (the default) delays the outputs until both updates are done, at every run in training,
+        3. In a ``tf.while_loop`` a turn updates the statistics after the turns that its inputs depend on. Where the turns
+           don't depend on each other, order them by ``parallel_iterations=1``; otherwise updates may get lost.
+        4. Updating in place (the default) delays the outputs until both updates are done, at every run in training,
            also one that only wants a loss. A collected update runs beside the rest of the step, and only with the train op.
 
     Source: r2rt, "Implementing Batch Normalization in Tensorflow", *Fixing the model for test time*; Ioffe &

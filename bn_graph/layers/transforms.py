@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple, TypeVar
 
 from bn_graph.layers import moments
-from bn_graph.layers.averages import LayerVariables
+from bn_graph.layers.averages import LayerVariables, read_after
 from bn_graph.tf1 import tf
 
 __all__ = [
@@ -157,7 +157,7 @@ def with_renorm(
     gamma: tf.Tensor | None,
     beta: tf.Tensor | None,
     epsilon: float,
-    reference: tuple[tf.Tensor, tf.Tensor],
+    reference: tuple[tf.Variable, tf.Variable],
     clipping: Mapping[str, float],
 ) -> Normalized:
     """Batch renormalization (Ioffe 2017): y = gamma·(r·(x−μ)/√(σ²+ε) + d) + beta.
@@ -167,7 +167,7 @@ def with_renorm(
     nearly as inference will; with nothing clipped, exactly by the reference.
     """
     statistics = moments.batch_statistics(inputs, reduced_axes(inputs, axis))
-    moving_mean, moving_deviation = (along(axis, inputs, moment) for moment in reference)
+    moving_mean, moving_deviation = (along(axis, inputs, read_after(inputs, variable)) for variable in reference)
     moving_deviation = tf.maximum(moving_deviation, epsilon**0.5)  # the start may be 0
     r = tf.sqrt(statistics.variance + epsilon) / moving_deviation
     d = (statistics.mean - moving_mean) / moving_deviation
@@ -193,7 +193,7 @@ def by_moving_statistics(
 ) -> Normalized:
     """Normalizes by the moving statistics: each output depends on its own example only."""
     gamma, beta, mean, variance = variables
-    mean, variance = mean.read_value(), variance.read_value()
+    mean, variance = read_after(inputs, mean), read_after(inputs, variance)
     if fused:
         results = tf.raw_ops.FusedBatchNormV3(
             x=inputs,

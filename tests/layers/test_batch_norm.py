@@ -432,26 +432,65 @@ def test_updates_in_place_add_nothing_to_the_collection_of_update_ops(plain_grap
     assert tf.get_collection(tf.GraphKeys.UPDATE_OPS) == []
 
 
-@pytest.mark.parametrize("variable_kind", ["resource"], indirect=True)  # a loop's body can't assign a ref variable
+OPTIONS = {
+    "exponential": {},
+    "cumulative": {"average": "cumulative"},
+    "zero debias": {"zero_debias": True},
+    "renorm": {"renorm": True},
+}
+
+
+def looped(flag, dependent, **options):
+    """The outputs of three turns of a loop on the rows 2 and 6: by way of the turn before, or in turns of their own."""
+    inputs = tf.constant([[2.0], [6.0]], tf.float64)
+    batch_norm_wrapper(inputs, False, name="bn", **options)  # makes the variables before the loop
+
+    def body(step, previous):
+        batch = inputs + 0.0 * previous if dependent else inputs
+        with tf.variable_scope("", reuse=True):
+            return step + 1, batch_norm_wrapper(batch, flag, decay=0.5, name="bn", **options)
+
+    turns = {} if dependent else {"parallel_iterations": 1}
+    return tf.while_loop(lambda step, _: step < 3, body, [0, inputs], **turns)
+
+
+@COND_KINDS  # a loop's body can't assign a ref variable
 @TWO_FLAGS
 @pytest.mark.parametrize("is_training", [True, False])
-def test_the_body_of_a_while_loop_may_hold_training_steps(graph, form, is_training, start, random):
-    batch = random.normal(3.0, 2.0, (4, CHANNELS))
-    inputs = tf.constant(batch)
+@pytest.mark.parametrize("dependent", [True, False])
+def test_each_turn_of_a_while_loop_updates_after_the_one_before(graph, dependent, form, is_training):
     flag, feed = flag_and_feed(form, is_training)
-    batch_norm_wrapper(inputs, False, name="bn")  # makes the variables before the loop
+    fetches = looped(flag, dependent)
+    batch = np.array([[2.0], [6.0]])
+    expected = oracle.moving([batch] * 3 if is_training else [], 0.5)
+    initialize = tf.global_variables_initializer()
+    with tf.Session() as session:  # with threads as they come: one thread would hide a race
+        for _ in range(100):
+            session.run(initialize)
+            turns, outputs = session.run(fetches, feed)
+            assert turns == 3
+            assert_statistics(session, expected)
+    statistics = oracle.statistics(batch) if is_training else (0.0, 1.0)
+    np.testing.assert_allclose(outputs, oracle.normalized(batch, *statistics), rtol=1e-6)
 
-    def body(step, _):
-        with tf.variable_scope("", reuse=True):
-            return step + 1, batch_norm_wrapper(inputs, flag, decay=0.5, name="bn")
 
-    steps, outputs = tf.while_loop(lambda step, _: step < 3, body, [0, inputs])
-    session = start()
-    got_steps, got = session.run([steps, outputs], feed)
-    assert got_steps == 3
-    assert_statistics(session, oracle.moving([batch] * 3 if is_training else [], 0.5))
-    expected = oracle.normalized(batch, *(oracle.statistics(batch) if is_training else (0.0, 1.0)))
-    np.testing.assert_allclose(got, expected, rtol=1e-6, atol=1e-6)
+@COND_KINDS
+@pytest.mark.parametrize("option", OPTIONS)
+def test_every_average_in_a_while_loop_is_what_three_steps_give(graph, option):
+    fetches = looped(True, True, **OPTIONS[option])
+    with tf.variable_scope("steps"):
+        step = batch_norm_wrapper(tf.constant([[2.0], [6.0]], tf.float64), True, decay=0.5, **OPTIONS[option])
+    initialize = tf.global_variables_initializer()
+    with tf.Session() as session:
+        for _ in range(10):
+            session.run(initialize)
+            session.run(fetches)
+            for _ in range(3):
+                session.run(step)
+            statistics = session.run(moving_statistics())
+            half = len(statistics) // 2
+            for by_loop, by_steps in zip(statistics[:half], statistics[half:], strict=True):
+                np.testing.assert_allclose(by_loop, by_steps, rtol=1e-9)
 
 
 # --- gradients --------------------------------------------------------------------------------------------------------
