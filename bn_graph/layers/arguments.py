@@ -28,6 +28,7 @@ _ONE_VALUE = (
     "every output would be beta whatever the input. To predict, build or feed is_training=False; in training, use a "
     "larger batch"
 )
+_NO_VALUE = "Batch normalization in training needs a value per channel: an empty batch has neither mean nor variance"
 
 
 class Method(enum.Enum):
@@ -74,7 +75,10 @@ def checked_tensors(
     """The four, converted and checked: see `checked_axis` and `checked_is_training`."""
     inputs = tf.convert_to_tensor(inputs, name="inputs")
     weights = None if weights is None else tf.convert_to_tensor(weights, name="weights")
-    return inputs, checked_axis(inputs, axis), checked_is_training(is_training), weights
+    axis, training = checked_axis(inputs, axis), checked_is_training(is_training)
+    if weights is not None:
+        _check_weights(weights, inputs)
+    return inputs, axis, training, weights
 
 
 def checked_is_training(is_training: bool | tf.Tensor) -> bool | tf.Tensor:
@@ -103,6 +107,19 @@ def check_constants(*, epsilon: float, **decays: float) -> None:
         raise ValueError(f"epsilon keeps the root away from 0 and must be above 0, got {epsilon!r}.")
 
 
+def _check_weights(weights: tf.Tensor, inputs: tf.Tensor) -> None:
+    if not (weights.dtype.is_bool or weights.dtype.is_floating or weights.dtype.is_integer):
+        raise TypeError(f"weights must be a mask of bools, or real numbers, got a tensor of {weights.dtype.name}.")
+    wanted = "weights must have the shape of the leading dimensions of inputs, such as [batch], or 1 in their place"
+    if weights.shape.rank is None:
+        raise ValueError(
+            f"{wanted}, and a known rank; got a shape of unknown rank. Set it with weights.set_shape(...)."
+        )
+    pairs = list(zip(weights.shape.as_list(), inputs.shape.as_list(), strict=False))
+    if weights.shape.rank > inputs.shape.rank or not all(w in (1, None) or x in (w, None) for w, x in pairs):
+        raise ValueError(f"{wanted}; got weights of shape {weights.shape} for inputs of shape {inputs.shape}.")
+
+
 def checked_clipping(clipping: Mapping[str, float] | None) -> Mapping[str, float]:
     """The clipping of renorm; a key that means nothing is a typing error and would clip nothing."""
     unknown = set(clipping or {}) - set(_CLIPPING_KEYS)
@@ -110,7 +127,19 @@ def checked_clipping(clipping: Mapping[str, float] | None) -> Mapping[str, float
         raise ValueError(
             f"renorm_clipping may have the keys {', '.join(_CLIPPING_KEYS)}, got {', '.join(sorted(unknown))}."
         )
+    for key, bound in (clipping or {}).items():
+        if not _is_number(bound):
+            raise ValueError(f"renorm_clipping[{key!r}] must be a number or a scalar tensor of numbers, got {bound!r}.")
     return clipping or {}
+
+
+def _is_number(value: object) -> bool:
+    if isinstance(value, int | float):
+        return not isinstance(value, bool)
+    if not hasattr(value, "dtype") or not hasattr(value, "shape"):
+        return False
+    dtype = tf.as_dtype(value.dtype)
+    return (dtype.is_floating or dtype.is_integer) and tf.TensorShape(value.shape).rank in (0, None)
 
 
 def resolve_average(average: str, *, zero_debias: bool, renorm: bool) -> Average:
@@ -212,10 +241,14 @@ def with_run_time_checks(
     weights: tf.Tensor | None = None,
     virtual_batch_size: int | None = None,
     unbiased: bool = False,
+    may_be_single: bool = False,
 ) -> tf.Tensor:
-    """`inputs` of a training batch, behind assertions of what is only known in a run."""
+    """`inputs` of a training batch, behind assertions of what is only known in a run.
+
+    `may_be_single`: one value per channel is enough, as it is to contrib.
+    """
     checks = [
-        *_values_checks(inputs, axis, virtual_batch_size),
+        *_values_checks(inputs, axis, virtual_batch_size, may_be_single),
         *([] if weights is None else _weights_checks(inputs, axis, weights, unbiased)),
     ]
     if not checks:
@@ -224,18 +257,21 @@ def with_run_time_checks(
         return tf.identity(inputs)
 
 
-def _values_checks(inputs: tf.Tensor, axis: int, virtual_batch_size: int | None) -> list[tf.Operation]:
-    """Two values per channel and statistic; a whole number of virtual batches."""
+def _values_checks(
+    inputs: tf.Tensor, axis: int, virtual_batch_size: int | None, may_be_single: bool
+) -> list[tf.Operation]:
+    """Two values per channel and statistic, or one; a whole number of virtual batches."""
+    least, message = (1, _NO_VALUE) if may_be_single else (2, _ONE_VALUE)
     checks = []
     reduced = reduced_axes(inputs, axis)
     sizes = [inputs.shape.as_list()[dimension] for dimension in reduced]
     shape = tf.shape(inputs)
     per_statistic = [virtual_batch_size, *sizes[1:]] if virtual_batch_size else sizes
-    if None in per_statistic or math.prod(per_statistic) < 2:
+    if None in per_statistic or math.prod(per_statistic) < least:
         values = tf.reduce_prod(tf.gather(shape, reduced))
         if virtual_batch_size:
             values = values // tf.maximum(shape[0] // virtual_batch_size, 1)
-        checks.append(tf.debugging.Assert(values > 1, [f"{_ONE_VALUE}. The inputs' shape was", shape]))
+        checks.append(tf.debugging.Assert(values >= least, [f"{message}. The inputs' shape was", shape]))
     if virtual_batch_size and sizes[0] is None:
         message = f"batch_norm_wrapper needs a batch that is a multiple of virtual_batch_size={virtual_batch_size}, got"
         whole = tf.equal(shape[0] % virtual_batch_size, 0)
@@ -244,11 +280,19 @@ def _values_checks(inputs: tf.Tensor, axis: int, virtual_batch_size: int | None)
 
 
 def _weights_checks(inputs: tf.Tensor, axis: int, weights: tf.Tensor, unbiased: bool) -> list[tf.Operation]:
-    """No negative weight; a sum that the mean, and Bessel's correction, can divide by."""
+    """A shape that fits; no negative weight; a sum that the mean, and Bessel's correction, can divide by."""
+    checks = []
+    if None in weights.shape.as_list() or None in inputs.shape.as_list()[: weights.shape.rank]:
+        sizes, wanted = tf.shape(weights), tf.shape(inputs)[: weights.shape.rank]
+        fits = tf.reduce_all(tf.logical_or(tf.equal(sizes, wanted), tf.equal(sizes, 1)))
+        message = (
+            "weights must have the shape of the leading dimensions of inputs, or 1 in their place; their shapes were"
+        )
+        checks.append(tf.debugging.Assert(fits, [message, sizes, tf.shape(inputs)]))
     message = "batch_norm_wrapper needs weights that are not negative and do not all vanish; their sum and least were"
     weights = tf.cast(weights, tf.float32)
     total, least = tf.reduce_sum(weights), tf.reduce_min(weights)
-    checks = [tf.debugging.Assert(tf.logical_and(total > 0, least >= 0), [message, total, least])]
+    checks.append(tf.debugging.Assert(tf.logical_and(total > 0, least >= 0), [message, total, least]))
     if unbiased:
         values_per_weight = tf.cast(tf.size(inputs), tf.float32) / tf.cast(tf.size(weights), tf.float32)
         enough = total * values_per_weight / inputs.shape.as_list()[axis] > 1.0

@@ -114,6 +114,11 @@ def _statistic(
     with tf.variable_scope(tf.get_variable_scope(), auxiliary_name_scope=False) as scope:
         scope.set_partitioner(None)
         variable = tf.get_variable(name, shape, dtype, initializer, trainable=False, collections=collections)
+    if not hasattr(variable, "assign_sub"):
+        raise ValueError(
+            f"{name} must be a variable, for the layer updates it; the variable scope's custom getter returned {variable}. "
+            "Let the getter return what it is given, getter(*args, **kwargs), for what is not trainable."
+        )
     register(variable)
     return variable
 

@@ -97,7 +97,8 @@ def batch_norm_wrapper(
         renorm_decay: weight of the old value in the statistics that renorm corrects toward.
         weights: how much each example counts in the statistics: a bool mask, or numbers from 0 up, of shape
             ``[batch]``, or of any leading dimensions of `inputs` (``[batch, time]``), or of their rank and
-            broadcastable to them. All are normalized, whatever their weight.
+            broadcastable to them. All are normalized, whatever their weight; a value of weight 0 that is not finite
+            gives beta, and reaches no gradient.
         sync: for training on several workers (processes or towers): puts all workers' vectors together, as
             `bn_graph.training.distributed.gatherer` makes it. "The batch" is then that of all workers together, each
             example counted alike however many a worker has; gradients flow through the exchange, and the moving
@@ -123,16 +124,17 @@ def batch_norm_wrapper(
     Raises:
         ValueError: unknown rank or channel dimension, rank outside 2 to 5, `axis` outside the rank; `is_training`
             neither a bool nor a scalar bool tensor; `decay` or `renorm_decay` outside [0, 1]; `epsilon` not above 0;
-            an `average` or a key of `renorm_clipping` that does not exist; arguments that exclude each other (fused
+            an `average` or a key of `renorm_clipping` that does not exist; `weights` of a shape that does not fit; a custom
+            getter that returns no variable for a statistic; arguments that exclude each other (fused
             with what the kernel can't do; two of virtual_batch_size, renorm, weights and sync; zero_debias with another
             average; sync_population_only without sync); a static batch that is no multiple of `virtual_batch_size`; or,
             with ``is_training=True`` and without sync, a static shape with fewer than two values per channel.
-        TypeError: `inputs` are not floats.
+        TypeError: `inputs` are not floats, or `weights` neither bools nor numbers.
         tf.errors.InvalidArgumentError: at a training run that is fed fewer than two values per channel. The mean
             of one value is that value, so every output would be beta whatever the input, and an empty batch would
-            turn the moving statistics into NaN. (PyTorch refuses the same.) Likewise weights that sum to
-            0, or to at most 1 with `unbiased_variance`, and a batch that is no multiple of `virtual_batch_size`. Nothing
-            is updated.
+            turn the moving statistics into NaN. (PyTorch refuses the same.) Likewise weights of a shape that does not
+            fit, that sum to 0, or to at most 1 with `unbiased_variance`, and a batch that is no multiple of
+            `virtual_batch_size`. Nothing is updated.
 
     Caveats:
         1. A bias just before the layer is redundant: the batch's mean subtracts it, and beta adds one. Leave it out

@@ -97,6 +97,9 @@ def _values_per_channel(inputs: tf.Tensor, axes: Sequence[int]) -> tf.Tensor:
 def weighted_statistics(inputs: tf.Tensor, axes: Sequence[int], weights: tf.Tensor) -> BatchStatistics:
     """`batch_statistics` with each value counted `weights` times; a weight of 0 leaves a value out, NaN included.
 
+    A value of weight 0 that is not finite (padding may hold anything) is centered as if it were the mean, so that it
+    reaches neither outputs nor gradients; other values of weight 0 are centered like all.
+
     Args:
         inputs: float tensor of known rank.
         axes: the dimensions to average over.
@@ -115,7 +118,7 @@ def weighted_statistics(inputs: tf.Tensor, axes: Sequence[int], weights: tf.Tens
     """
     inputs = tf.cast(inputs, compute_dtype(inputs.dtype))
     weights = tf.cast(weights, inputs.dtype) + tf.zeros_like(inputs)
-    # Padding may hold anything, and 0·NaN is NaN, in the forward pass and in the gradient.
+    # 0·NaN is NaN, in the forward pass and in the gradient.
     counted = tf.where(weights > 0, inputs, tf.zeros_like(inputs))
     count = tf.reduce_sum(weights, axes, keepdims=True)
 
@@ -125,7 +128,9 @@ def weighted_statistics(inputs: tf.Tensor, axes: Sequence[int], weights: tf.Tens
     shift = tf.stop_gradient(weighted_mean(counted))
     remainder = weighted_mean(counted - shift)
     variance = weighted_mean(tf.square(counted - shift - remainder))
-    return BatchStatistics(inputs - shift - remainder, shift + remainder, variance, count)
+    neutral = tf.broadcast_to(shift, tf.shape(inputs))
+    values = tf.where(tf.logical_or(weights > 0, tf.math.is_finite(inputs)), inputs, neutral)
+    return BatchStatistics(values - shift - remainder, shift + remainder, variance, count)
 
 
 def normalize(

@@ -125,6 +125,7 @@ def batch_norm(
             `zero_debias_moving_mean` or other `updates_collections` than ``UPDATE_OPS``; a name or key that means
             nothing; ``reuse=True`` without a scope, or without the variables.
         TypeError: `inputs` are not floats.
+        tf.errors.InvalidArgumentError: at a training run with an empty batch. Nothing is updated.
 
     Source: "tensorflow中的batchnorm", section on ``tf.contrib.layers.batch_norm``, for signature and defaults.
 
@@ -272,14 +273,17 @@ def _transform(
     clipping: Mapping[str, float],
     adjustment: Adjustment | None,
 ) -> Callable[..., Normalized]:
-    """The transform of a training batch, ``(inputs, axis, gamma, beta, epsilon)``; contrib checks no batch."""
+    """The transform of a training batch, ``(inputs, axis, gamma, beta, epsilon)``, which must not be empty."""
     if reference is not None:
         by_batch = partial(transforms.with_renorm, reference=reference[:2], clipping=clipping)
     elif fused:
         by_batch = partial(transforms.by_fused_kernel, unbiased=unbiased)
     else:
         by_batch = partial(transforms.by_moments, unbiased=unbiased, weights=weights)
-    return by_batch if adjustment is None else partial(_adjusted, by_batch=by_batch, adjustment=adjustment)
+    if adjustment is not None:
+        by_batch = partial(_adjusted, by_batch=by_batch, adjustment=adjustment)
+    checked = partial(arguments.with_run_time_checks, may_be_single=True)
+    return lambda inputs, axis, *parameters: by_batch(checked(inputs, axis), axis, *parameters)
 
 
 def _adjusted(

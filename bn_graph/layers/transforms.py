@@ -171,12 +171,15 @@ def with_renorm(
     moving_deviation = tf.maximum(moving_deviation, epsilon**0.5)  # the start may be 0
     r = tf.sqrt(statistics.variance + epsilon) / moving_deviation
     d = (statistics.mean - moving_mean) / moving_deviation
-    if "rmin" in clipping:
-        r = tf.maximum(r, clipping["rmin"])
-    if "rmax" in clipping:
-        r = tf.minimum(r, clipping["rmax"])
-    if "dmax" in clipping:
-        d = tf.clip_by_value(d, -clipping["dmax"], clipping["dmax"])
+    bounds = {  # a Python float takes the tensors' dtype by itself, and exactly
+        key: bound if isinstance(bound, float | int) else tf.cast(bound, r.dtype) for key, bound in clipping.items()
+    }
+    if "rmin" in bounds:
+        r = tf.maximum(r, bounds["rmin"])
+    if "rmax" in bounds:
+        r = tf.minimum(r, bounds["rmax"])
+    if "dmax" in bounds:
+        d = tf.clip_by_value(d, -bounds["dmax"], bounds["dmax"])
     normalized = moments.normalize(statistics.centered, statistics.variance, None, None, epsilon)
     outputs = normalized * tf.stop_gradient(r) + tf.stop_gradient(d)
     if gamma is not None:

@@ -234,6 +234,83 @@ def test_weights_of_the_leading_dimensions_mask_time_steps(plain_graph, start, r
     np.testing.assert_allclose(value_of(session, "moving_variance"), batch[mask].var(0), rtol=1e-12)
 
 
+@pytest.mark.parametrize("garbage", [np.nan, np.inf])
+@pytest.mark.parametrize("shape", [(4, CHANNELS), (4, 2, CHANNELS)])
+def test_what_is_not_finite_in_a_row_of_weight_zero_reaches_no_gradient(plain_graph, shape, garbage, start, random):
+    inputs, flag, outputs = layer((None, *shape[1:]), weights=tf.constant([True, True, True, False]))
+    kernel = tf.get_variable("kernel", [CHANNELS, 2], tf.float64, tf.ones_initializer())
+    after = tf.square(tf.tensordot(outputs, kernel, 1)) * np.arange(1.0, 3.0)
+    loss = tf.reduce_sum(after[:3] * inputs[:3, ..., :1])
+    gradients = tf.gradients(loss, [inputs, *tf.trainable_variables()])
+    batch = random.normal(size=shape)
+    session = start()
+    padded = np.copy(batch)
+    padded[3] = garbage
+    expected = session.run(gradients, {inputs: batch, flag: True})
+    for got, wanted in zip(session.run(gradients, {inputs: padded, flag: True}), expected, strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=1e-9, atol=1e-12)
+    beta = np.zeros(shape[1:])
+    np.testing.assert_allclose(session.run(outputs, {inputs: padded, flag: True})[3], beta, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("weights", "error", "says"),
+    [
+        (np.ones(5), ValueError, r"got weights of shape \(5,\) for inputs of shape \(4, 2, 3\)"),
+        (np.ones((4, 3)), ValueError, r"got weights of shape \(4, 3\) for"),
+        (np.ones((4, 2, 3, 1)), ValueError, r"got weights of shape \(4, 2, 3, 1\) for"),
+        (["a", "b", "c", "d"], TypeError, "weights must be a mask of bools, or real numbers, got a tensor of string"),
+    ],
+)
+def test_weights_of_a_wrong_shape_or_dtype_are_named(plain_graph, weights, error, says):
+    with pytest.raises(error, match=says):
+        batch_norm_wrapper(tf.zeros([4, 2, CHANNELS]), True, weights=weights)
+    assert tf.global_variables() == []
+
+
+def test_weights_of_unknown_rank_are_refused(plain_graph):
+    with pytest.raises(ValueError, match=r"unknown rank. Set it with weights.set_shape"):
+        batch_norm_wrapper(tf.zeros([4, CHANNELS]), True, weights=tf.placeholder(tf.float32))
+
+
+def test_weights_that_are_fed_in_a_wrong_shape_are_named_and_nothing_is_updated(plain_graph, start):
+    weights = tf.placeholder(tf.float32, [None])
+    inputs, flag, outputs = layer(weights=weights)
+    session = start()
+    with pytest.raises(tf.errors.InvalidArgumentError, match="weights must have the shape of the leading dimensions"):
+        session.run(outputs, {inputs: np.ones((4, CHANNELS)), weights: np.ones(3), flag: True})
+    np.testing.assert_array_equal(value_of(session, "moving_mean"), np.zeros(3))
+    session.run(outputs, {inputs: np.ones((4, CHANNELS)), weights: np.ones(1), flag: True})  # 1 counts all alike
+
+
+@pytest.mark.parametrize("dtype", [tf.float64, tf.float16, tf.int32])
+def test_renorm_clipping_takes_tensors_of_any_number_dtype(plain_graph, dtype, start, random):
+    numbers = {"rmin": 1.0, "rmax": 2.0, "dmax": 0.0}
+    tensors = {key: tf.cast(tf.constant(value), dtype) for key, value in numbers.items()}
+    inputs = tf.placeholder(tf.float32, [None, CHANNELS])
+    pair = [batch_norm_wrapper(inputs, True, renorm=True, renorm_clipping=each) for each in (numbers, tensors)]
+    one, other = start().run(pair, {inputs: batches_of(random, 1)[0]})
+    np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("bound", ["2", None, True, np.ones(2)])
+def test_a_bound_of_renorm_clipping_that_is_no_number_is_named(plain_graph, bound):
+    with pytest.raises(ValueError, match=r"renorm_clipping\['rmax'\] must be a number"):
+        batch_norm_wrapper(tf.zeros([4, CHANNELS]), True, renorm=True, renorm_clipping={"rmax": bound})
+
+
+@pytest.mark.parametrize("is_training", [True, False])
+def test_a_getter_that_returns_tensors_for_the_statistics_is_named(plain_graph, is_training):
+    def halved(getter, *args, **kwargs):
+        return tf.cast(getter(*args, **kwargs), tf.float32) * 1.0
+
+    with (
+        tf.variable_scope("net", custom_getter=halved),
+        pytest.raises(ValueError, match=r"moving_mean must be a variable.*custom getter returned"),
+    ):
+        batch_norm_wrapper(tf.zeros([4, CHANNELS]), is_training)
+
+
 @pytest.mark.parametrize("weights", [[0.0, 0.0, 0.0], [1.0, -1.0, 2.0]])
 def test_weights_that_vanish_or_are_negative_are_refused_and_update_nothing(graph, weights, start, random):
     inputs, flag, outputs = layer(weights=tf.constant(weights))

@@ -368,6 +368,19 @@ def test_a_batch_of_one_value_per_channel_gives_beta_and_statistics_that_stay_nu
     assert_statistics(session, 5.0 * (1 - DECAY), DECAY)
 
 
+@ranks
+@pytest.mark.parametrize("in_place", [True, False])
+def test_an_empty_batch_in_training_is_one_clear_error_and_nothing_is_updated(plain_graph, rank, in_place, start):
+    inputs = tf.placeholder(tf.float32, [None, *SHAPES[rank][1:]])
+    outputs = slim.batch_norm(inputs, updates_collections=None if in_place else tf.GraphKeys.UPDATE_OPS)
+    session, empty = start(), np.zeros((0, *SHAPES[rank][1:]))
+    before = session.run(tf.global_variables())
+    for fetch in (outputs, *tf.get_collection(tf.GraphKeys.UPDATE_OPS)):
+        with pytest.raises(tf.errors.InvalidArgumentError, match="an empty batch has neither mean nor variance"):
+            session.run(fetch, {inputs: empty})
+        assert_unmoved(session, before)
+
+
 # --- further arguments ------------------------------------------------------------------------------------------------
 
 
