@@ -11,6 +11,7 @@ __all__ = [
     "Average",
     "Method",
     "check_constants",
+    "check_graph_mode",
     "checked_axis",
     "checked_clipping",
     "checked_fused",
@@ -29,6 +30,16 @@ _ONE_VALUE = (
     "larger batch"
 )
 _NO_VALUE = "Batch normalization in training needs a value per channel: an empty batch has neither mean nor variance"
+
+
+def check_graph_mode() -> None:
+    """Raises in eager mode, where there is no graph to build the layer in."""
+    if tf.executing_eagerly():
+        raise RuntimeError(
+            "The layers of bn_graph are built in a graph, and eager execution is on. Build inside `with "
+            "tf.Graph().as_default():` and run in a tf.compat.v1.Session, wrap the building function by "
+            "tf.compat.v1.wrap_function, or call tf.compat.v1.disable_eager_execution() when the program starts."
+        )
 
 
 class Method(enum.Enum):
@@ -73,6 +84,7 @@ def checked_tensors(
     inputs: tf.Tensor, axis: int, is_training: bool | tf.Tensor, weights: tf.Tensor | None
 ) -> tuple[tf.Tensor, int, bool | tf.Tensor, tf.Tensor | None]:
     """The four, converted and checked: see `checked_axis` and `checked_is_training`."""
+    check_graph_mode()
     inputs = tf.convert_to_tensor(inputs, name="inputs")
     weights = None if weights is None else tf.convert_to_tensor(weights, name="weights")
     axis, training = checked_axis(inputs, axis), checked_is_training(is_training)

@@ -22,6 +22,7 @@ __all__ = [
     "exponential_average",
     "is_ref_variable",
     "moving_statistics",
+    "op_name",
     "read_after",
     "register",
     "renorm_average",
@@ -125,8 +126,20 @@ def _statistic(
 
 def register(variable: tf.Variable) -> None:
     """Lists `variable` in `MOVING_STATISTICS` of its graph, once, so that `moving_statistics` finds it."""
-    if variable.op.name not in _registered(variable.graph):
-        variable.graph.add_to_collection(MOVING_STATISTICS, variable.op.name)
+    # Under wrap_function a variable is outside of the graph that is being built, and in no graph at all.
+    graph = tf.get_default_graph() if is_eager(variable) else variable.graph
+    if op_name(variable) not in _registered(graph):
+        graph.add_to_collection(MOVING_STATISTICS, op_name(variable))
+
+
+def op_name(variable: tf.Variable) -> str:
+    """The variable's name without its port, also of one that has no op in the graph or no single one (parts)."""
+    return variable.name.partition(":")[0]
+
+
+def is_eager(variable: tf.Variable) -> bool:
+    """Whether `variable` holds its value outside of every graph, as those made under ``wrap_function`` do."""
+    return not is_ref_variable(variable) and not hasattr(variable.handle, "graph")
 
 
 def _registered(graph: tf.Graph) -> set[str]:
@@ -158,7 +171,7 @@ def moving_statistics(graph: tf.Graph | None = None) -> list[tf.Variable]:
     return [
         variable
         for variable in graph.get_collection(tf.GraphKeys.GLOBAL_VARIABLES)
-        if variable.op.name in registered or variable.op.name.split("/")[-1] in _CONVENTIONAL_NAMES
+        if op_name(variable) in registered or op_name(variable).split("/")[-1] in _CONVENTIONAL_NAMES
     ]
 
 

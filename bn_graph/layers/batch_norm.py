@@ -122,6 +122,7 @@ def batch_norm_wrapper(
         The names and shapes are those of ``tf.compat.v1.layers.batch_normalization``.
 
     Raises:
+        RuntimeError: eager execution is on and no graph is being built.
         ValueError: unknown rank or channel dimension, rank outside 2 to 5, `axis` outside the rank; `is_training`
             neither a bool nor a scalar bool tensor; `decay` or `renorm_decay` outside [0, 1]; `epsilon` not above 0;
             an `average` or a key of `renorm_clipping` that does not exist; `weights` of a shape that does not fit; a custom
@@ -262,14 +263,13 @@ def noted(
     """
     outputs.set_shape(inputs.shape)
     note = {
-        "scope": variables.moving_mean.op.name.rpartition("/")[0] if scope is None else scope,
+        "scope": averages.op_name(variables.moving_mean).rpartition("/")[0] if scope is None else scope,
         "inputs": inputs.name,
         "outputs": outputs.name,
         "axis": axis,
         "epsilon": float(epsilon),
     }
-    # `name` and not `op.name`: a scope's partitioner may have cut gamma and beta into parts, which have no op in common.
     present = {name: variable for name, variable in variables._asdict().items() if variable is not None}
-    note |= {name: variable.name.partition(":")[0] for name, variable in present.items()}
+    note |= {name: averages.op_name(variable) for name, variable in present.items()}
     tf.add_to_collection(LAYERS, json.dumps(note))
     return outputs

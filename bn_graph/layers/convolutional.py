@@ -110,6 +110,7 @@ class ConvolutionalBatchNormalizer:
         Raises:
             ValueError: `depth` is no whole number from 1 up, or `epsilon` is not above 0.
         """
+        arguments.check_graph_mode()
         if isinstance(depth, bool) or not isinstance(depth, int) or depth < 1:
             raise ValueError(f"depth must be a whole number from 1 up, got {depth!r}.")
         arguments.check_constants(epsilon=epsilon)

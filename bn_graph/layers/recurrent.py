@@ -141,6 +141,7 @@ class BatchNormLSTMCell:
             ValueError: `units` or `max_steps` is no whole number from 1 up; `is_training` is neither a bool nor a scalar
                 bool tensor; `decay` or `epsilon` is out of its range.
         """
+        arguments.check_graph_mode()
         for argument, value in (("units", units), ("max_steps", max_steps)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{argument} must be a whole number from 1 up, got {value!r}.")

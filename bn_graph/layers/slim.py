@@ -143,6 +143,7 @@ def batch_norm(
         BatchNorm/moving_mean [2.]
         BatchNorm/moving_variance [4.5]
     """
+    arguments.check_graph_mode()
     inputs = tf.convert_to_tensor(inputs, name="inputs")
     axis = _checked_axis(inputs, data_format)
     training = _checked_flag(is_training)
