@@ -1,7 +1,7 @@
 """Legacy Keras and Keras 3, each in a process of its own: a process can have only one of them as its ``tf.keras``.
 
-`ask_both` runs one of the functions below in a child of each library, both at once. The module imports neither Keras
-until a child calls such a function.
+`ask_both` runs one of the functions below in a child of each library, both at once; `where`, `text_by_library` and
+`verdict_by_library` judge what came back. The module imports neither Keras until a child calls such a function.
 """
 
 import math
@@ -11,8 +11,9 @@ from collections.abc import Callable
 import numpy as np
 
 from experiments.machinery import children
+from experiments.machinery.verdicts import Verdict, does_not_hold, holds, holds_if
 
-__all__ = ["LIBRARIES", "ask_both", "four_cells", "modes"]
+__all__ = ["LIBRARIES", "ask_both", "four_cells", "modes", "text_by_library", "verdict_by_library", "where"]
 
 LIBRARIES = {"legacy Keras": "1", "Keras 3": "0"}
 """Each library, and the value of TF_USE_LEGACY_KERAS that makes it ``tf.keras``."""
@@ -25,6 +26,28 @@ def ask_both(function: Callable, **arguments) -> dict[str, dict]:
         for library, legacy in LIBRARIES.items()
     }
     return children.ask_each(function, questions)
+
+
+# Of a result whose "libraries" are what `ask_both` returned: one part of it, in each library.
+def where(result: dict, part: str, condition: Callable[[dict], bool]) -> list[str]:
+    """The libraries that meet the condition."""
+    return [library for library, each in result["libraries"].items() if condition(each[part])]
+
+
+def text_by_library(result: dict, part: str, text: Callable[[dict], str]) -> str:
+    """One text if the libraries agree, else one of each."""
+    texts = {library: text(each[part]) for library, each in result["libraries"].items()}
+    if len(set(texts.values())) == 1:
+        return f"both: {next(iter(texts.values()))}"
+    return "; ".join(f"{library}: {each}" for library, each in texts.items())
+
+
+def verdict_by_library(result: dict, part: str, condition: Callable, text: Callable, note: str) -> Verdict:
+    """Holds in both libraries, in one (which is then the condition), or in none; `text` says what was measured in one."""
+    good, measured = where(result, part, condition), text_by_library(result, part, text)
+    if len(good) == len(result["libraries"]):
+        return holds(measured, note)
+    return holds_if(f"it is {good[0]}", measured, note) if good else does_not_hold(measured, note)
 
 
 def _keras():
