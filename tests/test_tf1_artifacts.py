@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 import bn_graph
+from bn_graph.__main__ import main
 from bn_graph.audit import audit
 from bn_graph.checkpoints import meta_graphs
-from bn_graph.commands import inference_graph, recalibrate
 from bn_graph.layers import slim
 from bn_graph.tf1 import tf
 from tests.commands import broken
@@ -214,14 +214,14 @@ def test_recalibrate_computes_the_population_statistics(artifact):
 def run(command, artifact, *words, prefix=None):
     meta = ["--meta", f"{prefix or artifact.prefix}.meta", "--checkpoint", prefix or artifact.prefix]
     feeds = [word for name in artifact.facts["feeds"] for word in ("--feed", f"{name}=false")]
-    assert command.run(broken.parsed(command, *meta, *feeds, *words)) == 0
+    assert main([command, *map(str, (*meta, *feeds, *words))]) == 0
 
 
 def serve(artifact, folder, prefix=None):
     """Runs the command `inference-graph`; what the SavedModel answers."""
     name = artifact.facts["input"]
     cut = ["--input", name] if artifact.at.name == "estimator_run" else []
-    run(inference_graph, artifact, "--output", artifact.facts["output"], *cut, "--out", folder, prefix=prefix)
+    run("inference-graph", artifact, "--output", artifact.facts["output"], *cut, "--out", folder, prefix=prefix)
     return broken.answers(folder, shown(artifact))
 
 
@@ -231,7 +231,7 @@ def test_the_commands_write_the_old_outputs_and_those_by_population_statistics(a
 
     data, out = str(tmp_path / "data.npz"), str(tmp_path / "recalibrated" / "model")
     np.savez(data, **{artifact.facts["input"]: EXAMPLES})
-    run(recalibrate, artifact, "--data", data, "--out", out, *["--inference-layers"] * only_infers(artifact))
+    run("recalibrate", artifact, "--data", data, "--out", out, *["--inference-layers"] * only_infers(artifact))
     got = serve(artifact, tmp_path / "by population", out)
     # A copy of the network counts the examples once more, which changes Bessel's correction by 1 in 768.
     tolerance = 1e-5 if "prediction" not in artifact.at.name and "twice" not in artifact.at.name else 1e-2
