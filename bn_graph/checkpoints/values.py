@@ -76,13 +76,13 @@ def assign_values(session: tf.Session, values: Iterable[tuple[WholeVariable, Arr
         ValueError: a value's shape differs, or a variable has no initializer that assigns a tensor.
 
     Example:
-    >>> from bn_graph.checkpoints.values import assign_values
-    >>> from bn_graph.tf1 import tf
-    >>> with tf.Graph().as_default(), tf.Session() as session:
-    ...     w = tf.get_variable("w", [2])
-    ...     assign_values(session, [(w, [1.0, 2.0])])
-    ...     session.run(w)
-    array([1., 2.], dtype=float32)
+        >>> from bn_graph.checkpoints.values import assign_values
+        >>> from bn_graph.tf1 import tf
+        >>> with tf.Graph().as_default(), tf.Session() as session:
+        ...     w = tf.get_variable("w", [2])
+        ...     assign_values(session, [(w, [1.0, 2.0])])
+        ...     session.run(w)
+        array([1., 2.], dtype=float32)
     """
     runs: list[tuple[list, dict]] = []
     used = Counter()
@@ -142,7 +142,7 @@ def _joined(variable: WholeVariable, values: Sequence[np.ndarray]) -> np.ndarray
     return whole
 
 
-def open_checkpoint(prefix: str) -> tf.train.NewCheckpointReader:
+def open_checkpoint(prefix: str):
     """TensorFlow's reader of a checkpoint.
 
     Raises:

@@ -14,7 +14,9 @@ import warnings
 __all__ = ["start_tensorflow_quietly"]
 
 _NOTICE = re.compile(
-    r"^I\d{4} "  # glog's INFO lines: which instruction sets and libraries are in use
+    r"^I\d{4} |^[-\d]{10} [:.\d]+: I "  # glog's INFO lines: which instruction sets and libraries are in use
+    r"|^To enable the following instructions"
+    r"|Unable to register cu\w+ factory|TF-TRT Warning"  # of TensorFlow 2.12 to 2.18, where nothing is wrong
     r"|^WARNING: All log messages before absl::InitializeLog"
     r"|failed call to cuInit"  # there is no GPU, which is no error for what this project does
 )
