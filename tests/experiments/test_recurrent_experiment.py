@@ -49,8 +49,8 @@ def test_the_first_steps_are_measured_from_both_states(finished):
 
 def test_a_second_run_takes_finished_trainings_from_the_first(finished, monkeypatch):
     result, folder, _ = finished
-    monkeypatch.setattr(experiment, "_trained", lambda *_: pytest.fail("a network was trained again"))
-    monkeypatch.setattr(experiment, "_first_steps", lambda _: result["first_steps"])
+    monkeypatch.setattr(experiment, "measure_variant", lambda *_: pytest.fail("a network was trained again"))
+    monkeypatch.setattr(experiment, "first_steps", lambda _: result["first_steps"])
     assert harness.main(experiment, ["--mode", "quick", "--steps", str(STEPS), "--output", str(folder.parent)]) == 0
     assert json.loads((folder / "result.json").read_text())["runs"] == result["runs"]
 
@@ -58,10 +58,16 @@ def test_a_second_run_takes_finished_trainings_from_the_first(finished, monkeypa
 # --- Parts ------------------------------------------------------------------------------------------------------------
 
 
-def test_full_mode_has_all_three_tasks_and_the_zero_start_on_one():
-    settings = experiment.harness.Settings("recurrent", "full", None, None, [0], 100, None)
-    assert experiment.tasks_of(settings) == {"rows": 100, "pixels": 25, "permuted pixels": 25}
-    assert [experiment.ZERO in experiment.variants_of(task) for task in experiment.tasks_of(settings)] == [0, 1, 0]
+def test_full_mode_has_all_three_tasks_and_the_zero_start_on_one(monkeypatch):
+    monkeypatch.setattr(experiment, "measure_variant", lambda *of: {"task": of[1], "steps": of[2], "variant": of[3]})
+    monkeypatch.setattr(experiment.kept_work, "measured_once", lambda *of, **_: of[3]())
+    monkeypatch.setattr(experiment, "first_steps", lambda _: [])
+    full = experiment.FULL
+    result = experiment.run(harness.Settings("recurrent", "full", None, None, [0], 100, None, own=full.own))
+    assert result["tasks"] == {"rows": 100, "pixels": 25, "permuted pixels": 25}
+    assert all(run["steps"] == result["tasks"][run["task"]] for run in result["runs"])
+    assert [run["task"] for run in result["runs"] if run["variant"] == experiment.ZERO] == ["pixels"]
+    assert len(result["runs"]) == 10
 
 
 def test_pixels_are_averages_of_four_in_order_or_permuted_alike_for_all_images():
@@ -150,7 +156,7 @@ def test_a_task_that_was_not_learned_has_no_say_unless_all_were_not():
 @pytest.mark.skipif(not os.environ.get("MNIST_DIR"), reason="MNIST_DIR is not set")
 def test_black_first_pixels_have_no_variance_and_multiply_the_gradients():
     data = bn_graph.load("mnist")
-    settings = experiment.harness.Settings("recurrent", "full", data, None, [0], 1, None)
-    result = {"first_steps": experiment._first_steps(settings)}
-    assert experiment._steps_without_variance(result) > 5
-    assert experiment._exploded(result, experiment.EPSILON) > 100  # 10⁵ was measured
+    settings = harness.Settings("recurrent", "full", data, None, [0], 1, None)
+    result = {"first_steps": experiment.first_steps(settings)}
+    assert max(result["first_steps"][0]["variance_by_step"][:6]) < 1e-12
+    assert experiment.times_exploded(result, experiment.EPSILON) > 100  # 10⁵ was measured
