@@ -24,31 +24,24 @@ import numpy as np
 import bn_graph
 from bn_graph.checkpoints.values import assign_values
 from bn_graph.tf1 import legacy_layers, tf
-from experiments.machinery import harness, kept_work
+from experiments.machinery import classifiers, harness, kept_work
+from experiments.machinery.classifiers import layer_sizes
 from experiments.machinery.figures import BLUE, ORANGE, figure
-from experiments.machinery.harness import Mode
-from experiments.machinery.results import spread
+from experiments.machinery.harness import Mode, Settings
+from experiments.machinery.results import data_name, seeds, spread
 from experiments.machinery.verdicts import Verdict, does_not_hold, holds, holds_if
 
-# The solver document's.
-HIDDEN_UNITS = (32, 32)
-BATCH_SIZE = 32
-# tf.layers' default, which the document has.
-EPSILON = 1e-3
-# 0.6 of an epoch at batch 32: enough for 0.9 and more where a rate is usable.
-STEPS = 1000
-QUICK_STEPS = 300
-RATES = {
-    "gradient descent": (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0),
-    "Adam": (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0),  # 0.01 is the solver document's
-}
+# The solver document's; ε is tf.layers' default, which it has.
+HIDDEN_UNITS, BATCH_SIZE, EPSILON = (32, 32), 32, 1e-3
+# 0.01 of Adam is the solver document's.
+RATES = {"gradient descent": (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0), "Adam": (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)}
 # The claim list's, and one above the document's.
 BATCH_SIZES = (1, 2, 4, 8, 32, 128)
 # Of Adam; each form is taken at the better of the two, so that neither is favoured.
 BATCH_RATES = (0.001, 0.01)
 # Of Adam, in the experiments on gamma and beta.
 UNDO_RATE = 0.01
-FORMS = ("with", "without")
+FORMS, OWN_STATISTICS = ("with", "without"), "by own statistics"
 
 # A rate is usable if accuracy is at most this much below the form's own best.
 USABLE = 0.05
@@ -57,11 +50,27 @@ NOT_SEEN = 0.002
 # Gamma and beta have undone the layer if a tenth of their distance, or less, is left.
 UNDONE = 0.1
 
-FULL = Mode(data="mnist", steps=STEPS, seeds=[0, 1, 2])
-QUICK = Mode(data="digits", steps=QUICK_STEPS, seeds=[0])
+# 0.6 of an epoch at batch 32: enough for 0.9 and more where a rate is usable.
+FULL = Mode(data="mnist", steps=1000, seeds=[0, 1, 2])
+QUICK = Mode(data="digits", steps=300)
 
 
-class _Network(NamedTuple):
+def run(settings: Settings) -> dict:
+    identity = {"rates": RATES, "batches": [BATCH_SIZES, BATCH_RATES, BATCH_SIZE], "undo": UNDO_RATE}
+    parts = {"rates": sweep_rates, "batches": sweep_batches, "undo": undo}
+    runs = []
+    for seed in settings.seeds:
+        measured = {"seed": seed}
+        for place in harness.progress_bar(f"seed {seed}: rates, batches, undoing")(range(len(parts))):
+            name, measure = list(parts.items())[place]
+            measure = partial(measure, settings, seed)
+            measured[name] = kept_work.measured_once(settings, seed, name, measure, **identity)
+        runs.append(measured)
+    return {"runs": runs}
+
+
+# --- The network, and its training from given weights -----------------------------------------------------------------
+class Network(NamedTuple):
     """What is run of a network: `step` trains, at the rate in `rate_in_use`; `layers` are pairs of gamma and beta."""
 
     x: tf.Tensor
@@ -69,7 +78,6 @@ class _Network(NamedTuple):
     is_training: tf.Tensor
     rate: tf.Tensor
     rate_in_use: tf.Variable
-    loss: tf.Tensor
     accuracy: tf.Tensor
     initializer: tf.Operation
     step: bn_graph.Step
@@ -79,9 +87,9 @@ class _Network(NamedTuple):
     layers: list[tuple[tf.Variable, tf.Variable]]
 
 
-def build(sizes: Sequence[int], form: str, optimizer: str, *, train_weights: bool = True) -> _Network:
+def build(sizes: Sequence[int], form: str, optimizer: str, *, train_weights: bool = True) -> Network:
     """The solver document's network in the default graph. Rate and mode are fed, so that one graph serves a whole sweep."""
-    x, y_ = (tf.placeholder(tf.float32, [None, width]) for width in (sizes[0], sizes[-1]))
+    x, y_ = classifiers.placeholders(sizes)
     is_training, rate = tf.placeholder(tf.bool, []), tf.placeholder(tf.float32, [])
     weights, sums, layer = [], [], x
     for number, shape in enumerate(itertools.pairwise(sizes), start=1):
@@ -95,11 +103,8 @@ def build(sizes: Sequence[int], form: str, optimizer: str, *, train_weights: boo
                 # tf.layers and not the library's wrapper, which refuses to train on a batch of one.
                 layer = legacy_layers().batch_normalization(layer, training=is_training, name=f"bn{number}")
             layer = tf.nn.relu(layer)
-    loss = tf.reduce_mean(tf.nn.softmax_cross_entropy_with_logits_v2(labels=y_, logits=layer))
-    accuracy = tf.reduce_mean(tf.cast(tf.equal(tf.argmax(layer, 1), tf.argmax(y_, 1)), tf.float32))
+    loss, accuracy = tf.reduce_mean(classifiers.losses(layer, y_)), classifiers.accuracy(layer, y_)
     chosen = {"gradient descent": tf.train.GradientDescentOptimizer, "Adam": tf.train.AdamOptimizer}[optimizer](rate)
-    if form == "without" and not train_weights:
-        raise ValueError("nothing would be trained")
     train_op = bn_graph.train_op(chosen, loss)
     named = {variable.op.name: variable for variable in tf.global_variables()}
     numbers = range(1, len(sizes) - 1) if form == "with" else ()
@@ -108,22 +113,18 @@ def build(sizes: Sequence[int], form: str, optimizer: str, *, train_weights: boo
     rate_in_use = tf.Variable(rate, trainable=False, collections=[], name="rate_in_use")
     step = bn_graph.Step(train_op, x, y_, {is_training: True, rate: rate_in_use})
     # Loops are made once a sweep and batch size: TensorFlow optimizes each anew, which takes as long as many steps.
-    return _Network(x, y_, is_training, rate, rate_in_use, loss, accuracy, initializer, step, {}, weights, sums, layers)
+    return Network(x, y_, is_training, rate, rate_in_use, accuracy, initializer, step, {}, weights, sums, layers)
 
 
 def initial_weights(sizes: Sequence[int], seed: int) -> list[np.ndarray]:
     """Glorot's uniform weights and zero biases, as tf.layers.dense has them."""
-    generator = np.random.default_rng(seed)
-    values = []
-    for rows, columns in itertools.pairwise(sizes):
-        limit = np.sqrt(6 / (rows + columns))
-        values += [generator.uniform(-limit, limit, (rows, columns)).astype(np.float32), np.zeros(columns, np.float32)]
-    return values
+    weights = classifiers.glorot_weights(sizes, seed)
+    return [value for each in weights for value in (each, np.zeros(each.shape[1], np.float32))]
 
 
 def train(
     session: tf.Session,
-    network: _Network,
+    network: Network,
     weights: list[np.ndarray],
     dataset: bn_graph.Dataset,
     *,
@@ -148,86 +149,101 @@ def train(
     return score(session, network, dataset)
 
 
-def score(session: tf.Session, network: _Network, dataset: bn_graph.Dataset, by_batch: bool = False) -> float:
+def score(session: tf.Session, network: Network, dataset: bn_graph.Dataset, by_batch: bool = False) -> float:
     """Accuracy on the test set, by population statistics or by its own. Neither runs an update op: tf.layers' are apart."""
     feeds = {network.x: dataset.test.images, network.y_: dataset.test.labels, network.is_training: by_batch}
     return float(f"{session.run(network.accuracy, feeds):.5g}")
 
 
-def run(settings: harness.Settings) -> dict:
-    return {"runs": [_run_seed_once(settings, seed) for seed in settings.seeds]}
-
-
-def _run_seed_once(settings: harness.Settings, seed: int) -> dict:
-    """A seed's measurements; each part is kept when it is done, so that a run that was stopped goes on after it."""
-    identity = {
-        "rates": {name: list(rates) for name, rates in RATES.items()},
-        "batches": [list(BATCH_SIZES), list(BATCH_RATES), BATCH_SIZE],
-        "undo": UNDO_RATE,
-    }
-    parts = {"rates": _sweep_rates, "batches": _sweep_batches, "undo": _undo}
-    names = list(parts)
-    measured = {"seed": seed}
-    for number in harness.progress_bar(f"seed {seed}: rates, batches, undoing")(range(len(names))):
-        measure = partial(parts[names[number]], settings, seed)
-        measured[names[number]] = kept_work.measured_once(settings, seed, names[number], measure, **identity)
-    return measured
-
-
-def _sizes(dataset: bn_graph.Dataset) -> tuple[int, ...]:
-    return (dataset.train.images.shape[1], *HIDDEN_UNITS, dataset.train.labels.shape[1])
-
-
-def _sweep_rates(settings: harness.Settings, seed: int) -> dict:
+# --- flags-12: higher learning rates ----------------------------------------------------------------------------------
+def sweep_rates(settings: Settings, seed: int) -> dict:
     """Accuracy by optimizer, form and rate; with batch norm also by the test set's own statistics.
 
     Those tell apart what a high rate does to the weights and what it does to moving averages, which lag behind them.
     """
-    sizes, dataset = _sizes(settings.dataset), settings.dataset
-    weights, options = (
-        initial_weights(sizes, seed),
-        {"batch": BATCH_SIZE, "steps": settings.steps, "seed": seed, "loop": settings.loop},
-    )
+    sizes, dataset = layer_sizes(settings.dataset, HIDDEN_UNITS), settings.dataset
+    weights = initial_weights(sizes, seed)
+    options = {"batch": BATCH_SIZE, "steps": settings.steps, "seed": seed, "loop": settings.loop}
     result = {}
     for optimizer, rates in RATES.items():
-        result[optimizer] = {"with": [], "without": [], "by own statistics": []}
+        accuracies = result[optimizer] = {"with": [], "without": [], OWN_STATISTICS: []}
         for form in FORMS:
             with tf.Graph().as_default(), tf.Session(config=bn_graph.session_config()) as session:
                 network = build(sizes, form, optimizer)
                 for rate in rates:
-                    result[optimizer][form].append(train(session, network, weights, dataset, rate=rate, **options))
+                    accuracies[form].append(train(session, network, weights, dataset, rate=rate, **options))
                     if form == "with":
-                        result[optimizer]["by own statistics"].append(score(session, network, dataset, by_batch=True))
+                        accuracies[OWN_STATISTICS].append(score(session, network, dataset, by_batch=True))
     return result
 
 
-def _sweep_batches(settings: harness.Settings, seed: int) -> dict:
+def median_accuracies(result: dict, optimizer: str, form: str) -> np.ndarray:
+    """Over the seeds, for every rate."""
+    return np.median([each["rates"][optimizer][form] for each in result["runs"]], axis=0)
+
+
+def highest_usable(accuracies: Sequence[float], rates: Sequence[float]) -> float:
+    """The highest rate that costs at most `USABLE` of accuracy against the best one."""
+    return max(rate for rate, accuracy in zip(rates, accuracies, strict=True) if accuracy >= max(accuracies) - USABLE)
+
+
+def judge_flags_12(result: dict) -> Verdict:
+    kinds = (*FORMS, OWN_STATISTICS)
+    accuracies = {optimizer: [median_accuracies(result, optimizer, kind) for kind in kinds] for optimizer in RATES}
+    usable = {
+        optimizer: [highest_usable(each, RATES[optimizer]) for each in accuracies[optimizer]] for optimizer in RATES
+    }
+    measured = "; ".join(
+        f"{optimizer}: up to {having:g} with ({own:g} by the test set's own statistics), {lacking:g} without"
+        for optimizer, (having, lacking, own) in usable.items()
+    )
+    best = "; ".join(
+        f"{optimizer}, {max(having):.3f} with and {max(lacking):.3f} without"
+        for optimizer, (having, lacking, _) in accuracies.items()
+    )
+    note = f"Usable is what costs at most {USABLE} of the form's best accuracy after {result['steps']:,} steps. Best: {best}."
+    higher = [optimizer for optimizer, (having, lacking, _) in usable.items() if having > lacking]
+    if len(higher) == len(RATES):
+        return holds(measured, note)
+    if higher:
+        return holds_if(f"the optimizer is {higher[0]}", measured, note)
+    return does_not_hold(measured, note)
+
+
+# --- flags-13: large batches ------------------------------------------------------------------------------------------
+def sweep_batches(settings: Settings, seed: int) -> dict:
     """Accuracy by form and batch size, as many steps at each; at the better of two rates."""
-    sizes = _sizes(settings.dataset)
-    result = {}
+    sizes = layer_sizes(settings.dataset, HIDDEN_UNITS)
+    weights, options = initial_weights(sizes, seed), {"steps": settings.steps, "seed": seed, "loop": settings.loop}
+    result = {form: [] for form in FORMS}
     for form in FORMS:
         with tf.Graph().as_default(), tf.Session(config=bn_graph.session_config()) as session:
-            network = build(sizes, form, "Adam")
-            weights, options = (
-                initial_weights(sizes, seed),
-                {"steps": settings.steps, "seed": seed, "loop": settings.loop},
-            )
-            result[form] = [
-                max(
-                    train(session, network, weights, settings.dataset, batch=batch, rate=rate, **options)
-                    for rate in BATCH_RATES
-                )
-                for batch in BATCH_SIZES
-            ]
+            train_at = partial(train, session, build(sizes, form, "Adam"), weights, settings.dataset, **options)
+            for batch in BATCH_SIZES:
+                result[form].append(max(train_at(batch=batch, rate=rate) for rate in BATCH_RATES))
     return result
 
 
-# --- Undoing the layer ------------------------------------------------------------------------------------------------
+def judge_flags_13(result: dict) -> Verdict:
+    seeds_ahead = [np.subtract(each["batches"]["with"], each["batches"]["without"]) for each in result["runs"]]
+    ahead = dict(zip(BATCH_SIZES, np.median(seeds_ahead, axis=0).tolist(), strict=True))
+    measured = "ahead by " + ", ".join(f"{value:+.3f} at {batch}" for batch, value in ahead.items())
+    large = [value for batch, value in ahead.items() if batch >= BATCH_SIZE]
+    losing = [batch for batch, value in ahead.items() if value < -NOT_SEEN]
+    note = (
+        f"Each form at the better of Adam's {BATCH_RATES[0]} and {BATCH_RATES[1]}, {result['steps']:,} steps of a feed-forward "
+        f"network; batch norm loses at training batches of {', '.join(map(str, losing)) or 'no size'}."
+    )
+    if min(large) >= -NOT_SEEN and not losing:
+        return does_not_hold(measured, f"Small batches suit it as well. {note}")
+    note += " Recurrent networks were not run here."
+    return does_not_hold(measured, note) if min(large) < -NOT_SEEN else holds(measured, note)
 
 
-def _undo(settings: harness.Settings, seed: int) -> dict:
+# --- solver-16: do gamma and beta learn to undo the layer? ------------------------------------------------------------
+def undo(settings: Settings, seed: int) -> dict:
     """What is left, of 1, of the way from gamma = 1, beta = 0 to undoing the layer, in three settings."""
-    sizes, dataset = _sizes(settings.dataset), settings.dataset
+    sizes, dataset = layer_sizes(settings.dataset, HIDDEN_UNITS), settings.dataset
     options = {"batch": BATCH_SIZE, "rate": UNDO_RATE, "steps": settings.steps, "seed": seed, "loop": settings.loop}
     with tf.Graph().as_default(), tf.Session(config=bn_graph.session_config()) as session:
         plain = build(sizes, "without", "Adam")
@@ -235,16 +251,16 @@ def _undo(settings: harness.Settings, seed: int) -> dict:
         trained = session.run(plain.weights)
         feeds = {plain.x: dataset.train.images, plain.is_training: False}
         sums = session.run(plain.sums, feeds)
-    result = {"asked for": _identity(sums[0], settings.steps, seed, settings.loop), "accuracy_plain": accuracy_plain}
+    result = {"asked for": asked_for(sums[0], settings.steps, seed, settings.loop), "accuracy_plain": accuracy_plain}
     for name, weights, train_weights in (("put in", trained, False), ("ordinary", initial_weights(sizes, seed), True)):
         with tf.Graph().as_default(), tf.Session(config=bn_graph.session_config()) as session:
             network = build(sizes, "with", "Adam", train_weights=train_weights)
             after = train(session, network, weights, dataset, **options)
-            result[name] = _left(session, network, dataset) | {"accuracy_after": after}
+            result[name] = left_of(session, network, dataset) | {"accuracy_after": after}
     return result
 
 
-def _left(session: tf.Session, network: _Network, dataset: bn_graph.Dataset) -> dict[str, float]:
+def left_of(session: tf.Session, network: Network, dataset: bn_graph.Dataset) -> dict[str, float]:
     """How far gamma and beta are from √(σ² + ε) and μ, beside how far 1 and 0 are; σ and μ of all training images now.
 
     The images are run in training mode, since that is how the inputs of the second layer came about in training.
@@ -265,7 +281,7 @@ def distance_left(layers: Sequence[tuple[np.ndarray, ...]]) -> dict[str, float]:
     return {"distance_before": float(f"{first:.5g}"), "distance_after": float(f"{last:.5g}"), "left": last / first}
 
 
-def _identity(values: np.ndarray, steps: int, seed: int, loop: str = "graph") -> dict[str, float]:
+def asked_for(values: np.ndarray, steps: int, seed: int, loop: str = "graph") -> dict[str, float]:
     """A layer that only has to hand its inputs on: gamma and beta are trained so that outputs equal inputs."""
     examples = bn_graph.Split(values, values)
     with tf.Graph().as_default(), tf.Session(config=bn_graph.session_config()) as session:
@@ -279,68 +295,6 @@ def _identity(values: np.ndarray, steps: int, seed: int, loop: str = "graph") ->
             advance(chunk.start, chunk.stop)
         gamma, beta = session.run(tf.trainable_variables())
     return distance_left([(values.mean(0), values.var(0), gamma, beta)])
-
-
-# --- What the claims ask of it ----------------------------------------------------------------------------------------
-
-
-def _accuracies(result: dict, optimizer: str, form: str) -> np.ndarray:
-    """Median over the seeds, for every rate."""
-    return np.median([each["rates"][optimizer][form] for each in result["runs"]], axis=0)
-
-
-def highest_usable(accuracies: Sequence[float], rates: Sequence[float]) -> float:
-    """The highest rate that costs at most `USABLE` of accuracy against the best one."""
-    return max(rate for rate, accuracy in zip(rates, accuracies, strict=True) if accuracy >= max(accuracies) - USABLE)
-
-
-def judge_flags_12(result: dict) -> Verdict:
-    usable = {
-        optimizer: [
-            highest_usable(_accuracies(result, optimizer, form), rates) for form in (*FORMS, "by own statistics")
-        ]
-        for optimizer, rates in RATES.items()
-    }
-    measured = "; ".join(
-        f"{optimizer}: up to {having:g} with ({own:g} by the test set's own statistics), {lacking:g} without"
-        for optimizer, (having, lacking, own) in usable.items()
-    )
-    best = {optimizer: [max(_accuracies(result, optimizer, form)) for form in FORMS] for optimizer in RATES}
-    note = (
-        f"Usable is what costs at most {USABLE} of the form's best accuracy after {result['steps']:,} steps. Best: "
-        + "; ".join(
-            f"{optimizer}, {having:.3f} with and {lacking:.3f} without" for optimizer, (having, lacking) in best.items()
-        )
-    )
-    higher = [optimizer for optimizer, (having, lacking, _) in usable.items() if having > lacking]
-    if len(higher) == len(RATES):
-        return holds(measured, f"{note}.")
-    if higher:
-        return holds_if(f"the optimizer is {higher[0]}", measured, f"{note}.")
-    return does_not_hold(measured, f"{note}.")
-
-
-def _ahead_by_batch(result: dict) -> dict[int, float]:
-    """By how much of accuracy batch norm is ahead at each batch size; the median over the seeds."""
-    ahead = [np.subtract(each["batches"]["with"], each["batches"]["without"]) for each in result["runs"]]
-    return dict(zip(BATCH_SIZES, np.median(ahead, axis=0).tolist(), strict=True))
-
-
-def judge_flags_13(result: dict) -> Verdict:
-    ahead = _ahead_by_batch(result)
-    measured = "ahead by " + ", ".join(f"{value:+.3f} at {batch}" for batch, value in ahead.items())
-    large = [value for batch, value in ahead.items() if batch >= BATCH_SIZE]
-    losing = [batch for batch, value in ahead.items() if value < -NOT_SEEN]
-    note = (
-        f"Each form at the better of Adam's {BATCH_RATES[0]} and {BATCH_RATES[1]}, {result['steps']:,} steps of a feed-forward "
-        f"network; batch norm loses at training batches of {', '.join(map(str, losing)) or 'no size'}. "
-        "Recurrent networks were not run here."
-    )
-    if min(large) < -NOT_SEEN:
-        return does_not_hold(measured, note)
-    if not losing:
-        return does_not_hold(measured, f"Small batches suit it as well. {note.rpartition('. ')[0]}.")
-    return holds(measured, note)
 
 
 def judge_solver_16(result: dict) -> Verdict:
@@ -368,9 +322,7 @@ def judge_solver_16(result: dict) -> Verdict:
     return does_not_hold(measured, "Gamma and beta did not undo the layer even where the loss asks for its inputs.")
 
 
-# --- What a reader sees -----------------------------------------------------------------------------------------------
-
-
+# --- The figure -------------------------------------------------------------------------------------------------------
 FIGURES = {
     "higher_learning_rates.png": "Test accuracy after a short training, with batch norm and without. Left and middle: "
     "how far to the right each curve stays up is how high a learning rate it bears. Right: small training batches, "
@@ -380,36 +332,28 @@ FIGURES = {
 
 def draw(result: dict, folder: Path) -> None:
     """Accuracy against rate, for each optimizer, and against the training batch."""
-    colours = {"with": BLUE, "without": ORANGE}
-    markers = {"with": "o", "without": "s"}
     with figure(folder / "higher_learning_rates.png", ncols=3, sharey=True, figsize=(12, 4.2)) as (drawing, axes):
-        for axis, (optimizer, rates) in zip(axes, RATES.items(), strict=False):
+        for axis, optimizer in zip(axes, RATES, strict=False):
+            rates = RATES[optimizer]
             for form in FORMS:
-                values = [each["rates"][optimizer][form] for each in result["runs"]]
-                _curve(axis, rates, values, colours[form], markers[form], f"{form} batch norm")
-            own = np.median([each["rates"][optimizer]["by own statistics"] for each in result["runs"]], axis=0)
+                draw_curve(axis, rates, [each["rates"][optimizer][form] for each in result["runs"]], form)
+            own = median_accuracies(result, optimizer, OWN_STATISTICS)
             axis.plot(rates, own, color=BLUE, linestyle=":", label="with, by the test set's own statistics")
             axis.set(xscale="log", xlabel="learning rate", title=optimizer[:1].upper() + optimizer[1:])
         for form in FORMS:
-            values = [each["batches"][form] for each in result["runs"]]
-            _curve(axes[2], BATCH_SIZES, values, colours[form], markers[form], f"{form} batch norm")
+            draw_curve(axes[2], BATCH_SIZES, [each["batches"][form] for each in result["runs"]], form)
         axes[2].set(xscale="log", xlabel="examples in a training batch", title="Adam, the better of two rates")
         axes[2].set_xticks(BATCH_SIZES, map(str, BATCH_SIZES))
         axes[2].minorticks_off()
         axes[0].set(ylabel="test accuracy (by population statistics)", ylim=(0, 1))
         axes[2].legend(*axes[0].get_legend_handles_labels(), loc="lower right")
-        seeds = len(result["runs"])
-        drawing.suptitle(
-            f"{result['data'].replace('mnist', 'MNIST')}, {result['steps']:,} steps, {seeds} seed{'s' * (seeds > 1)}: "
-            "medians, and from the least to the most",
-            fontsize=10,
-        )
+        run = f"{data_name(result)}, {result['steps']:,} steps, {seeds(result)}"
+        drawing.suptitle(f"{run}: medians, and from the least to the most", fontsize=10)
 
 
-def _curve(
-    axis, places: Sequence[float], values: Sequence[Sequence[float]], colour: str, marker: str, label: str
-) -> None:
-    axis.plot(places, np.median(values, axis=0), color=colour, marker=marker, label=label)
+def draw_curve(axis, places: Sequence[float], values: Sequence[Sequence[float]], form: str) -> None:
+    colour, marker = {"with": (BLUE, "o"), "without": (ORANGE, "s")}[form]
+    axis.plot(places, np.median(values, axis=0), color=colour, marker=marker, label=f"{form} batch norm")
     axis.fill_between(places, np.min(values, axis=0), np.max(values, axis=0), color=colour, alpha=0.2, linewidth=0)
 
 
@@ -417,8 +361,10 @@ def summarize(result: dict) -> str:
     lines = []
     for optimizer, rates in RATES.items():
         lines.append(f"{optimizer + ', rate':30}" + "".join(f"{rate:>8g}" for rate in rates))
-        for form in ("with", "by own statistics", "without"):
-            lines.append(f"  {form:28}" + "".join(f"{value:>8.3f}" for value in _accuracies(result, optimizer, form)))
+        for form in ("with", OWN_STATISTICS, "without"):
+            lines.append(
+                f"  {form:28}" + "".join(f"{value:>8.3f}" for value in median_accuracies(result, optimizer, form))
+            )
     lines.append(f"{'training batch':30}" + "".join(f"{batch:>8}" for batch in BATCH_SIZES))
     for form in FORMS:
         values = np.median([each["batches"][form] for each in result["runs"]], axis=0)

@@ -27,6 +27,7 @@ from experiments import (
 )
 from experiments.demos import repaired_checkpoint, restore_demo
 from experiments.machinery import checkpoint_child, harness
+from experiments.machinery.classifiers import layer_sizes
 
 STEPS = 20  # enough to move weights, gamma, beta and every average
 CLEAN: set[str] = set()
@@ -346,7 +347,7 @@ def test_the_population_estimators_are_clean_in_training_and_in_the_scorers_pair
 def test_the_networks_of_higher_learning_rates_are_clean_also_where_the_layer_is_put_into_a_frozen_one(
     settings, recorded
 ):
-    higher_learning_rates._undo(settings, 0)
+    higher_learning_rates.undo(settings, 0)
     plain, identity, put_in, ordinary = recorded
     assert audit(plain.checkpoint).layers == ()
     assert [errors(each.checkpoint) for each in (identity, put_in, ordinary)] == [CLEAN, CLEAN, CLEAN]
@@ -354,7 +355,7 @@ def test_the_networks_of_higher_learning_rates_are_clean_also_where_the_layer_is
 
 @pytest.mark.parametrize("optimizer", higher_learning_rates.RATES)
 def test_the_swept_networks_are_clean(digits, optimizer):
-    sizes = higher_learning_rates._sizes(digits)
+    sizes = layer_sizes(digits, higher_learning_rates.HIDDEN_UNITS)
     with tf.Graph().as_default() as graph:
         higher_learning_rates.build(sizes, "with", optimizer)
     assert errors(graph) == CLEAN

@@ -53,7 +53,7 @@ def test_both_forms_start_from_the_same_weights():
 
 def test_where_the_loss_asks_for_it_the_layer_is_undone():
     values = np.random.default_rng(0).normal([5.0, -3.0, 0.5], [2.0, 0.3, 1.0], (2000, 3)).astype(np.float32)
-    assert experiment._identity(values, steps=400, seed=0)["left"] < experiment.UNDONE
+    assert experiment.asked_for(values, steps=400, seed=0)["left"] < experiment.UNDONE
 
 
 def test_the_distance_left_is_0_for_an_undone_layer_and_1_at_the_start():
