@@ -10,7 +10,7 @@ PAGE = experiment
 
 def test_the_sizes_are_the_powers_of_two_and_the_whole_test_set(result):
     assert result["sizes"] == [1, 2, 4, 8, 16, 32, 64, 128, 256, 360]
-    assert experiment._sizes(10_000)[-3:] == [4096, 8192, 10_000]
+    assert experiment.batch_sizes(10_000)[-3:] == [4096, 8192, 10_000]
 
 
 def test_the_order_makes_no_difference_to_batches_of_one_and_to_the_whole_set(result):
@@ -27,7 +27,7 @@ def test_alone_every_image_gets_one_answer(result):
 
 def test_sorted_means_that_no_class_comes_back():
     test = bn_graph.load("digits").test
-    classes = experiment._ordered(test, "sorted").labels.argmax(1).tolist()
+    classes = experiment.in_order(test, "sorted").labels.argmax(1).tolist()
     assert classes == sorted(test.labels.argmax(1).tolist())
 
 
