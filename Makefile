@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 RUN    := $(BIN)/python -m
 PIP    := $(BIN)/pip install --quiet --disable-pip-version-check
-EXPERIMENTS := single-example scoring-leak bn-vs-plain figure1 population-estimators model-solver missing-update-ops \
+EXPERIMENTS := single-example scoring-leak bn-vs-plain figure1 population-estimators model-solver solver-steps missing-update-ops \
   collected-update-ops control-dependencies conditional-updates checkpoint-variables training-vs-trainable conv-normalizer helper-variables keras-modes \
   test-batch-size numerics layer-defaults higher-learning-rates small-batches recurrent
 
@@ -50,6 +50,7 @@ bn-vs-plain:            ## r2rt's two networks: accuracy, and what goes into the
 figure1:                ## the paper's own network and its Figure 1
 population-estimators:  ## exponential and simple averages, recalibration: accuracy against step
 model-solver:           ## Model and Solver: MNIST with and without batch norm, 10 epochs
+solver-steps:           ## Solver step by step: which statistics, which loss, how many steps an epoch has
 missing-update-ops:     ## what a train op without its update ops leaves behind
 collected-update-ops:   ## how UPDATE_OPS prints, and which of its entries a scope takes
 control-dependencies:   ## 3 and 12, over hundreds of sessions

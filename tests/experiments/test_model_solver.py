@@ -18,12 +18,9 @@ def test_both_networks_have_a_value_for_each_of_ten_epochs(result):
 
 
 def test_exact_claims_come_out_the_same_on_every_machine(result):
-    assert result["train_shape"] == {"shape": [55_000, 784], "steps": 1718, "left_out": 24}
     verdicts = {claim: result["claims"][claim]["verdict"] for claim in result["claims"]}
-    assert verdicts["solver-01"] == verdicts["solver-08"] == "holds"
-    assert verdicts["solver-05"] == "holds if μ and σ are those that inference uses"
+    assert verdicts["solver-01"] == "holds"
     assert verdicts["solver-14"] == "holds if is_training is False"
-    assert verdicts["solver-15"] == "holds if the last of the 2 values is meant"
 
 
 def test_the_document_s_own_figures_satisfy_its_claims(result, verdict):
@@ -45,13 +42,6 @@ def test_inputs_that_do_not_shift_contradict_solver_02(result, verdict):
     assert verdict(result, "solver-02") == "does not hold"
 
 
-def test_solver_05_depends_on_what_training_normalizes_with(result, verdict):
-    result["statistics_in_use"]["training_changed_by_other_moving_statistics"] = 2.0
-    assert verdict(result, "solver-05") == "holds"
-    result["statistics_in_use"]["moved_by_inference"] = 0.1
-    assert verdict(result, "solver-05") == "does not hold"
-
-
 def test_solver_06_depends_on_both_networks_figures(result, verdict):
     result["runs"] = [{"test": {"with": [0.05, 0.985], "without": [0.2, 0.95]}}]
     assert verdict(result, "solver-06") == "holds if only the order of the two is meant"
@@ -70,23 +60,11 @@ def test_one_epoch_with_a_higher_loss_changes_solver_07(result, higher_in, expec
     assert verdict(result, "solver-07") == expected
 
 
-def test_another_number_of_steps_contradicts_solver_08(result, verdict):
-    result["train_shape"]["steps"] = 1719
-    assert verdict(result, "solver-08") == "does not hold"
-
-
 def test_solver_14_depends_on_both_phases(result, verdict):
     result["evaluation"]["training"] = result["evaluation"]["inference"]
     assert verdict(result, "solver-14") == "holds"
     result["evaluation"]["inference"]["weighted"][0] += 0.01
     assert verdict(result, "solver-14") == "does not hold"
-
-
-def test_solver_15_depends_on_what_is_returned(result, verdict):
-    result["returned_loss"]["values"] = 1
-    assert verdict(result, "solver-15") == "holds"
-    result["returned_loss"] |= {"equal_to_before": 3, "equal_to_after": 0}
-    assert verdict(result, "solver-15") == "does not hold"
 
 
 def test_a_finished_training_is_taken_up_and_not_repeated(finished, capsys):
