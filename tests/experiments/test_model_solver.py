@@ -2,6 +2,8 @@
 
 import copy
 import json
+import re
+import shutil
 
 import pytest
 
@@ -67,9 +69,10 @@ def test_solver_14_depends_on_both_phases(result, verdict):
     assert verdict(result, "solver-14") == "does not hold"
 
 
-def test_a_finished_training_is_taken_up_and_not_repeated(finished, capsys):
-    first, output = finished
-    assert harness.main(model_solver, ["--mode", "quick", "--output", str(output)]) == 0
-    assert "steps/s" not in capsys.readouterr().err
-    again = json.loads((output / "model_solver" / "result.json").read_text())
-    assert again["runs"] == first["runs"]
+def test_a_finished_training_is_taken_up_and_not_repeated(finished, tmp_path, capsys):
+    shutil.copytree(finished.folder, tmp_path / "model_solver")
+    assert harness.main(model_solver, ["--mode", "quick", "--output", str(tmp_path)]) == 0
+    # The progress bar starts where the training stopped, and times no step.
+    assert re.search(r"\d steps/s", capsys.readouterr().err) is None
+    again = json.loads((tmp_path / "model_solver" / "result.json").read_text())
+    assert again["runs"] == finished.result["runs"]
