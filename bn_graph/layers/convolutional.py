@@ -11,7 +11,7 @@ from typing import NamedTuple
 from bn_graph.layers import arguments, averages, moments, transforms
 from bn_graph.layers.averages import LayerVariables
 from bn_graph.layers.batch_norm import noted, with_updates
-from bn_graph.tf1 import tf
+from bn_graph.tf1 import control_flow_context, replace_input, tf
 
 __all__ = ["ConvolutionalBatchNormalizer"]
 
@@ -216,7 +216,7 @@ class ConvolutionalBatchNormalizer:
 
     def _check_outside_branches(self, x: tf.Tensor) -> None:
         graph = self.mean.graph
-        if x.graph is not graph or tf.get_default_graph() is not graph or graph._get_control_flow_context() is not None:
+        if x.graph is not graph or tf.get_default_graph() is not graph or control_flow_context(graph):
             raise ValueError(
                 "normalize in training can't be called inside tf.cond, tf.while_loop or a function: the assigner, "
                 "outside, could not get the batch's moments. Call it once, outside, with the flag as train=."
@@ -248,7 +248,7 @@ class ConvolutionalBatchNormalizer:
         """
         if self._present is not None and self._training_calls:
             for present, now in zip(self._present, _pooled(self._training_calls), strict=True):
-                present.op._update_input(0, now)
+                replace_input(present.op, 0, now)
 
     def _average(self, mean: tf.Tensor, variance: tf.Tensor) -> list[tf.Operation]:
         assigns = self._store(mean, variance)
