@@ -4,16 +4,17 @@ import enum
 import math
 from collections.abc import Callable, Mapping
 
+from bn_graph.layers.averages import Decay
 from bn_graph.layers.transforms import reduced_axes
 from bn_graph.tf1 import tf
 
 __all__ = [
     "Average",
     "Method",
-    "check_constants",
     "check_graph_mode",
     "checked_axis",
     "checked_clipping",
+    "checked_constants",
     "checked_fused",
     "checked_is_training",
     "checked_tensors",
@@ -110,13 +111,27 @@ def checked_is_training(is_training: bool | tf.Tensor) -> bool | tf.Tensor:
     return flag if known is None else bool(known)
 
 
-def check_constants(*, epsilon: float, **decays: float) -> None:
-    """Each decay in [0, 1], epsilon above 0."""
-    for name, decay in decays.items():
-        if not 0.0 <= decay <= 1.0:
-            raise ValueError(f"{name} is the weight of the old value and must be from 0 to 1, got {decay!r}.")
+def checked_constants(*, epsilon: float, **decays: Decay) -> list[float | tf.Tensor]:
+    """The decays in their order, each in [0, 1] as far as that is known before a run; epsilon must be above 0."""
     if not epsilon > 0.0:
         raise ValueError(f"epsilon keeps the root away from 0 and must be above 0, got {epsilon!r}.")
+    return [_checked_decay(name, decay) for name, decay in decays.items()]
+
+
+def _checked_decay(name: str, decay: Decay) -> float | tf.Tensor:
+    value = decay() if callable(decay) else decay
+    if not isinstance(value, float | int):
+        if not _is_number(value):
+            wanted = "a number, a scalar tensor of floats, or a function of no arguments that returns one of these"
+            raise ValueError(f"{name} must be {wanted}, got {value!r}.")
+        tensor = tf.convert_to_tensor(value, name=name)
+        known = tf.get_static_value(tensor)
+        if known is None:
+            return tensor  # averages.decays_in_a_run checks it
+        value = float(known)
+    if not 0.0 <= value <= 1.0:
+        raise ValueError(f"{name} is the weight of the old value and must be from 0 to 1, got {value!r}.")
+    return value
 
 
 def _check_weights(weights: tf.Tensor, inputs: tf.Tensor) -> None:

@@ -19,6 +19,7 @@ __all__ = [
     "create",
     "create_renorm",
     "cumulative_average",
+    "decays_in_a_run",
     "exponential_average",
     "is_ref_variable",
     "moving_statistics",
@@ -30,6 +31,9 @@ __all__ = [
 ]
 
 _CONVENTIONAL_NAMES = ("moving_mean", "moving_variance")
+
+Decay = float | tf.Tensor | Callable[[], float | tf.Tensor]
+"""What the layers take as a decay: a number in [0, 1], a scalar tensor of it, or a function that returns either."""
 
 Initializer = Callable[..., tf.Tensor]
 Regularizer = Callable[[tf.Tensor], tf.Tensor]
@@ -176,7 +180,7 @@ def moving_statistics(graph: tf.Graph | None = None) -> list[tf.Variable]:
 
 
 def exponential_average(
-    variables: LayerVariables, decay: float, *, zero_debias: Sequence[bool] = (False, False)
+    variables: LayerVariables, decay: float | tf.Tensor, *, zero_debias: Sequence[bool] = (False, False)
 ) -> Updates:
     """The usual estimator: each update leaves old·decay + batch·(1 − decay).
 
@@ -185,7 +189,7 @@ def exponential_average(
 
     Args:
         variables: the layer's, whose statistics are to move.
-        decay: weight of the old value, in [0, 1].
+        decay: weight of the old value, in [0, 1]; a tensor is checked at each update.
         zero_debias: for mean and variance. Makes ``<name>/biased`` (0, ``[channels]``) and ``<name>/local_step`` (0,
             scalar), as contrib names them.
 
@@ -199,8 +203,9 @@ def exponential_average(
     ]
 
     def updates(mean: tf.Tensor, variance: tf.Tensor) -> list[tf.Operation]:
+        (now,) = decays_in_a_run(mean.dtype, decay=decay)
         return [
-            _debiased_step(statistic, *extra, batch, decay) if extra else _step_toward(statistic, batch, 1.0 - decay)
+            _debiased_step(statistic, *extra, batch, now) if extra else _step_toward(statistic, batch, 1.0 - now)
             for statistic, extra, batch in zip(statistics, debiasing, (mean, variance), strict=True)
         ]
 
@@ -221,7 +226,7 @@ def _step_toward(variable: tf.Variable, target: tf.Tensor, share: float | tf.Ten
 
 
 def _debiased_step(
-    variable: tf.Variable, biased: tf.Variable, count: tf.Variable, batch: tf.Tensor, decay: float
+    variable: tf.Variable, biased: tf.Variable, count: tf.Variable, batch: tf.Tensor, decay: float | tf.Tensor
 ) -> tf.Operation:
     with tf.name_scope("AssignMovingAvg") as scope:
         new_biased = read_after(batch, biased) * decay + tf.stop_gradient(batch) * (1.0 - decay)
@@ -257,7 +262,11 @@ def cumulative_average(variables: LayerVariables) -> Updates:
 
 
 def renorm_average(
-    variables: LayerVariables, renorm: RenormStatistics, decay: float, renorm_decay: float, epsilon: float
+    variables: LayerVariables,
+    renorm: RenormStatistics,
+    decay: float | tf.Tensor,
+    renorm_decay: float | tf.Tensor,
+    epsilon: float,
 ) -> Updates:
     """The estimator of batch renormalization, as tf.layers has it: deviations √(σ²+ε) are averaged, not variances.
 
@@ -272,22 +281,39 @@ def renorm_average(
     """
 
     def updates(mean: tf.Tensor, variance: tf.Tensor) -> list[tf.Operation]:
+        now, renorm_now = decays_in_a_run(mean.dtype, decay=decay, renorm_decay=renorm_decay)
         deviation = tf.stop_gradient(tf.sqrt(variance + epsilon))
-        new_deviation = read_after(deviation, renorm.inference_deviation) * decay + deviation * (1.0 - decay)
+        new_deviation = read_after(deviation, renorm.inference_deviation) * now + deviation * (1.0 - now)
         new_variance = tf.nn.relu(tf.square(new_deviation) - epsilon)
         return [
             tf.group(
-                _step_toward(renorm.mean, mean, 1.0 - renorm_decay),
-                _step_toward(variables.moving_mean, mean, 1.0 - decay),
+                _step_toward(renorm.mean, mean, 1.0 - renorm_now),
+                _step_toward(variables.moving_mean, mean, 1.0 - now),
             ),
             tf.group(
-                _step_toward(renorm.deviation, deviation, 1.0 - renorm_decay),
+                _step_toward(renorm.deviation, deviation, 1.0 - renorm_now),
                 tf.assign(renorm.inference_deviation, new_deviation),
                 tf.assign(variables.moving_variance, new_variance, name="AssignMovingAvg"),
             ),
         ]
 
     return updates
+
+
+def decays_in_a_run(dtype: tf.DType, **decays: float | tf.Tensor) -> list[float | tf.Tensor]:
+    """The decays in their order; if any is a tensor, all in `dtype`, behind a check that each is in [0, 1]."""
+    if all(isinstance(decay, float | int) for decay in decays.values()):
+        return list(decays.values())
+    tensors = {name: tf.cast(decay, dtype) for name, decay in decays.items()}
+    checks = [
+        tf.debugging.Assert(
+            tf.logical_and(decay >= 0.0, decay <= 1.0),
+            [f"{name} is the weight of the old value and must be from 0 to 1, got", decay],
+        )
+        for name, decay in tensors.items()
+    ]
+    with tf.control_dependencies(checks):
+        return [tf.identity(decay) for decay in tensors.values()]
 
 
 def read_after(batch: tf.Tensor, variable: tf.Variable) -> tf.Tensor:

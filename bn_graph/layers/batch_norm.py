@@ -31,7 +31,7 @@ def batch_norm_wrapper(
     inputs: tf.Tensor,
     is_training: bool | tf.Tensor,
     *,
-    decay: float = 0.999,
+    decay: averages.Decay = 0.999,
     epsilon: float = 1e-3,
     axis: int = -1,
     center: bool = True,
@@ -51,7 +51,7 @@ def batch_norm_wrapper(
     virtual_batch_size: int | None = None,
     renorm: bool = False,
     renorm_clipping: Mapping[str, float] | None = None,
-    renorm_decay: float = 0.99,
+    renorm_decay: averages.Decay = 0.99,
     weights: tf.Tensor | None = None,
     sync: synchronized.Gather | None = None,
     sync_population_only: bool = False,
@@ -70,7 +70,9 @@ def batch_norm_wrapper(
         is_training: Python bool, or scalar bool tensor that is fed at each run. It has no default: the wrong one
             is silent.
         decay: weight of the old value in the moving statistics, in [0, 1]. Nearer to 1 with more data.
-            PyTorch's ``momentum`` is 1 − decay.
+            PyTorch's ``momentum`` is 1 − decay. A scalar tensor, or a function of no arguments that returns a number or
+            one (a schedule; called once, when the layer is built), is checked at each update. A placeholder must be fed
+            wherever `is_training` is.
         epsilon: added to the variance inside the root, above 0.
         axis: the channel axis, the one that is kept. All others are averaged over.
         center, scale: whether there is a ``beta``, a ``gamma``.
@@ -94,7 +96,7 @@ def batch_norm_wrapper(
             *between* virtual batches included (tf.layers leaves it out), and inference has no virtual batches.
         renorm: batch renormalization: training corrects the batch's statistics toward moving ones.
         renorm_clipping: ``{"rmin", "rmax", "dmax"}``, any of them; unclipped if left out.
-        renorm_decay: weight of the old value in the statistics that renorm corrects toward.
+        renorm_decay: weight of the old value in the statistics that renorm corrects toward; as `decay`.
         weights: how much each example counts in the statistics: a bool mask, or numbers from 0 up, of shape
             ``[batch]``, or of any leading dimensions of `inputs` (``[batch, time]``), or of their rank and
             broadcastable to them. All are normalized, whatever their weight; a value of weight 0 that is not finite
@@ -135,7 +137,7 @@ def batch_norm_wrapper(
             of one value is that value, so every output would be beta whatever the input, and an empty batch would
             turn the moving statistics into NaN. (PyTorch refuses the same.) Likewise weights of a shape that does not
             fit, that sum to 0, or to at most 1 with `unbiased_variance`, and a batch that is no multiple of
-            `virtual_batch_size`. Nothing is updated.
+            `virtual_batch_size`, and a decay outside [0, 1]. Nothing is updated.
 
     Caveats:
         1. A bias just before the layer is redundant: the batch's mean subtracts it, and beta adds one. Leave it out
@@ -167,7 +169,7 @@ def batch_norm_wrapper(
         inputs, axis, fused, virtual_batch_size, renorm, weights, sync, sync_population_only
     )
     average = arguments.resolve_average(average, zero_debias=zero_debias, renorm=renorm)
-    arguments.check_constants(decay=decay, renorm_decay=renorm_decay, epsilon=epsilon)
+    decay, renorm_decay = arguments.checked_constants(epsilon=epsilon, decay=decay, renorm_decay=renorm_decay)
     clipping = arguments.checked_clipping(renorm_clipping)
     arguments.refuse_static_single_value(inputs, axis, training, method)
 
@@ -195,8 +197,8 @@ def _estimator(
     average: Average,
     variables: LayerVariables,
     reference: averages.RenormStatistics | None,
-    decay: float,
-    renorm_decay: float,
+    decay: float | tf.Tensor,
+    renorm_decay: float | tf.Tensor,
     epsilon: float,
 ) -> averages.Updates:
     """What moves the statistics, with its own variables made."""

@@ -113,7 +113,7 @@ class ConvolutionalBatchNormalizer:
         arguments.check_graph_mode()
         if isinstance(depth, bool) or not isinstance(depth, int) or depth < 1:
             raise ValueError(f"depth must be a whole number from 1 up, got {depth!r}.")
-        arguments.check_constants(epsilon=epsilon)
+        arguments.checked_constants(epsilon=epsilon)
         self.ewma_trainer = ewma_trainer
         self.epsilon = epsilon
         self.scale_after_norm = scale_after_norm

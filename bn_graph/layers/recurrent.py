@@ -116,7 +116,7 @@ class BatchNormLSTMCell:
         *,
         sequence_length: tf.Tensor | Sequence[int] | None = None,
         gamma: float = 0.1,
-        decay: float = 0.999,
+        decay: averages.Decay = 0.999,
         epsilon: float = 1e-3,
         input_initializer: averages.Initializer | None = None,
         recurrent_initializer: averages.Initializer | None = None,
@@ -131,7 +131,8 @@ class BatchNormLSTMCell:
             sequence_length: of each example, int ``[batch]``, from 1 up, the same as ``dynamic_rnn`` is given; counted from
                 the sequence's start where a state is carried on. None if all are as long as the batch.
             gamma: every gamma's first value. 1 saturates the gates' nonlinearities, and gradients vanish.
-            decay: weight of the old value in the moving statistics, in [0, 1].
+            decay: weight of the old value in the moving statistics, in [0, 1], or a schedule of it: see
+                `bn_graph.batch_norm_wrapper`.
             epsilon: added to the variance inside the root, above 0.
             input_initializer: of ``input_kernel``; the variable scope's if None.
             recurrent_initializer: of ``recurrent_kernel``; orthogonal if None.
@@ -141,21 +142,20 @@ class BatchNormLSTMCell:
             ValueError: `units` or `max_steps` is no whole number from 1 up; `is_training` is neither a bool nor a scalar
                 bool tensor; `decay` or `epsilon` is out of its range.
         """
-        arguments.check_graph_mode()
         for argument, value in (("units", units), ("max_steps", max_steps)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{argument} must be a whole number from 1 up, got {value!r}.")
-        arguments.check_constants(decay=decay, epsilon=epsilon)
         self._units = units
         self._training = arguments.checked_is_training(is_training)
         self._max_steps = max_steps
         self._sequence_length = sequence_length
         self._gamma = gamma
-        self._decay = decay
+        (self._decay,) = arguments.checked_constants(epsilon=epsilon, decay=decay)
         self._epsilon = epsilon
         self._initializers = (input_initializer, recurrent_initializer or tf.orthogonal_initializer())
         self._name = name
         self._weights: _Weights | None = None
+        arguments.check_graph_mode()
 
     @property
     def state_size(self) -> LSTMState:
@@ -336,7 +336,8 @@ class BatchNormLSTMCell:
         self, inputs: tf.Tensor, layer: LayerVariables, step: tf.Tensor, running: tf.Tensor | None
     ) -> tf.Tensor:
         row = self._row(tf.reduce_max(step, axis=0))
-        share = tf.constant(1.0 - self._decay, inputs.dtype)
+        (decay,) = averages.decays_in_a_run(inputs.dtype, decay=self._decay)
+        share = tf.convert_to_tensor(1.0 - decay, inputs.dtype)
         if self._sequence_length is None:
             centered, mean, variance, _ = moments.batch_statistics(inputs, [0])
             updates = _move_row(layer[2:], row, mean, variance, share)

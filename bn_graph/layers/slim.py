@@ -31,7 +31,7 @@ Adjustment = Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
 
 def batch_norm(
     inputs: tf.Tensor,
-    decay: float = 0.999,
+    decay: averages.Decay = 0.999,
     center: bool = True,
     scale: bool = False,
     epsilon: float = 0.001,
@@ -51,7 +51,7 @@ def batch_norm(
     scope: str | tf.VariableScope | None = None,
     renorm: bool = False,
     renorm_clipping: Mapping[str, float] | None = None,
-    renorm_decay: float = 0.99,
+    renorm_decay: averages.Decay = 0.99,
     adjustment: Adjustment | None = None,
 ) -> tf.Tensor:
     """Normalizes `inputs` per channel: y = activation_fn(gamma·(x − μ)/√(σ² + epsilon) + beta).
@@ -76,7 +76,7 @@ def batch_norm(
 
     Args:
         inputs: float16, bfloat16, float32 or float64 tensor of rank 2 to 5 with a known channel dimension.
-        decay: weight of the old value in the moving statistics.
+        decay: weight of the old value in the moving statistics, or a schedule of it: see `bn_graph.batch_norm_wrapper`.
         center, scale: whether there is a ``beta``, a ``gamma``. Mind that `scale` is False by default.
         epsilon: added to the variance inside the root.
         activation_fn: applied last.
@@ -147,7 +147,7 @@ def batch_norm(
     inputs = tf.convert_to_tensor(inputs, name="inputs")
     axis = _checked_axis(inputs, data_format)
     training = _checked_flag(is_training)
-    _check_decays(decay=decay, renorm_decay=renorm_decay)
+    decay, renorm_decay = arguments.checked_constants(epsilon=1.0, decay=decay, renorm_decay=renorm_decay)
     clipping = arguments.checked_clipping(renorm_clipping)
     initializers = _by_variable("param_initializers", param_initializers)
     regularizers = _by_variable("param_regularizers", param_regularizers)
@@ -199,13 +199,6 @@ def _checked_flag(is_training: bool | int | tf.Tensor) -> bool | tf.Tensor:
     if isinstance(is_training, int | np.integer):
         return bool(is_training)
     return arguments.checked_is_training(is_training)
-
-
-def _check_decays(**decays: float | tf.Tensor) -> None:
-    # contrib takes a decay that is a tensor (a schedule), of which only a run could tell.
-    arguments.check_constants(
-        epsilon=1.0, **{name: decay for name, decay in decays.items() if isinstance(decay, float | int)}
-    )
 
 
 def _by_variable(argument: str, given: Mapping | None) -> list:

@@ -328,6 +328,63 @@ def test_weights_too_light_for_an_unbiased_variance_are_refused(plain_graph, sta
     np.testing.assert_array_equal(value_of(session, "moving_variance"), np.ones(3))
 
 
+# --- decay as a tensor or a function ----------------------------------------------------------------------------------
+
+SCHEDULES = {
+    "tensor": lambda decay: decay,
+    "function that returns a tensor": lambda decay: lambda: decay,
+}
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("option", ["plain", "zero debias", "renorm", "collection"])
+def test_a_decay_may_be_a_schedule(graph, schedule, option, start, random):
+    fed = tf.placeholder_with_default(np.float32(0.25), [])
+    inputs, flag, by_schedule = layer(decay=SCHEDULES[schedule](fed), **OPTIONS[option])
+    by_number = batch_norm_wrapper(inputs, flag, decay=0.25, **OPTIONS[option])
+    session = start()
+    for batch in batches_of(random, 2):
+        fetches = [by_schedule, by_number, tf.get_collection(tf.GraphKeys.UPDATE_OPS)]
+        one, other, _ = session.run(fetches, {inputs: batch, flag: True})
+        np.testing.assert_allclose(one, other, rtol=1e-9)
+    statistics = session.run(moving_statistics())
+    half = len(statistics) // 2
+    for one, other in zip(statistics[:half], statistics[half:], strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-9)
+
+
+@pytest.mark.parametrize("argument", ["decay", "renorm_decay"])
+@pytest.mark.parametrize("value", [-0.1, 1.5, np.nan])
+def test_a_fed_decay_outside_zero_to_one_fails_the_training_run_and_updates_nothing(
+    graph, argument, value, start, random
+):
+    fed = tf.placeholder(tf.float32, [])
+    inputs, flag, outputs = layer(renorm=True, **{argument: fed})
+    session, batch = start(), batches_of(random, 1)[0]
+    before = session.run(tf.global_variables())
+    with pytest.raises(tf.errors.InvalidArgumentError, match=f"{argument} is the weight of the old value"):
+        session.run(outputs, {inputs: batch, flag: True, fed: value})
+    session.run(outputs, {inputs: batch, flag: False, fed: value})  # inference has no use for it
+    for old, new in zip(before, session.run(tf.global_variables()), strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+@pytest.mark.parametrize(
+    ("decay", "says"),
+    [
+        (lambda: 1.5, "from 0 to 1, got 1.5"),
+        (lambda: tf.constant(-0.5), "from 0 to 1, got -0.5"),
+        (lambda: "0.9", "a function of no arguments that returns one of these, got '0.9'"),
+        ([0.9], "must be a number, a scalar tensor of floats"),
+        (np.array([0.9, 0.9]), "must be a number, a scalar tensor of floats"),
+    ],
+)
+def test_a_decay_that_can_not_be_is_refused_when_the_graph_is_built(plain_graph, decay, says):
+    with pytest.raises(ValueError, match=says):
+        batch_norm_wrapper(tf.zeros([4, CHANNELS]), True, decay=decay)
+    assert tf.global_variables() == []
+
+
 # --- the fused kernel -------------------------------------------------------------------------------------------------
 
 
