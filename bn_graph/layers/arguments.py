@@ -11,6 +11,7 @@ from bn_graph.tf1 import tf
 __all__ = [
     "Average",
     "Method",
+    "both",
     "check_graph_mode",
     "checked_axis",
     "checked_clipping",
@@ -94,21 +95,30 @@ def checked_tensors(
     return inputs, axis, training, weights
 
 
-def checked_is_training(is_training: bool | tf.Tensor) -> bool | tf.Tensor:
+def checked_is_training(is_training: bool | tf.Tensor, argument: str = "is_training") -> bool | tf.Tensor:
     """True or False where the flag is known while the graph is built, else a scalar bool tensor."""
     if isinstance(is_training, bool):
         return is_training
     dtype = getattr(is_training, "dtype", None)
     if dtype is None or tf.as_dtype(dtype).base_dtype != tf.bool:
         raise ValueError(
-            "is_training must be a Python bool or a scalar bool tensor, "
+            f"{argument} must be a Python bool or a scalar bool tensor, "
             f"got {is_training!r}{'' if dtype is None else f' of dtype {tf.as_dtype(dtype).name}'}."
         )
     flag = tf.convert_to_tensor(is_training)
     if flag.shape.rank not in (None, 0):
-        raise ValueError(f"is_training must be a scalar, got a bool tensor of shape {flag.shape}.")
+        raise ValueError(f"{argument} must be a scalar, got a bool tensor of shape {flag.shape}.")
     known = tf.get_static_value(flag)
     return flag if known is None else bool(known)
+
+
+def both(one: bool | tf.Tensor, other: bool | tf.Tensor) -> bool | tf.Tensor:
+    """Whether both flags are True; a bool where that is known while the graph is built."""
+    if one is False or other is False:
+        return False
+    if one is True or other is True:
+        return other if one is True else one
+    return tf.logical_and(one, other)
 
 
 def checked_constants(*, epsilon: float, **decays: Decay) -> list[float | tf.Tensor]:

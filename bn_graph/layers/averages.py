@@ -304,7 +304,10 @@ def decays_in_a_run(dtype: tf.DType, **decays: float | tf.Tensor) -> list[float 
     """The decays in their order; if any is a tensor, all in `dtype`, behind a check that each is in [0, 1]."""
     if all(isinstance(decay, float | int) for decay in decays.values()):
         return list(decays.values())
-    tensors = {name: tf.cast(decay, dtype) for name, decay in decays.items()}
+    tensors = {  # tf.cast would round a number to float32 first
+        name: tf.convert_to_tensor(decay, dtype) if isinstance(decay, float | int) else tf.cast(decay, dtype)
+        for name, decay in decays.items()
+    }
     checks = [
         tf.debugging.Assert(
             tf.logical_and(decay >= 0.0, decay <= 1.0),

@@ -55,6 +55,7 @@ def batch_norm_wrapper(
     weights: tf.Tensor | None = None,
     sync: synchronized.Gather | None = None,
     sync_population_only: bool = False,
+    update_statistics: bool | tf.Tensor = True,
     name: str | None = None,
     reuse: bool | None = None,
 ) -> tf.Tensor:
@@ -91,9 +92,10 @@ def batch_norm_wrapper(
             never used for normalizing the batch itself.
         fused: TensorFlow's fused kernel, for rank 4 with the channels last and at most float32; None takes it where
             it applies, since it is faster. The results are the same up to float rounding.
-        virtual_batch_size: in training, each run of that many examples is normalized by its own statistics (ghost
-            batches). The batch must be a multiple of it. The moving statistics are those of whole batches, variance
-            *between* virtual batches included (tf.layers leaves it out), and inference has no virtual batches.
+        virtual_batch_size: in training, each run of that many neighbouring examples (0 to n − 1, n to 2n − 1, …) is
+            normalized by its own statistics (ghost batches; tf.layers takes every (batch/n)-th example instead). The
+            batch must be a multiple of it. The moving statistics are those of whole batches, variance *between* virtual
+            batches included (tf.layers leaves it out), and inference has no virtual batches.
         renorm: batch renormalization: training corrects the batch's statistics toward moving ones.
         renorm_clipping: ``{"rmin", "rmax", "dmax"}``, any of them; unclipped if left out.
         renorm_decay: weight of the old value in the statistics that renorm corrects toward; as `decay`.
@@ -109,6 +111,9 @@ def batch_norm_wrapper(
             size), and its moving variance lacks the variance *between* workers.
         sync_population_only: with `sync`, normalizes by the worker's own examples; only the moving statistics are those
             of all workers' examples, variance between workers included. Only the updates wait for the exchange.
+        update_statistics: whether training updates the moving statistics: Python bool, or scalar bool tensor that is
+            fed at each run. With False a training batch is normalized by its own statistics and leaves no trace (a GAN's
+            generator step, an inner loop of meta-learning). Inference never updates.
         name: variable scope; ``batch_normalization``, made unique, if None.
         reuse: as in ``tf.variable_scope``. Layers that share a scope share **one** set of variables, and each that is
             run in training updates it.
@@ -165,6 +170,7 @@ def batch_norm_wrapper(
         [array([2.], dtype=float32), array([2.5], dtype=float32)]
     """
     inputs, axis, training, weights = arguments.checked_tensors(inputs, axis, is_training, weights)
+    updating = arguments.both(training, arguments.checked_is_training(update_statistics, "update_statistics"))
     method = arguments.resolve_method(
         inputs, axis, fused, virtual_batch_size, renorm, weights, sync, sync_population_only
     )
@@ -188,7 +194,7 @@ def batch_norm_wrapper(
             lambda: normalize_batch(inputs, axis, variables.gamma, variables.beta, epsilon),
             lambda: transforms.by_moving_statistics(inputs, axis, variables, epsilon, method is Method.FUSED_KERNEL),
         )
-        updates = averages.run_when(training, lambda: update(batch.mean, batch.variance), variables[2:])
+        updates = averages.run_when(updating, lambda: update(batch.mean, batch.variance), variables[2:])
         outputs = with_updates(batch.outputs, updates, updates_collection)
         return noted(outputs, inputs, axis, variables, epsilon)
 

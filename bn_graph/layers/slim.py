@@ -106,8 +106,8 @@ def batch_norm(
         ``beta`` (0), ``gamma`` (1): in ``MODEL_VARIABLES``, ``GLOBAL_VARIABLES`` and, if `trainable`,
         ``TRAINABLE_VARIABLES``. ``moving_mean`` (0), ``moving_variance`` (1): in ``MODEL_VARIABLES``,
         ``GLOBAL_VARIABLES`` and `MOVING_STATISTICS`. With renorm ``renorm_mean``, ``renorm_stddev``,
-        ``moving_stddev``, likewise. With zero debias ``moving_mean/biased`` and ``moving_mean/local_step``, in
-        ``GLOBAL_VARIABLES`` and `MOVING_STATISTICS`; contrib's own last releases put the scope before them once more.
+        ``moving_stddev``, likewise. With zero debias ``moving_mean/biased`` and ``moving_mean/local_step``,
+        likewise; contrib's own last releases put the scope before them once more.
         The update ops are named ``AssignMovingAvg`` and ``AssignMovingAvg_1`` under the scope where `is_training` is
         a Python bool.
 
@@ -162,11 +162,12 @@ def batch_norm(
         keys = [_model_keys(variables_collections, name) for name in LayerVariables._fields]
         parameters = {"beta": center, "gamma": scale}
         variables = averages.create(channels, dtype, parameters, initializers, regularizers[:2], trainable, keys)
-        reference = _create_renorm(channels, dtype) if renorm else None
+        reference = averages.create_renorm(channels, dtype) if renorm else None
         if renorm:
             update = averages.renorm_average(variables, reference, decay, renorm_decay, epsilon)
         else:
             update = averages.exponential_average(variables, decay, zero_debias=(zero_debias_moving_mean, False))
+        _add_model_variables(layer_scope.name)
         normalize_batch = _transform(fused, unbiased, weights, reference, clipping, adjustment)
         batch = transforms.by_mode(
             training,
@@ -249,14 +250,12 @@ def _model_keys(collections: Collections | Mapping[str, Collections], name: str)
     return [*_keys(further), tf.GraphKeys.GLOBAL_VARIABLES, tf.GraphKeys.MODEL_VARIABLES]
 
 
-def _create_renorm(channels: int, dtype: tf.DType) -> averages.RenormStatistics:
-    """`averages.create_renorm`, with the variables in ``MODEL_VARIABLES``."""
-    reference = averages.create_renorm(channels, dtype)
-    present = {variable.op.name for variable in tf.get_collection(tf.GraphKeys.MODEL_VARIABLES)}
-    for variable in reference:
-        if variable.op.name not in present:
+def _add_model_variables(scope: str) -> None:
+    """Adds the layer's further statistics (renorm's, zero debias') to ``MODEL_VARIABLES``, once."""
+    present = {variable.name for variable in tf.get_collection(tf.GraphKeys.MODEL_VARIABLES)}
+    for variable in averages.moving_statistics():
+        if variable.name.startswith(f"{scope}/") and variable.name not in present:
             tf.add_to_collection(tf.GraphKeys.MODEL_VARIABLES, variable)
-    return reference
 
 
 def _transform(

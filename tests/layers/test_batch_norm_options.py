@@ -328,6 +328,56 @@ def test_weights_too_light_for_an_unbiased_variance_are_refused(plain_graph, sta
     np.testing.assert_array_equal(value_of(session, "moving_variance"), np.ones(3))
 
 
+# --- training without updates -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("option", ["plain", "renorm", "cumulative", "collection"])
+@pytest.mark.parametrize("is_training", [True, False])
+@pytest.mark.parametrize("updating", [True, False])
+def test_the_statistics_move_only_where_they_are_to_be_updated_in_training(
+    graph, option, is_training, updating, start, random
+):
+    inputs, flag, update = (
+        tf.placeholder(tf.float64, [None, CHANNELS]),
+        tf.placeholder(tf.bool, []),
+        tf.placeholder(tf.bool),
+    )
+    outputs = batch_norm_wrapper(inputs, flag, decay=0.5, update_statistics=update, **OPTIONS[option])
+    plain = batch_norm_wrapper(inputs, is_training, decay=0.5, name="plain", **OPTIONS[option])
+    updates, own = tf.get_collection(tf.GraphKeys.UPDATE_OPS), len(moving_statistics()) // 2
+    session, batch = start(), batches_of(random, 1)[0]
+    before = session.run(moving_statistics()[:own])
+    got, expected, _ = session.run([outputs, plain, updates], {inputs: batch, flag: is_training, update: updating})
+    np.testing.assert_allclose(got, expected, rtol=1e-9)
+    after = session.run(moving_statistics())
+    for old, new, of_plain in zip(before, after[:own], after[own:], strict=True):
+        np.testing.assert_allclose(new, of_plain if updating else old, rtol=1e-12)
+
+
+@pytest.mark.parametrize("key", [None, tf.GraphKeys.UPDATE_OPS])
+def test_without_updates_by_a_python_bool_the_graph_has_no_update_op(plain_graph, key, start, random):
+    inputs = tf.placeholder(tf.float64, [None, CHANNELS])
+    outputs = batch_norm_wrapper(inputs, True, update_statistics=False, updates_collection=key)
+    assigns = {operation for operation in plain_graph.get_operations() if "Assign" in operation.type}
+    assert assigns == {variable.initializer for variable in tf.global_variables()}
+    batch = batches_of(random, 1)[0]
+    expected = oracle.normalized(batch, *oracle.statistics(batch))
+    np.testing.assert_allclose(start().run(outputs, {inputs: batch}), expected, rtol=1e-9)
+
+
+def test_update_statistics_that_is_no_flag_is_named(plain_graph):
+    with pytest.raises(ValueError, match="update_statistics must be a Python bool or a scalar bool tensor"):
+        batch_norm_wrapper(tf.zeros([4, CHANNELS]), True, update_statistics=1)
+
+
+def test_virtual_batches_are_runs_of_neighbouring_examples(plain_graph, start, random):
+    inputs, flag, outputs = layer(virtual_batch_size=2)
+    batch = batches_of(random, 1)[0]
+    got = start().run(outputs, {inputs: batch, flag: True})
+    expected = [oracle.normalized(batch[i : i + 2], *oracle.statistics(batch[i : i + 2])) for i in (0, 2, 4)]
+    np.testing.assert_allclose(got, np.concatenate(expected), rtol=1e-9)
+
+
 # --- decay as a tensor or a function ----------------------------------------------------------------------------------
 
 SCHEDULES = {

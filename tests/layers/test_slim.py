@@ -434,6 +434,7 @@ def test_zero_debias_takes_the_start_out_of_the_mean_only(graph, form, start, ra
     )
     assert names_in(tf.GraphKeys.GLOBAL_VARIABLES)[-2:] == ["bn/moving_mean/biased", "bn/moving_mean/local_step"]
     assert len(names_in(tf.GraphKeys.GLOBAL_VARIABLES)) == 5
+    assert set(names_in(tf.GraphKeys.MODEL_VARIABLES)) == set(names_in(tf.GraphKeys.GLOBAL_VARIABLES))
     session, batches = start(), [random.normal(3.0, 2.0, SHAPES[2]) for _ in range(3)]
     for step, batch in enumerate(batches, start=1):
         session.run(outputs, {inputs: batch, **feed})
