@@ -93,9 +93,11 @@ class PooledStatistics:
         if count == 0:
             return
         total = self.count + count
-        distance = np.float64(mean) - self._mean
+        distance = np.asarray(mean, np.float64) - self._mean
         self._mean = self._mean + distance * (count / total)
-        self._squares = self._squares + np.float64(variance) * count + distance**2 * (self.count * count / total)
+        self._squares = (
+            self._squares + np.asarray(variance, np.float64) * count + distance**2 * (self.count * count / total)
+        )
         self.count = total
 
     def result(self, unbiased: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -139,9 +141,9 @@ class AlgorithmTwo:
         """
         _require(count, 2)
         self.count += count
-        self._means = self._means + np.float64(mean) * count
-        self._biased = self._biased + np.float64(variance) * count
-        self._unbiased = self._unbiased + np.float64(variance) * count * (count / (count - 1))
+        self._means = self._means + np.asarray(mean, np.float64) * count
+        self._biased = self._biased + np.asarray(variance, np.float64) * count
+        self._unbiased = self._unbiased + np.asarray(variance, np.float64) * count * (count / (count - 1))
 
     def result(self, unbiased: bool) -> tuple[np.ndarray, np.ndarray]:
         """The mean and variance; without `unbiased` the variance is E[σ²_B].

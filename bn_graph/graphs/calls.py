@@ -129,16 +129,6 @@ def find_calls(live: Any) -> FoundCalls:
 
     Raises:
         AuditError: the graph's functions call one another too often.
-
-    Example:
-        >>> from bn_graph.graphs import calls
-        >>> from bn_graph.tf1 import legacy_layers, tf
-        >>> with tf.Graph().as_default() as graph:
-        ...     x = tf.placeholder(tf.float32, [None, 2], name="x")
-        ...     _ = legacy_layers().batch_normalization(x, training=True, name="bn1")
-        >>> found = calls.find_calls(graph)
-        >>> [(call.layer, found.inputs(call), call.axes) for call in found.calls]
-        [('bn1', 'x:0', (0,))]
     """
     graph_def = live.as_graph_def(add_shapes=True)
     graph = build(graph_def)

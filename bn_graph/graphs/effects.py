@@ -17,7 +17,18 @@ Variables go by the names of their ops (``bn1/moving_mean``), whichever their ki
 from collections.abc import Iterable
 
 from bn_graph.graphs.graph import Graph, Ref, closure, node_named
-from bn_graph.graphs.ops import VARIABLES
+from bn_graph.graphs.ops import (
+    ASSIGNING,
+    BETWEEN_UPDATES,
+    MANY_INPUTS,
+    NOT_READING,
+    OPTIMIZERS,
+    REFERENCE_FORWARDS,
+    SCATTERS_OF_VALUES,
+    SWITCHES,
+    VALUE_FORWARDS,
+    VARIABLES,
+)
 
 __all__ = [
     "assigned",
@@ -33,26 +44,6 @@ __all__ = [
 
 Names = Iterable[object] | object
 """Ops or tensors by name, or objects that have one; or a single one."""
-
-_OVERWRITES = frozenset({"Assign", "AssignVariableOp"})
-_ASKS_IF_INITIALIZED = frozenset({"VarIsInitializedOp", "IsVariableInitialized"})
-_WITHOUT_READING = _OVERWRITES | _ASKS_IF_INITIALIZED
-"""The ops that take a variable as input 0 and don't read its value."""
-
-_APPLIES = ("Apply", "SparseApply", "ResourceApply", "ResourceSparseApply")
-"""The optimizers' ops; they assign a variable and its slots."""
-_ASSIGNS = ("Assign", "Scatter", "ResourceScatter", "StridedSliceAssign", "ResourceStridedSliceAssign", "CountUpTo")
-"""The ops that assign their first input."""
-_ASSIGNS_NOTHING = frozenset({"ScatterNd", "ScatterNdNonAliasingAdd"})
-
-_REF_FORWARDS = frozenset({"RefIdentity", "RefSwitch", "RefEnter", "RefExit", "RefMerge", "RefNextIteration"})
-_VALUE_FORWARDS = frozenset({"Identity", "IdentityN", "Switch", "Enter", "Exit", "Merge", "NextIteration"})
-"""They forward a resource's handle, and of a ref variable only the value: what comes out can't be assigned."""
-_FORWARDS = _REF_FORWARDS | _VALUE_FORWARDS
-_MANY_INPUTS = frozenset({"Merge", "RefMerge", "IdentityN"})
-_SWITCHES = frozenset({"Switch", "RefSwitch"})
-_BETWEEN = _FORWARDS | {"NoOp", "Const", "ReadVariableOp"}
-"""What stands between an update op and its assigns: groups, branches and the values read after them."""
 
 
 def upstream(graph: Graph, names: Names, fed: Names = ()) -> set[str]:
@@ -95,7 +86,7 @@ def variables_read(graph: Graph, names: Names, fed: Names = ()) -> set[str]:
     Raises:
         AuditError: the graph has no op of such a name.
     """
-    read = [refs[1:] if op in _WITHOUT_READING else refs for op, refs in zip(graph.ops, graph.inputs, strict=True)]
+    read = [refs[1:] if op in NOT_READING else refs for op, refs in zip(graph.ops, graph.inputs, strict=True)]
     reached = running(graph._replace(inputs=read), names, fed)
     return {variable_name(graph, node) for node in reached if graph.ops[node] in VARIABLES}
 
@@ -152,16 +143,16 @@ def assigned_by(graph: Graph, name: object) -> set[str]:
         AuditError: the graph has no such op.
     """
     (start,) = _starts(graph, name)
-    first = _first_assigned(graph, start, _BETWEEN) or _first_assigned(graph, start, None)
+    first = _first_assigned(graph, start, BETWEEN_UPDATES) or _first_assigned(graph, start, None)
     return {variable_name(graph, variable) for variable in first}
 
 
 def assigned(graph: Graph, node: int) -> set[int]:
     """The variables that this very node assigns: an optimizer's op its variable and slots, any other its input 0."""
     op = graph.ops[node]
-    if op.startswith(_APPLIES):
+    if op.startswith(OPTIMIZERS):
         return set().union(*(_assignable(graph, ref) for ref in graph.inputs[node]))
-    if op.startswith(_ASSIGNS) and op not in _ASSIGNS_NOTHING and graph.inputs[node]:
+    if op.startswith(ASSIGNING) and op not in SCATTERS_OF_VALUES and graph.inputs[node]:
         return _assignable(graph, graph.inputs[node][0])
     return set()
 
@@ -210,9 +201,9 @@ def _assignable(graph: Graph, ref: Ref) -> set[int]:
         if op in VARIABLES:
             if op == "VarHandleOp" or not is_value:
                 found.add(node)
-        elif op in _FORWARDS or op.startswith(_ASSIGNS):  # a ref variable's assign returns the reference
-            sources = graph.inputs[node] if op in _MANY_INPUTS else graph.inputs[node][:1]
-            pending.extend((source, is_value or op in _VALUE_FORWARDS) for source, _ in sources)
+        elif op in REFERENCE_FORWARDS or op.startswith(ASSIGNING):  # a ref variable's assign returns the reference
+            sources = graph.inputs[node] if op in MANY_INPUTS else graph.inputs[node][:1]
+            pending.extend((source, is_value or op in VALUE_FORWARDS) for source, _ in sources)
     return found
 
 
@@ -241,5 +232,5 @@ def _first_assigned(graph: Graph, start: int, passed: frozenset[str] | None) -> 
 def _without_predicate(graph: Graph, node: int) -> list[int]:
     # A cond of control flow v1 also switches its predicate by itself, to have something that its branches depend on.
     inputs = graph.inputs[node]
-    predicate = inputs[1] if graph.ops[node] in _SWITCHES and len(inputs) > 1 else None
+    predicate = inputs[1] if graph.ops[node] in SWITCHES and len(inputs) > 1 else None
     return [ref[0] for ref in inputs if ref != predicate] + graph.controls[node]

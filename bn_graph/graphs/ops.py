@@ -4,8 +4,10 @@ __all__ = [
     "ABSENT",
     "ADDITIONS",
     "ARITHMETIC",
+    "ASSIGNING",
     "ASSIGNS",
     "AVERAGED",
+    "BETWEEN_UPDATES",
     "CLIPS",
     "CONDS",
     "COUNTING",
@@ -19,8 +21,10 @@ __all__ = [
     "GLOBAL",
     "GROUPING",
     "LOOPS",
+    "MANY_INPUTS",
     "MERGES",
     "NEXT_ITERATIONS",
+    "NOT_READING",
     "NO_OUTPUTS",
     "OPTIMIZERS",
     "OPTIMIZER_ACCUMULATORS",
@@ -28,6 +32,7 @@ __all__ = [
     "RANDOM",
     "RANKS",
     "REDUCTIONS",
+    "REFERENCE_FORWARDS",
     "REF_ASSIGNS",
     "RESHAPES",
     "RESOURCE_ASSIGNS",
@@ -35,10 +40,12 @@ __all__ = [
     "SAME_RANK",
     "SAME_VALUES",
     "SCALINGS",
+    "SCATTERS_OF_VALUES",
     "SELECTS",
     "SIZES",
     "STATEFUL_CALLS",
     "SWITCHES",
+    "VALUE_FORWARDS",
     "VARIABLES",
     "WEIGHTED",
 ]
@@ -65,6 +72,15 @@ ROW_ASSIGNS = frozenset({"ResourceScatterSub", "ResourceScatterAdd", "ResourceSc
 
 OPTIMIZERS = ("Apply", "ResourceApply", "SparseApply", "ResourceSparseApply")
 """Beginnings of the types of optimizers' kernels."""
+
+ASSIGNING = ("Assign", "Scatter", "ResourceScatter", "StridedSliceAssign", "ResourceStridedSliceAssign", "CountUpTo")
+"""Beginnings of the types that assign their input 0, but for `SCATTERS_OF_VALUES`."""
+
+SCATTERS_OF_VALUES = frozenset({"ScatterNd", "ScatterNdNonAliasingAdd"})
+"""Begin like those, and assign nothing."""
+
+NOT_READING = frozenset({"Assign", "AssignVariableOp", "VarIsInitializedOp", "IsVariableInitialized"})
+"""Take a variable as input 0 and don't read its value."""
 
 OPTIMIZER_ACCUMULATORS = frozenset(
     {"AccumulatorApplyGradient", "ResourceAccumulatorApplyGradient", "SparseAccumulatorApplyGradient"}
@@ -123,6 +139,25 @@ PORTS = {"output_false": 0, "output_true": 1, "value_index": 1, "batch_mean": 1,
 
 SAME_VALUES = frozenset({"Identity", "Switch", "RefSwitch", "StopGradient"})
 """Input 0 comes out unchanged, in shape and dtype too."""
+
+VALUE_FORWARDS = frozenset({"Identity", "IdentityN", "Switch", "Enter", "Exit", "Merge", "NextIteration"})
+"""Forward a resource's handle, and of a ref variable only the value: what comes out can't be assigned."""
+
+REFERENCE_FORWARDS = VALUE_FORWARDS | {
+    "RefIdentity",
+    "RefSwitch",
+    "RefEnter",
+    "RefExit",
+    "RefMerge",
+    "RefNextIteration",
+}
+"""Forward what may be assigned: a handle, or a reference."""
+
+MANY_INPUTS = MERGES | {"IdentityN"}
+"""Forward each of their inputs."""
+
+BETWEEN_UPDATES = REFERENCE_FORWARDS | {"NoOp", "Const", "ReadVariableOp"}
+"""Stand between an update op and its assigns: groups, branches, and the values read after them."""
 
 RESHAPES = frozenset({"Squeeze", "Reshape", "ExpandDims", "BroadcastTo", "Transpose"})
 """Input 0 comes out in another shape."""

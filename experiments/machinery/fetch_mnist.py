@@ -10,7 +10,6 @@ each file appears whole or not at all.
 """
 
 import contextlib
-import os
 import socket
 import sys
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from bn_graph.checkpoints.files import written_beside
 from bn_graph.training import datasets
 from experiments.machinery import programs
 from experiments.machinery.programs import UsageError
@@ -65,7 +65,8 @@ def fetch(directory: Path) -> str:
     try:
         directory.mkdir(parents=True, exist_ok=True)
         for name, content in contents.items():
-            write_atomically(directory / name, content)
+            with written_beside(directory / name, replace=True) as beside:
+                Path(beside).write_bytes(content)
     except OSError as error:
         raise FetchError(_one_line(f"can't write to {directory} ({error}); name another one: --directory")) from error
     return f"{datasets.describe(datasets.load_mnist(directory))}; downloaded and checked"
@@ -145,29 +146,6 @@ def idx_bytes(array: np.ndarray) -> bytes:
     if array.dtype != np.uint8:
         raise ValueError(f"an IDX file of bytes takes uint8, not {array.dtype}")
     return np.array([0x0800 + array.ndim, *array.shape], ">u4").tobytes() + array.tobytes()
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Writes a file so that, whatever happens, `path` holds its old content or all of the new one.
-
-    Args:
-        path: in an existing directory; a file that is there is replaced.
-        content: all of it.
-
-    Raises:
-        OSError: it can't be written; no temporary file is left behind.
-    """
-    # In the same directory, for os.replace is atomic within one file system only.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:  # an interrupt is no reason to leave half a file behind
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def _one_line(text: str) -> str:

@@ -1,7 +1,5 @@
 """The look that all figures share: one style, and colours that colour-blind readers can tell apart."""
 
-import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +9,8 @@ import matplotlib
 matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
+
+from bn_graph.checkpoints.files import written_beside
 
 __all__ = ["BLUE", "GREY", "ORANGE", "figure"]
 
@@ -38,10 +38,7 @@ def figure(path: Path, **subplots) -> Iterator[tuple]:
         drawing, axes = plt.subplots(layout="constrained", **subplots)
         try:
             yield drawing, axes
-            descriptor, temporary = tempfile.mkstemp(dir=path.parent, suffix=path.suffix)
-            os.close(descriptor)
-            drawing.savefig(temporary, pil_kwargs={"optimize": True})
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, path)
+            with written_beside(path, replace=True) as beside:
+                drawing.savefig(beside, pil_kwargs={"optimize": True})
         finally:
             plt.close(drawing)

@@ -1,7 +1,6 @@
 """Work that a stopped run leaves behind, and that the same command takes up: measurements, checkpoints, curves."""
 
 import json
-import os
 import shutil
 import zipfile
 from collections.abc import Callable, Sequence
@@ -10,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 import bn_graph
+from bn_graph.checkpoints.files import written_beside
 from bn_graph.tf1 import tf
 from experiments.machinery import harness
 from experiments.machinery.programs import UsageError
@@ -130,9 +130,8 @@ def _stacked(curves: dict[str, list[tuple[int, np.ndarray]]]) -> dict[str, np.nd
 
 
 def _write_curves(folder: Path, curves: dict[str, list[tuple[int, np.ndarray]]]) -> None:
-    temporary = folder / "curves.part.npz"
-    np.savez(temporary, **_stacked(curves))
-    os.replace(temporary, folder / "curves.npz")
+    with written_beside(folder / "curves.npz", replace=True) as beside:
+        np.savez(beside, **_stacked(curves))
 
 
 def _read_curves(folder: Path, done: int) -> dict[str, list[tuple[int, np.ndarray]]]:

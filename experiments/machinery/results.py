@@ -4,13 +4,13 @@ import base64
 import json
 import os
 import platform
-import tempfile
 import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from bn_graph.checkpoints.files import written_beside
 from bn_graph.tf1 import tf
 from experiments.machinery import register
 from experiments.machinery.programs import UsageError
@@ -118,14 +118,5 @@ def write_json(path: Path, content: object) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Writes `text` so that `path` holds either all of it or what it held before."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp makes files that only their owner may read
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    with written_beside(path, replace=True) as beside, open(beside, "w", encoding="utf-8") as file:
+        file.write(text)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bn_graph.checkpoints.files import written_beside
 from bn_graph.tf1 import tf
 from bn_graph.training import datasets
 from experiments.machinery import fetch_mnist
@@ -126,16 +127,12 @@ def test_download_that_is_not_mnist_is_not_written(tmp_path, loader, capsys):
 
 
 @pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
-def test_failed_write_keeps_the_old_file_and_no_temporary_one(tmp_path, monkeypatch, error):
+def test_failed_write_keeps_the_old_file_and_no_temporary_one(tmp_path, error):
     path = tmp_path / "file"
     path.write_bytes(b"old")
-
-    def fail(_):
+    with pytest.raises(type(error)), written_beside(path, replace=True) as beside:
+        Path(beside).write_bytes(b"half")
         raise error
-
-    monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(type(error)):
-        fetch_mnist.write_atomically(path, b"new")
     assert names(tmp_path) == ["file"] and path.read_bytes() == b"old"
 
 
