@@ -325,7 +325,7 @@ def judge_solver_12(result: dict) -> Verdict:
     return holds(measured, "It stands there and does nothing: neither outputs nor optimizer move it.")
 
 
-# --- article-02: the pseudo-code over channels -----------------------------------------------------------------------
+# --- article-02: the pseudo-code over channels ------------------------------------------------------------------------
 def pseudo_code(generator) -> dict:
     """The article's loop over channels, without ε as it is printed, against the layer."""
     values = generator.normal(size=(4, 5, 5, 3))
@@ -353,7 +353,7 @@ def judge_article_02(result: dict) -> Verdict:
     return holds(measured, "Constant channels included.")
 
 
-# --- article-03: the moving average ----------------------------------------------------------------------------------
+# --- article-03: the moving average -----------------------------------------------------------------------------------
 def moving_recursion(generator) -> dict:
     batches = generator.normal(2.0, 3.0, (5, 8, 4)).astype(np.float32)
     decay = 0.99

@@ -283,7 +283,7 @@ def judge_r2rt_16(result: dict) -> Verdict:
     return does_not_hold(measured, note)
 
 
-# --- r2rt-17: decay 0.999, and closer to 1 with more data ---------------------------------------------------------------
+# --- r2rt-17: decay 0.999, and closer to 1 with more data -------------------------------------------------------------
 def start_left(steps: int) -> list[dict]:
     """How much of the start value the library's wrapper still holds after n updates, beside decay^n; for every decay.
 

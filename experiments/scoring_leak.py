@@ -96,7 +96,7 @@ def run_seed(settings: Settings, seed: int) -> dict:
     }
 
 
-# --- r2rt-18: the statistics are not trainable, and every run of the training graph updates them -------------------------
+# --- r2rt-18: the statistics are not trainable, and every run of the training graph updates them ----------------------
 def training_that_scores(settings: Settings, seed: int, weights: list[np.ndarray]) -> dict:
     """The document's own loop: every 50 steps the training graph is run on the test set, to score it."""
     test = settings.dataset.test
@@ -228,7 +228,7 @@ def judge_r2rt_18(result: dict) -> Verdict:
     return holds(measured, note)
 
 
-# --- r2rt-19: the accuracy that the document prints ----------------------------------------------------------------------
+# --- r2rt-19: the accuracy that the document prints -------------------------------------------------------------------
 def judge_r2rt_19(result: dict) -> Verdict:
     runs, examples = result["runs"], 10_000  # of MNIST's test set
     step = runs[0]["document_loop"]["last_scored_step"]
@@ -253,7 +253,7 @@ def agrees(values: list[float], figure: float, examples: int) -> bool:
     return bool(abs(np.median(values) - figure) <= STANDARD_ERRORS * np.sqrt(figure * (1 - figure) / examples))
 
 
-# --- r2rt-22: the last layer's bias --------------------------------------------------------------------------------------
+# --- r2rt-22: the last layer's bias -----------------------------------------------------------------------------------
 def last_bias(settings: Settings, used: bool) -> dict:
     """The document's last layer with its b3, which its first graph adds and its build_graph leaves out; 20 steps of it."""
     train = settings.dataset.train

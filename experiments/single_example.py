@@ -126,7 +126,7 @@ def train(settings: Settings, session: tf.Session, network: bn_graph.Network, se
     return folder
 
 
-# --- The network with the bug: trained, then asked for one image at a time ---------------------------------------------
+# --- The network with the bug: trained, then asked for one image at a time --------------------------------------------
 def batch_statistics_network(settings: Settings, seed: int, weights: list[np.ndarray]) -> dict:
     """Trains the faulty network, scores the test set at once, and predicts the first images one at a time."""
     test = settings.dataset.test
@@ -157,7 +157,7 @@ def batch_statistics_network(settings: Settings, seed: int, weights: list[np.nda
     }
 
 
-# --- The repaired network: trained, saved, and restored in a process of its own ----------------------------------------
+# --- The repaired network: trained, saved, and restored in a process of its own ---------------------------------------
 def train_wrapper_network(settings: Settings, seed: int, weights: list[np.ndarray]) -> str:
     """Trains the repaired network, saves it with its moving statistics, and returns the path to restore from."""
     with tf.Graph().as_default(), tf.Session(config=bn_graph.session_config()) as session:
@@ -186,7 +186,7 @@ def predict(checkpoint: str, data: str, data_directory: str | None) -> dict:
     }
 
 
-# --- r2rt-12: one class for every image ---------------------------------------------------------------------------------
+# --- r2rt-12: one class for every image -------------------------------------------------------------------------------
 def judge_r2rt_12(result: dict) -> Verdict:
     runs = result["runs"]
     single = [run for run in runs if len(set(run["predictions_before"])) == 1]
@@ -203,7 +203,7 @@ def judge_r2rt_12(result: dict) -> Verdict:
     return holds(measured, note)
 
 
-# --- r2rt-13: what goes into the sigmoids then --------------------------------------------------------------------------
+# --- r2rt-13: what goes into the sigmoids then ------------------------------------------------------------------------
 def activation_inputs(session: tf.Session, network: bn_graph.Network, images: np.ndarray) -> list[dict]:
     """For each layer, over images that are fed alone: how far from 0 and from beta the sigmoid's inputs are, at most."""
     keys = ("normalized", "outputs", "by_function", "beta")
@@ -242,7 +242,7 @@ def judge_r2rt_13(result: dict) -> Verdict:
     return does_not_hold(measured, f"The sigmoid's inputs are up to {inputs:.3g}, and {written:.1g} away from beta.")
 
 
-# --- r2rt-14: why the whole test set at once works all the same ---------------------------------------------------------
+# --- r2rt-14: why the whole test set at once works all the same -------------------------------------------------------
 def distance_of_means(session: tf.Session, network: bn_graph.Network, dataset: bn_graph.Dataset) -> dict:
     """How well a batch's means estimate the training set's: mean distance, in standard deviations, over units and layers.
 
@@ -283,7 +283,7 @@ def judge_r2rt_14(result: dict) -> Verdict:
     return holds(measured, note)
 
 
-# --- r2rt-20: the document's printed list, against the labels ------------------------------------------------------------
+# --- r2rt-20: the document's printed list, against the labels ---------------------------------------------------------
 def document_list(settings: Settings) -> dict:
     wrong = [
         {"image": place, "printed": int(printed), "label": int(label)}
