@@ -38,6 +38,7 @@ __all__ = [
     "function_body",
     "hide_deprecation_notices",
     "legacy_layers",
+    "may_run_in_turns",
     "optimized_graph",
     "replace_input",
     "slice_info",
@@ -127,6 +128,20 @@ def optimized_graph(config: tf.ConfigProto, meta_graph: tf.MetaGraphDef) -> tf.G
 def control_flow_context(graph: tf.Graph) -> object | None:
     """The ``cond`` or ``while_loop`` of control flow v1 in which ops are being made, or None outside of any."""
     return graph._get_control_flow_context()
+
+
+def may_run_in_turns(graph: tf.Graph) -> bool:
+    """Whether what is built in `graph` now may run more than once in a run: in a loop's body, or in a function."""
+    while graph.building_function:
+        if type(graph).__name__ != "CondBranchFuncGraph":  # a branch runs as often as what it is in
+            return True
+        graph = graph.outer_graph
+    context = control_flow_context(graph)
+    while context is not None:
+        if context.IsWhileContext():
+            return True
+        context = context.outer_context
+    return False
 
 
 def replace_input(op: tf.Operation, index: int, tensor: tf.Tensor) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from bn_graph.graphs.notes import MOVING_STATISTICS
-from bn_graph.tf1 import tf
+from bn_graph.tf1 import may_run_in_turns, tf
 
 __all__ = [
     "MOVING_STATISTICS",
@@ -320,11 +320,13 @@ def decays_in_a_run(dtype: tf.DType, **decays: float | tf.Tensor) -> list[float 
 
 
 def read_after(batch: tf.Tensor, variable: tf.Variable) -> tf.Tensor:
-    """The variable's value once `batch` is there.
+    """The variable's value; in a loop, once `batch` is there.
 
     In a loop a batch that depends on the turn before comes after that turn's assigns; a read that waits for nothing may
-    come before them.
+    come before them. Elsewhere a read has nothing to wait for.
     """
+    if not may_run_in_turns(tf.get_default_graph()):
+        return variable.read_value()
     with tf.control_dependencies([tf.identity(batch)]):  # a function's own argument can't be a control input
         return variable.read_value()
 

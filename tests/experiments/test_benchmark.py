@@ -268,4 +268,4 @@ def test_the_command_writes_a_result_figures_and_a_table(tmp_path, monkeypatch, 
 def test_a_wrong_argument_is_one_line(capsys, arguments):
     assert bench.main(arguments) == 2
     said = capsys.readouterr().err
-    assert said.startswith("benchmark: ") and said.count("\n") == 1
+    assert said.startswith("bench: ") and said.count("\n") == 1

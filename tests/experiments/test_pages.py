@@ -79,10 +79,10 @@ def test_a_data_set_that_is_not_there_is_one_line_and_exit_2(tmp_path, capsys):
     [
         (lambda page: delattr(page, "judge_article_09"), "no function judges article-09"),
         (lambda page: setattr(page, "judge_article_99", lambda result: None), "no claim is registered for article-99"),
-        (lambda page: delattr(page, "FIGURES"), "lacks FIGURES"),
+        (lambda page: delattr(page, "draw"), "lacks draw"),
     ],
 )
-def test_a_page_that_does_not_judge_its_claims_is_refused(change, message):
+def test_a_page_that_lacks_a_judge_or_a_drawing_is_refused(change, message):
     source = Path(module_of("control_dependencies").__file__)
     specification = importlib.util.spec_from_file_location("experiments.control_dependencies", source)
     page = importlib.util.module_from_spec(specification)
