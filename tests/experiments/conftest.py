@@ -79,3 +79,16 @@ def verdict(request) -> Callable[[dict, str], str]:
     """The verdict of the page on a claim, computed from any result."""
     page: ModuleType = request.module.PAGE
     return lambda result, claim: harness.page_of(page).judges[claim](result).verdict
+
+
+@pytest.fixture(scope="module")
+def verdict_if(request) -> Callable[..., str]:
+    """The page's verdict on a claim if `changes` had been measured, also in each of the runs that has such a field."""
+
+    def judged(claim: str, result: dict, **changes) -> str:
+        other = copy.deepcopy(result) | changes
+        for each in other["runs"]:
+            each |= {name: value for name, value in changes.items() if name in each}
+        return harness.page_of(request.module.PAGE).judges[claim](other).verdict
+
+    return judged

@@ -1,26 +1,11 @@
 """The document's loop, which scores its training graph on the test set: what leaks, and what the verdicts follow from."""
 
-import copy
-
 import pytest
 
 from experiments import scoring_leak
-from experiments.machinery import harness
 
 PAGE = scoring_leak
 STEPS = 2000  # of the run that the tests share
-
-
-def changed(result: dict, **changes) -> dict:
-    """A copy of a result, as if measured otherwise, in each of its runs too where they have such a field."""
-    other = copy.deepcopy(result) | changes
-    for each in other["runs"]:
-        each |= {name: value for name, value in changes.items() if name in each}
-    return other
-
-
-def verdict(claim: str, result: dict, **changes) -> str:
-    return harness.page_of(PAGE).judges[claim](changed(result, **changes)).verdict
 
 
 def test_the_share_of_test_batches_is_the_sum_of_their_weights(finished):
@@ -54,12 +39,12 @@ def test_the_last_bias_of_build_graph_is_left_out(finished):
     assert result["claims"]["r2rt-22"]["verdict"] == "does not hold"
 
 
-def test_r2rt_18_falls_with_a_trainable_and_with_a_resting_statistic(finished):
+def test_r2rt_18_falls_with_a_trainable_and_with_a_resting_statistic(finished, verdict_if):
     result, _, _ = finished
     for change in ({"trainable": 1}, {"moved": 0}):
-        assert verdict("r2rt-18", result, update=result["update"] | change) == "does not hold"
+        assert verdict_if("r2rt-18", result, update=result["update"] | change) == "does not hold"
     paper = result["update"] | {"ratio_to_biased": 60 / 59, "ratio_to_unbiased": 1.0}
-    assert "the paper's, with m/(m−1)" in scoring_leak.judge_r2rt_18(changed(result, update=paper)).note
+    assert "the paper's, with m/(m−1)" in scoring_leak.judge_r2rt_18(result | {"update": paper}).note
 
 
 @pytest.mark.parametrize(
@@ -71,13 +56,13 @@ def test_r2rt_18_falls_with_a_trainable_and_with_a_resting_statistic(finished):
         (0.9700, 0.9400, "does not hold"),
     ],
 )
-def test_r2rt_19_depends_on_both_figures(finished, printed, population, expected):
+def test_r2rt_19_depends_on_both_figures(finished, printed, population, expected, verdict_if):
     result, _, _ = finished
     loop = result["runs"][0]["document_loop"] | {"last_score": printed}
-    assert verdict("r2rt-19", result, document_loop=loop, test_accuracy_after=population) == expected
+    assert verdict_if("r2rt-19", result, document_loop=loop, test_accuracy_after=population) == expected
 
 
-def test_r2rt_22_holds_with_a_bias_that_moves(finished):
+def test_r2rt_22_holds_with_a_bias_that_moves(finished, verdict_if):
     result, _, _ = finished
     used = result["last_bias"] | {"build_graph": result["last_bias"]["first graph"]}
-    assert verdict("r2rt-22", result, last_bias=used) == "holds"
+    assert verdict_if("r2rt-22", result, last_bias=used) == "holds"

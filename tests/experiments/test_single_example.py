@@ -1,6 +1,5 @@
 """The main experiment, as a user runs it: in processes of its own, from the command line."""
 
-import copy
 import json
 import os
 import signal
@@ -88,49 +87,37 @@ def test_the_printed_list_has_one_image_wrong(finished):
     assert listed["share"] == 0.99
 
 
-def changed(result: dict, **changes) -> dict:
-    """A copy of a result, as if measured otherwise, in each of its runs too where they have such a field."""
-    other = copy.deepcopy(result) | changes
-    for each in other["runs"]:
-        each |= {name: value for name, value in changes.items() if name in each}
-    return other
-
-
-def verdict(claim: str, result: dict, **changes) -> str:
-    return harness.page_of(PAGE).judges[claim](changed(result, **changes)).verdict
-
-
-def test_r2rt_12_falls_with_two_classes(finished):
+def test_r2rt_12_falls_with_two_classes(finished, verdict_if):
     result, _, _ = finished
-    assert verdict("r2rt-12", result) == "holds"
-    assert verdict("r2rt-12", result, predictions_before=[1] * 99 + [2]) == "does not hold"
+    assert verdict_if("r2rt-12", result) == "holds"
+    assert verdict_if("r2rt-12", result, predictions_before=[1] * 99 + [2]) == "does not hold"
 
 
-def test_r2rt_13_holds_with_inputs_of_0_and_falls_with_any_other_than_beta(finished):
+def test_r2rt_13_holds_with_inputs_of_0_and_falls_with_any_other_than_beta(finished, verdict_if):
     result, _, _ = finished
     layers = result["activation_inputs"]
-    assert verdict("r2rt-13", result, activation_inputs=[x | {"largest_input": 0.0} for x in layers]) == "holds"
+    assert verdict_if("r2rt-13", result, activation_inputs=[x | {"largest_input": 0.0} for x in layers]) == "holds"
     for field in ("largest_normalized", "written_out_from_beta"):
         other = [layer | {field: 0.5} for layer in layers]
-        assert verdict("r2rt-13", result, activation_inputs=other) == "does not hold"
+        assert verdict_if("r2rt-13", result, activation_inputs=other) == "does not hold"
 
 
-def test_r2rt_14_falls_with_a_bad_score_and_with_a_bad_estimate(finished):
+def test_r2rt_14_falls_with_a_bad_score_and_with_a_bad_estimate(finished, verdict_if):
     result, _, _ = finished
-    assert verdict("r2rt-14", result) == "holds"
-    assert verdict("r2rt-14", result, test_accuracy_before_at_once=0.5) == "does not hold"
-    assert verdict("r2rt-14", result, distance_of_means={"test set": 1.0, "batches of 60": 1.0}) == "does not hold"
+    assert verdict_if("r2rt-14", result) == "holds"
+    assert verdict_if("r2rt-14", result, test_accuracy_before_at_once=0.5) == "does not hold"
+    assert verdict_if("r2rt-14", result, distance_of_means={"test set": 1.0, "batches of 60": 1.0}) == "does not hold"
 
 
-def test_r2rt_20_falls_with_another_list_other_labels_and_another_accuracy(finished):
+def test_r2rt_20_falls_with_another_list_other_labels_and_another_accuracy(finished, verdict_if):
     result, _, _ = finished
     listed = result["document_list"]
-    assert verdict("r2rt-20", result, accuracy_after=0.99) == "holds"
-    assert verdict("r2rt-20", result, accuracy_after=0.97) == "holds if it is read to ±0.03"
-    assert verdict("r2rt-20", result, accuracy_after=0.9) == "does not hold"
-    assert verdict("r2rt-20", result, one_at_a_time_equals_at_once=False) == "does not hold"
+    assert verdict_if("r2rt-20", result, accuracy_after=0.99) == "holds"
+    assert verdict_if("r2rt-20", result, accuracy_after=0.97) == "holds if it is read to ±0.03"
+    assert verdict_if("r2rt-20", result, accuracy_after=0.9) == "does not hold"
+    assert verdict_if("r2rt-20", result, one_at_a_time_equals_at_once=False) == "does not hold"
     for change in ({"share": 0.97}, {"labels_agree": False}):
-        assert verdict("r2rt-20", result, accuracy_after=0.99, document_list=listed | change) == "does not hold"
+        assert verdict_if("r2rt-20", result, accuracy_after=0.99, document_list=listed | change) == "does not hold"
 
 
 def test_kill_9_in_training_then_the_same_command_ends_with_the_same_numbers(finished, tmp_path):
