@@ -39,7 +39,6 @@ __all__ = [
     "hide_deprecation_notices",
     "legacy_layers",
     "may_run_in_turns",
-    "optimized_graph",
     "replace_input",
     "slice_info",
     "tf",
@@ -116,13 +115,6 @@ def function_body(function) -> tuple[tf.GraphDef, dict[str, str]]:
     from tensorflow.python.framework.function_def_to_graph import function_def_to_graph_def
 
     return function_def_to_graph_def(function)
-
-
-def optimized_graph(config: tf.ConfigProto, meta_graph: tf.MetaGraphDef) -> tf.GraphDef:
-    """What Grappler makes of a meta graph with a signature, by the passes that `config` asks for."""
-    from tensorflow.python.grappler import tf_optimizer
-
-    return tf_optimizer.OptimizeGraph(config, meta_graph)
 
 
 def control_flow_context(graph: tf.Graph) -> object | None:

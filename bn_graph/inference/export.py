@@ -10,10 +10,11 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from bn_graph.checkpoints.files import written_beside
-from bn_graph.checkpoints.variables import layer_scope
+from bn_graph.graphs.graph import Graph, build, uses
+from bn_graph.graphs.layers import Layer, find_layers
+from bn_graph.graphs.normalizations import find_normalizations
 from bn_graph.inference.extraction import ExportError, InferenceGraph, extract, open_session
-from bn_graph.inference.folding import fold_batch_norm
-from bn_graph.layers.averages import MOVING_STATISTICS, moving_statistics
+from bn_graph.inference.folding import fold_batch_norm, obstacles
 from bn_graph.tf1 import tf
 
 __all__ = ["ExportError", "FrozenGraph", "UnfoldedWarning", "export_frozen_graph", "export_saved_model"]
@@ -123,9 +124,9 @@ def export_frozen_graph(
         FileExistsError, ExportError, OSError: as `export_saved_model`.
 
     Warns:
-        UnfoldedWarning: layers could not be folded: no matmul or convolution with constant weights comes directly
-            before them (a nonlinearity does, as in pre-activation networks), or something else reads its output too.
-            They are named, and computed as before.
+        UnfoldedWarning: layers could not be folded: they are named with the reason, and computed as before. No matmul
+            or convolution with constant weights comes directly before (a nonlinearity does, as in pre-activation
+            networks), something else reads its output too, or a half-precision dtype can't hold the folded weights.
 
     Source: Jacob et al. 2018, "Quantization and Training of Neural Networks", 3.2.
 
@@ -142,25 +143,28 @@ def export_frozen_graph(
     """
     with written_beside(path) as unfinished:
         extracted = extract(session, inputs, outputs, is_training)
-        graph_def = _frozen(extracted)
-        layers = _layers_with_constants(extracted, graph_def)
+        frozen = graph_def = _frozen(extracted)
+        output_ops = [tensor.op.name for tensor in extracted.outputs.values()]
         if fold:
-            graph_def = fold_batch_norm(graph_def, [tensor.op.name for tensor in extracted.outputs.values()])
+            graph_def = fold_batch_norm(frozen, output_ops)
         with open(unfinished, "wb") as file:
             file.write(graph_def.SerializeToString())
-    unfolded = _layers_with_constants(extracted, graph_def)
+    model = build(extracted.graph)
+    layers = [layer for layer in find_layers(model, find_normalizations(model, uses(model))) if layer.statistics]
+    left = {node.name for node in graph_def.node}
+    unfolded = [layer for layer in layers if left & {model.names[node] for node in layer.statistics}]
     if fold and unfolded:
+        reasons = _reasons(model, unfolded, frozen, output_ops)
         warnings.warn(
-            f"Not folded: {', '.join(unfolded)}. No matmul or convolution with constant weights comes directly before, or "
-            "something else reads its output too; these layers are computed as before.",
+            f"Not folded: {'; '.join(f'{scope} ({reason})' for scope, reason in reasons.items())}. Computed as before.",
             UnfoldedWarning,
             stacklevel=2,
         )
     named_inputs, named_outputs = (
         {name: tensor.name for name, tensor in side.items()} for side in (extracted.inputs, extracted.outputs)
     )
-    folded = [scope for scope in layers if scope not in unfolded]
-    return FrozenGraph(os.fspath(path), named_inputs, named_outputs, folded, unfolded)
+    folded = [layer.name for layer in layers if layer not in unfolded]
+    return FrozenGraph(os.fspath(path), named_inputs, named_outputs, folded, [layer.name for layer in unfolded])
 
 
 def _frozen(extracted: InferenceGraph) -> tf.GraphDef:
@@ -170,9 +174,10 @@ def _frozen(extracted: InferenceGraph) -> tf.GraphDef:
         return tf.graph_util.convert_variables_to_constants(session, extracted.graph.as_graph_def(), outputs)
 
 
-def _layers_with_constants(extracted: InferenceGraph, graph_def: tf.GraphDef) -> list[str]:
-    """The scopes of batch norm layers whose statistics are constants of the frozen graph."""
-    names = {node.name for node in graph_def.node}
-    statistics = [variable.op.name for variable in moving_statistics(extracted.graph)]
-    everywhere = extracted.graph.get_collection(MOVING_STATISTICS)
-    return list(dict.fromkeys(layer_scope(name, everywhere) for name in statistics if name in names))
+def _reasons(model: Graph, layers: list[Layer], frozen: tf.GraphDef, outputs: list[str]) -> dict[str, str]:
+    """Why layers could not be folded, by their names."""
+    places = {
+        layer.name: [(model.names[place.inputs[0]], model.names[place.outputs[0]]) for place in layer.places]
+        for layer in layers
+    }
+    return {name: "; ".join(obstacles(frozen, outputs, ends)) for name, ends in places.items()}

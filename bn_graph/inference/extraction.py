@@ -21,7 +21,7 @@ from bn_graph.graphs.graph import Graph, Ref, build, node_named, producer, uses
 from bn_graph.graphs.modes import modes, values_used
 from bn_graph.graphs.statistics import batch_variances
 from bn_graph.inference.branches import without_training_branches
-from bn_graph.layers.averages import MOVING_STATISTICS, is_ref_variable, moving_statistics
+from bn_graph.layers.averages import is_ref_variable, moving_statistics
 from bn_graph.tf1 import tf
 
 __all__ = ["ExportError", "InferenceGraph", "extract", "open_session", "refuse_training"]
@@ -35,7 +35,7 @@ class InferenceGraph(NamedTuple):
     """A graph that only infers.
 
     ``inputs`` and ``outputs`` are its tensors by the names of the signature, ``variables`` what the outputs read, and
-    ``values`` what they hold. The graph's `MOVING_STATISTICS` lists the statistics of the whole graph that it is from.
+    ``values`` what they hold.
     """
 
     graph: tf.Graph
@@ -80,8 +80,6 @@ def extract(
     values = _values(session, originals)
 
     with tf.Graph().as_default() as graph:
-        for statistic in moving_statistics(session.graph):
-            tf.add_to_collection(MOVING_STATISTICS, statistic.op.name)
         variables = [_copy(original, value) for original, value in zip(originals, values, strict=True)]
         _import_around(graph_def, variables)
         inputs = {name: graph.get_tensor_by_name(f"{op_name}:0") for name, op_name in placeholders.items()}
