@@ -3,7 +3,7 @@
 The words that JSON version 1 uses for modes and states are enumerations here; each is a string, equal to its value.
 """
 
-import itertools
+import re
 from collections.abc import Iterable, Sequence
 from enum import Enum
 from typing import NamedTuple
@@ -15,6 +15,7 @@ __all__ = [
     "CannotTell",
     "Finding",
     "FindingsError",
+    "Lack",
     "LayerRow",
     "Level",
     "Mode",
@@ -22,7 +23,10 @@ __all__ = [
     "Saved",
     "State",
     "SubjectKind",
+    "Unread",
+    "codes_by_layer",
     "count",
+    "evidence_in_brief",
     "level_counts",
     "names_in_brief",
     "printable",
@@ -176,7 +180,33 @@ class Report(NamedTuple):
             raise FindingsError("\n".join([f"{self.path}: {len(self.errors)} findings of error level.", *lines]))
 
 
+class Lack(_Word):
+    """Why something was not audited."""
+
+    UNREADABLE = "unreadable"
+    NO_MODEL = "no model"
+    INTERNAL_ERROR = "internal error"
+
+
+class Unread(NamedTuple):
+    """What was found and not audited.
+
+    Attributes:
+        path: of the file or directory.
+        reason: one line.
+        lack: only of `Lack.NO_MODEL`, a file that has a model's name and is none, nothing is lost: it is a note.
+    """
+
+    path: str
+    reason: str
+    lack: Lack = Lack.UNREADABLE
+
+
 # --- What the formats share -------------------------------------------------------------------------------------------
+
+_MOST_NAMES, _MOST_EVIDENCE = 3, 6
+_NUMBERED = re.compile(r"(.*?)(_?\d{1,9})?", re.DOTALL)
+"""A scope's name, and the number that it ends in."""
 
 
 def printable(text: str) -> str:
@@ -190,14 +220,66 @@ def printable(text: str) -> str:
 
 
 def names_in_brief(names: Sequence[str]) -> str:
-    """Names of layers: all of up to three; of more, the first and the last and how many."""
-    if len(names) <= 3:
-        return printable(", ".join(names))
-    scopes = zip(*(name.split("/")[:-1] for name in names), strict=False)
-    prefix = "/".join(parts[0] for parts in itertools.takewhile(lambda parts: len(set(parts)) == 1, scopes))
-    start = len(prefix) + 1 if prefix else 0
-    ends = f"{names[0][start:]} … {names[-1][start:]}"
-    return printable(f"{prefix}/{{{ends}}}" if prefix else ends) + f" ({len(names)} layers)"
+    """Names of layers in few words: those that differ by a number are one; of more than three of these, three.
+
+    >>> names_in_brief(["net/bn", "net/bn_1", "net/bn_2", "net/bn_3", "net/bn_5"])
+    'net/bn[_1…_3,_5] (5 layers)'
+    >>> names_in_brief(["conv1/bn", "conv2/bn", "logits/bn"])
+    'conv[1,2]/bn, logits/bn'
+    """
+    joined = _joined(names)
+    shown = ", ".join(joined[:_MOST_NAMES]) + (", …" if len(joined) > _MOST_NAMES else "")
+    return printable(shown) + (f" ({len(names)} layers)" if len(names) > _MOST_NAMES else "")
+
+
+def _joined(names: Sequence[str]) -> list[str]:
+    """Names with ranges in place of numbers, of the last scope first: ``block[1…4]/unit_[1…6]/bn``."""
+    split = [[_NUMBERED.fullmatch(scope).groups("") for scope in name.split("/")] for name in dict.fromkeys(names)]
+    for place in range(1, max(map(len, split), default=0) + 1):
+        alike: dict[tuple, list[str]] = {}
+        for scopes in split:
+            position = max(len(scopes) - place, 0)
+            stem, number = scopes[position]
+            kind = "_" if number[:1] in ("", "_") else ""
+            others = (*scopes[:position], (stem, None), *scopes[position + 1 :])
+            alike.setdefault((position, kind, others), []).append(number)
+        split = [
+            [*others[:position], (others[position][0], _range(numbers, kind)), *others[position + 1 :]]
+            for (position, kind, others), numbers in alike.items()
+        ]
+    return ["/".join(stem + number for stem, number in scopes) for scopes in split]
+
+
+def _range(numbers: Sequence[str], kind: str) -> str:
+    """The endings of scopes that are alike: ``_[1…3,5]``, and ``[_1…_3,_5]`` where one has no ending."""
+    if len(numbers) == 1:
+        return numbers[0]
+    kept = sorted((number.removeprefix("_") for number in numbers if number), key=int)
+    runs = [[kept[0]]]
+    for number in kept[1:]:
+        runs[-1].append(number) if int(number) == int(runs[-1][-1]) + 1 else runs.append([number])
+    inner, outer = (kind, "") if "" in numbers else ("", kind)
+    shown = [[run[0], run[-1]] if len(run) > 2 else run for run in runs]
+    joints = ["…" if len(run) > 2 else "," for run in runs]
+    return f"{outer}[{','.join(joint.join(inner + end for end in ends) for joint, ends in zip(joints, shown, strict=True))}]"
+
+
+def evidence_in_brief(finding: Finding) -> tuple[str, ...]:
+    """The first lines of evidence, and how many more there are."""
+    more = len(finding.evidence) - _MOST_EVIDENCE
+    return finding.evidence[:_MOST_EVIDENCE] + ((f"… and {more} more lines like these",) if more > 0 else ())
+
+
+def codes_by_layer(report: Report) -> dict[str, list[str]]:
+    """For each layer the codes of its findings, errors first, then of what is undetermined for it, as ``BN004?``."""
+    codes: dict[str, list[str]] = {layer.name: [] for layer in report.layers}
+    concerned = [(finding.code, finding.layers) for finding in report.findings]
+    concerned += [(f"{entry.code}?", entry.layers) for entry in report.undetermined]
+    for code, layers in concerned:
+        for name in layers:
+            if code not in codes.setdefault(name, []):
+                codes[name].append(code)
+    return codes
 
 
 def level_counts(findings: Iterable[Finding]) -> dict[Level, int]:
@@ -207,14 +289,16 @@ def level_counts(findings: Iterable[Finding]) -> dict[Level, int]:
 
 
 def summary(report: Report) -> str:
-    """How many layers, findings and undetermined rules there are, in a line."""
+    """How many findings and undetermined rules there are, and layers: ``2 errors, 1 of advice in 9 layers``."""
     counts = level_counts(report.findings)
     parts = [count(counts[level], level) for level in (Level.ERROR, Level.WARNING) if counts[level]]
     if counts[Level.ADVICE]:
         parts.append(f"{counts[Level.ADVICE]} of advice")
     if report.undetermined:
         parts.append(f"{len(report.undetermined)} undetermined")
-    return f"{count(len(report.layers), 'layer')}: {', '.join(parts) or 'nothing found'}."
+    if not parts and not report.layers:
+        return "no batch norm in it"
+    return f"{', '.join(parts) or 'nothing found'} in {count(len(report.layers), 'layer')}"
 
 
 def count(number: int, noun: str) -> str:

@@ -5,11 +5,12 @@ Nothing here imports TensorFlow, and nothing of the files is executed.
 
 import argparse
 import math
+import os
 import sys
 from collections.abc import Sequence
 
 import bn_graph.audit
-from bn_graph.audit.formats import FORMATS, render
+from bn_graph.audit.formats import FORMATS, Style, render
 from bn_graph.audit.formats.text import wants_colour
 from bn_graph.audit.report import AuditError, Report, printable
 from bn_graph.audit.rules import RULES, explain, selected
@@ -73,6 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     about_report.add_argument(
         "--format", choices=FORMATS, default="text", help="how to print the report (default: %(default)s)"
     )
+    about_report.add_argument("--verbose", action="store_true", help="text with every layer and all evidence")
     about_report.add_argument("--explain", metavar="RULE", help="explain a rule and exit")
 
 
@@ -104,8 +106,10 @@ def run(arguments: argparse.Namespace) -> int:
         "select": select,
         "ignore": ignore,
     }
+    many = len(arguments.paths) > 1 or os.path.isdir(arguments.paths[0])
+    style = Style(wants_colour(sys.stdout), arguments.verbose, os.getcwd(), many)
     reports, unread = _audit_each(arguments.paths, options)
-    print(render(reports, arguments.format, unread=unread, colour=wants_colour(sys.stdout)))
+    print(render(reports, arguments.format, unread=unread, style=style))
     if unread:
         return UNREADABLE
     return FAULTY if any(each.errors for each in reports) else CLEAN

@@ -6,7 +6,7 @@ from urllib.parse import unquote, urlparse
 
 import pytest
 
-from bn_graph.audit.formats import FORMATS, render
+from bn_graph.audit.formats import FORMATS, Style, render
 from bn_graph.audit.formats.text import wants_colour
 from bn_graph.audit.report import (
     CannotTell,
@@ -54,24 +54,75 @@ def report(path="logs/model.meta", kind="meta graph", **changed):
 # --- text -------------------------------------------------------------------------------------------------------------
 
 
-def test_text_has_heading_table_findings_undetermined_and_summary_in_that_order():
-    lines = render([report()], "text").splitlines()
-    expected = [
-        "logs/model.meta: meta graph with checkpoint logs/model, 12,345 nodes",
-        "layer     kernel    training  inference   updates  saved  statistics",
-        "conv1/bn  fused V3  batch     population  none     yes    initial",
+def test_text_has_what_is_wrong_then_the_table_with_codes_then_findings_and_undetermined():
+    expected = """\
+logs/model.meta: 1 error, 1 warning, 1 of advice, 1 undetermined in 9 layers (meta graph with its checkpoint, 12,345 nodes)
+
+layer     kernel    training  inference   updates  saved  statistics  findings
+conv1/bn  fused V3  batch     population  none     yes    initial     BN001 BN007 BN101 BN004?
+conv2/bn  fused V3  batch     population  none     yes    initial     BN001 BN007
+conv3/bn  fused V3  batch     population  none     yes    initial     BN001
+"""
+    text = render([report()], "text")
+    assert text.startswith(expected)
+    assert text.splitlines()[12:] == [
+        "",
         "BN001 error: No train op runs the updates.",
-        "    layers: conv1/bn … conv9/bn (9 layers)",
-        "        - Adam ← gradients",
+        "    in all 9 layers: Adam ← gradients",
         "    fix: Depend on them.",
         "BN007 warning: No train op runs the updates.",
+        "    in conv[1,2]/bn: Adam ← gradients",
+        "    fix: Depend on them.",
         "BN101 advice: No train op runs the updates.",
-        "Cannot tell:",
-        "    BN004 conv1/bn: The switch is a placeholder.",
+        "    in conv1/bn: Adam ← gradients",
+        "    fix: Depend on them.",
+        "BN004 cannot tell: conv1/bn: The switch is a placeholder.",
     ]
-    places = [lines.index(line) for line in expected]
-    assert places == sorted(places)
-    assert lines[-1] == "9 layers: 1 error, 1 warning, 1 of advice, 1 undetermined."
+
+
+def test_a_finding_shows_one_line_of_evidence_and_all_if_it_is_to_be_verbose():
+    evidence = ("a is not upstream of Adam", "b is not upstream of Adam")
+    whole = report(findings=(finding(evidence=evidence),))
+    brief, verbose = (render([whole], "text", style=Style(verbose=verbose)) for verbose in (False, True))
+    assert evidence[0] in brief and evidence[1] not in brief and "--verbose" in brief
+    assert all(line in verbose for line in evidence) and "--verbose" not in verbose
+    assert ", ".join(NAMES) in verbose
+
+
+def test_evidence_too_long_for_a_line_loses_its_middle():
+    text = render([report(findings=(finding(evidence=("x" * 130 + " is not upstream of Adam",)),))], "text")
+    (line,) = [line for line in text.splitlines() if line.endswith("is not upstream of Adam")]
+    assert len(line) == 120 and line.startswith("    xxx") and "…" in line
+
+
+def test_of_many_layers_those_with_the_same_share_a_row():
+    names = [f"block{block}/conv{conv}/bn" for block in (1, 2, 3, 4) for conv in (1, 2, 3, 4)]
+    layers = tuple(row(name, statistics="updated" if "block3" in name else "initial") for name in names)
+    whole = report(layers=layers, findings=(), undetermined=())
+    lines = render([whole], "text").splitlines()[2:]
+    assert [line.split("  ")[0] for line in lines[1:]] == [
+        "block[1,2,4]/conv[1…4]/bn (12 layers)",
+        "block3/conv[1…4]/bn (4 layers)",
+    ]
+    assert [line.split()[0] for line in render([whole], "text", style=Style(verbose=True)).splitlines()[3:]] == names
+
+
+@pytest.mark.parametrize(
+    ("path", "checkpoint", "heading"),
+    [
+        ("/home/me/run/m.meta", "/home/me/run/m", "run/m.meta: 1 error in 9 layers (meta graph with its checkpoint"),
+        ("/home/me/run/m.meta", "/home/me/old/m-1", "run/m.meta: 1 error in 9 layers (meta graph with checkpoint old/m-1"),
+        ("/data/model.meta", None, "/data/model.meta: 1 error in 9 layers (meta graph,"),
+        ("run/model.meta", None, "run/model.meta: 1 error in 9 layers (meta graph,"),
+    ],
+)  # fmt: skip
+def test_files_are_named_from_where_the_reader_stands(path, checkpoint, heading):
+    found = finding(evidence=(f"in {checkpoint}: a key",))
+    whole = report(path, checkpoint=checkpoint, findings=(found,), undetermined=())
+    text = render([whole], "text", style=Style(start="/home/me"))
+    assert text.startswith(heading)
+    if checkpoint:
+        assert f"in {checkpoint.removeprefix('/home/me/')}: a key" in text
 
 
 def test_columns_line_up_whatever_is_in_them():
@@ -95,26 +146,35 @@ def test_long_names_lose_their_middle_and_lines_fit():
 
 
 def test_names_that_fit_are_not_shortened():
-    assert "…" not in render([report(layers=(row("x" * 60),), findings=())], "text")
+    assert "…" not in render([report(layers=(row("x" * 60),), findings=(), undetermined=())], "text")
 
 
 def test_prose_is_wrapped_and_keeps_its_indent():
     message = " ".join(["word"] * 60)
-    text = render([report(findings=(finding(message=message, evidence=(message,), fix=message),))], "text")
+    text = render(
+        [report(findings=(finding(message=message, evidence=(message,), fix=message),))],
+        "text",
+        style=Style(verbose=True),
+    )
     assert max(map(len, text.splitlines())) <= 120
     assert text.count("word") == 180
 
 
 def test_a_graph_without_batch_norm_says_so_in_one_line():
-    assert render([Report("a.pb", "graph", None, (), (), (), nodes=1)], "text").splitlines() == [
-        "a.pb: graph, 1 node",
-        "No batch norm in it.",
-    ]
+    text = render([Report("a.pb", "graph", None, (), (), (), nodes=1)], "text")
+    assert text == "a.pb: no batch norm in it (graph, 1 node)"
 
 
 def test_a_clean_report_says_that_nothing_was_found():
     text = render([report(findings=(), undetermined=())], "text")
-    assert text.endswith("9 layers: nothing found.")
+    assert text.startswith("logs/model.meta: nothing found in 9 layers (")
+
+
+def test_among_many_a_clean_report_is_a_line():
+    clean = report(findings=(), undetermined=())
+    text = render([clean, report(), clean], "text", style=Style(many=True))
+    assert [line for line in text.splitlines() if "nothing found" in line] == [text.splitlines()[0]] * 2
+    assert text.count("conv2/bn") == 1
 
 
 def test_several_reports_end_with_how_many_are_faulty():
@@ -123,9 +183,10 @@ def test_several_reports_end_with_how_many_are_faulty():
 
 
 def test_colour_comes_only_when_it_is_asked_for():
-    plain, coloured = (render([report()], "text", colour=colour) for colour in (False, True))
+    plain, coloured = (render([report()], "text", style=Style(colour)) for colour in (False, True))
     assert "\x1b" not in plain
     assert "\x1b[31mBN001 error:\x1b[0m" in coloured
+    assert "initial     \x1b[31mBN001\x1b[0m \x1b[33mBN007\x1b[0m" in coloured
     for sign in ("\x1b[0m", "\x1b[1m", "\x1b[31m", "\x1b[33m", "\x1b[36m"):
         coloured = coloured.replace(sign, "")
     assert coloured == plain
@@ -170,9 +231,13 @@ def test_lone_surrogates_of_a_path_can_be_printed():
     [
         ((), ""),
         (("a", "b", "c"), "a, b, c"),
-        (("a", "b", "c", "d"), "a … d (4 layers)"),
-        (("net/a", "net/b", "net/c", "nets/d"), "net/a … nets/d (4 layers)"),  # net is no scope of nets/d
-        (("n/a/bn", "n/a/bn_1", "n/a/bn_2", "n/a/bn_3"), "n/a/{bn … bn_3} (4 layers)"),
+        (("a", "b", "c", "d"), "a, b, c, … (4 layers)"),
+        (("d/bn", "d/bn_1", "d/bn_2", "d/bn_3", "d/bn_4"), "d/bn[_1…_4] (5 layers)"),
+        (("bn_1", "bn_2", "bn_3", "bn_7"), "bn_[1…3,7] (4 layers)"),
+        (("bn", "bn1", "bn2"), "bn, bn[1,2]"),
+        (NAMES, "conv[1…9]/bn (9 layers)"),
+        (tuple(f"b{b}/u_{u}/bn" for b in (1, 2) for u in (1, 2, 3)), "b[1,2]/u_[1…3]/bn (6 layers)"),
+        (("a", "a/b_1", "a/b_2"), "a, a/b_[1,2]"),
     ],
 )
 def test_many_layers_are_named_in_few_words(names, text):
@@ -217,7 +282,7 @@ def test_the_words_for_modes_and_states_are_those_of_json_version_1_in_every_for
     expected = {"training": "batch", "inference": "population", "saved": "some", "statistics": "missing"}
     assert {column: layer[column] for column in expected} == expected
     text = render([whole], "text")
-    assert "batch     population  none     some   missing" in text and ": meta graph with" in text
+    assert "batch     population  none     some   missing" in text and "(meta graph with" in text
 
 
 # --- SARIF: the required properties of the 2.1.0 schema, and the constraints on those that are used ------------------
@@ -309,7 +374,7 @@ def test_github_has_a_command_for_each_finding():
     start = "file=logs/model.meta,title="
     assert [line.partition(" ")[0] for line in lines[:3]] == ["::error", "::warning", "::notice"]
     assert lines[0].startswith(f"::error {start}BN001%3A ")
-    assert "%0ALayers: conv1/bn … conv9/bn (9 layers)%0A" in lines[0]
+    assert "%0ALayers: conv[1…9]/bn (9 layers)%0A" in lines[0]
     assert len(lines) == 4 and not lines[3].startswith("::")
 
 

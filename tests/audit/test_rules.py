@@ -125,10 +125,10 @@ def test_verdicts_alike_are_one_finding_errors_first_and_the_undetermined_apart(
     assert undetermined == [CannotTell("BN001", ("b", "d"), "why")]
 
 
-def test_evidence_beyond_six_lines_is_counted():
-    verdicts = [Verdict(str(number), [f"line {number}"]) for number in range(9)]
+def test_a_finding_has_each_line_of_evidence_once():
+    verdicts = [Verdict(str(number), [f"line {number}", "both"]) for number in range(9)]
     (finding,), _ = collect([(RULES["BN001"], verdicts)])
-    assert finding.evidence == (*(f"line {number}" for number in range(6)), "… and 3 more lines like these")
+    assert sorted(finding.evidence) == sorted(["both", *(f"line {number}" for number in range(9))])
 
 
 def test_the_readme_has_the_table_of_the_rules():

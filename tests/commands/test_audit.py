@@ -121,7 +121,7 @@ def test_unreadable_paths_are_reported_and_the_others_printed(error, audited, ca
     audited(bad=error, good=[report("good", ERROR)])
     assert main(["audit", "bad", "good"]) == 2
     out, err = capsys.readouterr()
-    assert "good: meta graph" in out and "BN001 error" in out
+    assert "good: 1 error in 1 layer (meta graph" in out and "BN001 error" in out
     assert len(err.splitlines()) == 1 and err.startswith("bn_graph audit: bad: It ends")
 
 
@@ -163,6 +163,16 @@ def test_help_names_every_option_rule_and_status(capsys):
     with pytest.raises(SystemExit):
         main(["audit", "--help"])
     out = capsys.readouterr().out
-    options = ("--checkpoint", "--output", "--train-op", "--feed", "--select", "--ignore", "--format", "--explain")
+    options = (
+        "--checkpoint",
+        "--output",
+        "--train-op",
+        "--feed",
+        "--select",
+        "--ignore",
+        "--format",
+        "--verbose",
+        "--explain",
+    )
     assert all(word in out for word in (*options, *RULES, "exit status"))
     assert max(map(len, out.splitlines())) <= 120

@@ -1,8 +1,19 @@
 """Reports as GitHub's workflow commands, which annotate a pull request: a command a finding, then a summary."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 
-from bn_graph.audit.report import Finding, Level, Report, SubjectKind, names_in_brief, printable, summary
+from bn_graph.audit.formats import Style
+from bn_graph.audit.report import (
+    Finding,
+    Level,
+    Report,
+    SubjectKind,
+    Unread,
+    evidence_in_brief,
+    names_in_brief,
+    printable,
+    summary,
+)
 from bn_graph.audit.rules import RULES
 
 __all__ = ["render"]
@@ -10,21 +21,25 @@ __all__ = ["render"]
 _COMMANDS = {Level.ERROR: "error", Level.WARNING: "warning", Level.ADVICE: "notice"}
 
 
-def render(reports: Sequence[Report], unread: Sequence[tuple[str, str]], colour: bool = False) -> str:
-    """The reports as workflow commands."""
-    return "\n".join(line for report in reports for line in _lines(report))
+def render(results: Iterable[Report | Unread], style: Style) -> Iterator[str]:
+    """The reports as workflow commands, a piece for each report; what could not be read is left to stderr."""
+    for result in results:
+        if isinstance(result, Report):
+            yield "".join(f"{line}\n" for line in _lines(result))
 
 
 def _lines(report: Report) -> list[str]:
     file = "" if report.kind == SubjectKind.LIVE_GRAPH else f"file={_property(report.path)},"
     commands = [_command(file, finding) for finding in report.findings]
-    return [*commands, f"bn_graph audit: {printable(report.path)}: {summary(report)}"]
+    return [*commands, f"bn_graph audit: {printable(report.path)}: {summary(report)}."]
 
 
 def _command(file: str, finding: Finding) -> str:
     title = _property(f"{finding.code}: {RULES[finding.code].title}")
     layers = [f"Layers: {names_in_brief(finding.layers)}"] if finding.layers else []
-    text = "\n".join([finding.message, *layers, *(f"  {line}" for line in finding.evidence), f"Fix: {finding.fix}"])
+    text = "\n".join(
+        [finding.message, *layers, *(f"  {line}" for line in evidence_in_brief(finding)), f"Fix: {finding.fix}"]
+    )
     return f"::{_COMMANDS[finding.level]} {file}title={title}::{_data(text)}"
 
 

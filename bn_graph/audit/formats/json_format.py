@@ -7,46 +7,58 @@
                               "variables": {role: name}}],
                   "findings": [{"code", "level", "layers": [name], "message", "evidence": [line], "fix"}],
                   "cannot_tell": [{"code", "layers": [name], "reason"}]}],
-     "unreadable": [{"path", "reason"}]}
+     "unreadable": [{"path", "reason"}],
+     "notes": [{"path", "reason"}]}
 
-What the values mean is in `bn_graph.audit.report`.
+What the values mean is in `bn_graph.audit.report`. A file that has a model's name and is none is in ``notes``.
 """
 
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator
 
-from bn_graph.audit.report import Report, level_counts
+from bn_graph.audit.formats import Style
+from bn_graph.audit.report import Lack, Level, Report, Unread
 
-__all__ = ["render"]
+__all__ = ["as_json", "render"]
 
 VERSION = 1
 
 
-def render(reports: Sequence[Report], unread: Sequence[tuple[str, str]], colour: bool = False) -> str:
-    """The reports as JSON."""
-    summary = {
-        "reports": len(reports),
-        "layers": sum(len(report.layers) for report in reports),
-        **level_counts(finding for report in reports for finding in report.findings),
-        "cannot_tell": sum(len(report.undetermined) for report in reports),
-        "unreadable": len(unread),
-    }
+def render(results: Iterable[Report | Unread], style: Style) -> Iterator[str]:
+    """The reports as one JSON object."""
+    reports: list[dict] = []
+    unread: list[Unread] = []
+    for result in results:
+        unread.append(result) if isinstance(result, Unread) else reports.append(as_json(result))
+    levels = Counter(finding["level"] for report in reports for finding in report["findings"])
+    unreadable = [as_json(each) for each in unread if each.lack != Lack.NO_MODEL]
     whole = {
         "version": VERSION,
-        "summary": summary,
-        "reports": [_report(report) for report in reports],
-        "unreadable": [{"path": path, "reason": reason} for path, reason in unread],
+        "summary": {
+            "reports": len(reports),
+            "layers": sum(len(report["layers"]) for report in reports),
+            **{level: levels[level] for level in Level},
+            "cannot_tell": sum(len(report["cannot_tell"]) for report in reports),
+            "unreadable": len(unreadable),
+        },
+        "reports": reports,
+        "unreadable": unreadable,
+        "notes": [as_json(each) for each in unread if each.lack == Lack.NO_MODEL],
     }
-    return json.dumps(whole, indent=2)
+    yield json.dumps(whole, indent=2) + "\n"
 
 
-def _report(report: Report) -> dict:
+def as_json(result: Report | Unread) -> dict:
+    """A report, or a file without one, as dictionaries and lists."""
+    if isinstance(result, Unread):
+        return {"path": result.path, "reason": result.reason}
     return {
-        "path": report.path,
-        "kind": report.kind,
-        "checkpoint": report.checkpoint,
-        "nodes": report.nodes,
-        "layers": [layer._asdict() for layer in report.layers],
-        "findings": [finding._asdict() for finding in report.findings],
-        "cannot_tell": [entry._asdict() for entry in report.undetermined],
+        "path": result.path,
+        "kind": result.kind,
+        "checkpoint": result.checkpoint,
+        "nodes": result.nodes,
+        "layers": [layer._asdict() for layer in result.layers],
+        "findings": [finding._asdict() for finding in result.findings],
+        "cannot_tell": [entry._asdict() for entry in result.undetermined],
     }

@@ -6,11 +6,21 @@ viewers count every result as an alert.
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
-from bn_graph.audit.report import CannotTell, Finding, Level, Report, SubjectKind
+from bn_graph.audit.formats import Style
+from bn_graph.audit.report import (
+    CannotTell,
+    Finding,
+    Lack,
+    Level,
+    Report,
+    SubjectKind,
+    Unread,
+    evidence_in_brief,
+)
 from bn_graph.audit.rules import RULES, Rule, explanation, one_line
 
 __all__ = ["render"]
@@ -19,20 +29,35 @@ _SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sa
 _LEVELS = {Level.ERROR: "error", Level.WARNING: "warning", Level.ADVICE: "note"}
 
 
-def render(reports: Sequence[Report], unread: Sequence[tuple[str, str]], colour: bool = False) -> str:
+def render(results: Iterable[Report | Unread], style: Style) -> Iterator[str]:
     """The reports as a SARIF log of one run."""
-    errors = [
-        {"level": "error", "message": {"text": f"Could not be read: {reason}"}, "locations": [_file(path)]}
-        for path, reason in unread
-    ]
-    notes = [_note(report, entry) for report in reports for entry in report.undetermined]
+    found: list[dict] = []
+    notes: list[dict] = []
+    lacks = []
+    for result in results:
+        if isinstance(result, Unread):
+            lacks.append(result)
+        else:
+            found += [_result(result, finding) for finding in result.findings]
+            notes += [_note(result, entry) for entry in result.undetermined]
     run = {
         "tool": {"driver": {"name": "bn_graph audit", "rules": [_rule(rule) for rule in RULES.values()]}},
-        "invocations": [{"executionSuccessful": not unread, "toolExecutionNotifications": [*errors, *notes]}],
+        "invocations": [
+            {
+                "executionSuccessful": all(lack.lack == Lack.NO_MODEL for lack in lacks),
+                "toolExecutionNotifications": [*map(_lack, lacks), *notes],
+            }
+        ],
         "columnKind": "unicodeCodePoints",
-        "results": [_result(report, finding) for report in reports for finding in report.findings],
+        "results": found,
     }
-    return json.dumps({"$schema": _SCHEMA, "version": "2.1.0", "runs": [run]}, indent=2)
+    yield json.dumps({"$schema": _SCHEMA, "version": "2.1.0", "runs": [run]}, indent=2) + "\n"
+
+
+def _lack(unread: Unread) -> dict:
+    is_note = unread.lack == Lack.NO_MODEL
+    text = f"Not audited: {unread.reason}" if is_note else f"Could not be read: {unread.reason}"
+    return {"level": "note" if is_note else "error", "message": {"text": text}, "locations": [_file(unread.path)]}
 
 
 def _rule(rule: Rule) -> dict:
@@ -60,7 +85,7 @@ def _markdown(rule: Rule, meaning: str) -> str:
 
 
 def _result(report: Report, finding: Finding) -> dict:
-    lines = [finding.message, *finding.evidence, f"Fix: {finding.fix}"]
+    lines = [finding.message, *evidence_in_brief(finding), f"Fix: {finding.fix}"]
     return {
         "ruleId": finding.code,
         "ruleIndex": list(RULES).index(finding.code),

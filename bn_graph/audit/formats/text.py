@@ -1,15 +1,23 @@
-"""Reports as text for a terminal: a table of the layers, then the findings, then what could not be determined."""
+"""Reports as text for a terminal: what is wrong, a table of the layers, the findings, and what could not be determined.
+
+One faulty graph fits a screen: long tables and lists are shortened, a finding has one line of evidence. `Style.verbose`
+leaves nothing out.
+"""
 
 import os
+import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TextIO
 
+from bn_graph.audit.formats import Style
 from bn_graph.audit.report import (
     Finding,
-    LayerRow,
     Level,
     Report,
+    SubjectKind,
+    Unread,
+    codes_by_layer,
     count,
     names_in_brief,
     printable,
@@ -19,20 +27,24 @@ from bn_graph.audit.report import (
 __all__ = ["render", "wants_colour"]
 
 WIDTH = 120  # columns
+MOST_ROWS = 12  # layers with a row each; of more, those with equal rows share one
 _NARROWEST_NAME = 24
 _INDENT = "    "
-_COLUMNS = LayerRow._fields[:-1]
+_COLUMNS = ("kernel", "training", "inference", "updates", "saved", "statistics")
 _COLOURS = {Level.ERROR: "31", Level.WARNING: "33", Level.ADVICE: "36"}  # red, yellow, cyan
 _BOLD = "1"
 
 
-def render(reports: Sequence[Report], unread: Sequence[tuple[str, str]] = (), colour: bool = False) -> str:
-    """The reports as text; what could not be read is left to stderr."""
-    sections = ["\n".join(_report_lines(report, colour)) for report in reports]
-    if len(reports) > 1:
-        faulty = sum(bool(report.errors) for report in reports)
-        sections.append(f"{len(reports)} reports, {faulty} with errors.")
-    return "\n\n".join(sections)
+def render(results: Iterable[Report | Unread], style: Style) -> Iterator[str]:
+    """The reports as text, a piece for each; what could not be read is left to stderr."""
+    number = faulty = 0
+    for result in results:
+        if isinstance(result, Report):
+            lines = _report_lines(result, style)
+            yield "\n".join(["", *lines, ""] if number and len(lines) > 1 else [*lines, ""])
+            number, faulty = number + 1, faulty + bool(result.errors)
+    if number > 1:
+        yield f"\n{number:,} reports, {faulty:,} with errors.\n"
 
 
 def wants_colour(stream: TextIO) -> bool:
@@ -40,40 +52,88 @@ def wants_colour(stream: TextIO) -> bool:
     return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
-def _styled(text: str, style: str, colour: bool) -> str:
-    return f"\x1b[{style}m{text}\x1b[0m" if colour else text
+def _styled(text: str, code: str, style: Style) -> str:
+    return f"\x1b[{code}m{text}\x1b[0m" if style.colour else text
 
 
-def _report_lines(report: Report, colour: bool) -> list[str]:
-    lines = [_styled(_heading(report), _BOLD, colour)]
-    lines += ["", *_table(report.layers, colour)] if report.layers else ["No batch norm in it."]
+def _report_lines(report: Report, style: Style) -> list[str]:
+    heading = _styled(printable(_heading(report, style)), _BOLD, style)
+    nothing = not report.findings and not report.undetermined
+    if nothing and (not report.layers or (style.many and not style.verbose)):
+        return [heading]
+    lines = [heading, "", *_table(report, style), ""]
     for finding in report.findings:
-        lines += ["", *_finding_lines(finding, colour)]
-    if report.undetermined:
-        lines += ["", "Cannot tell:"]
-        for entry in report.undetermined:
-            where = f" {names_in_brief(entry.layers)}" if entry.layers else ""
-            lines += _wrapped(f"{entry.code}{where}: {entry.reason}", _INDENT)
-    if report.layers or report.findings or report.undetermined:
-        lines += ["", summary(report)]
-    return lines
+        lines += _finding_lines(report, finding, style)
+    for entry in report.undetermined:
+        where = f"{_where(report, entry.layers, style)}: " if entry.layers else ""
+        label, text = f"{entry.code} cannot tell:", _with_near_paths(f"{where}{entry.reason}", report, style)
+        first, *more = _wrapped(f"{label} {text}", "", _INDENT)
+        lines += [first.replace(label, _styled(label, _BOLD, style), 1), *more]
+    if not style.verbose and any(len(finding.evidence) > 1 for finding in report.findings):
+        lines.append("(--verbose shows all evidence, --explain RULE what a rule means)")
+    return lines if lines[-1] else lines[:-1]
 
 
-def _heading(report: Report) -> str:
-    checkpoint = f" with checkpoint {report.checkpoint}" if report.checkpoint else ""
+def _heading(report: Report, style: Style) -> str:
     nodes = f", {count(report.nodes, 'node')}" if report.nodes else ""
-    return printable(f"{report.path}: {report.kind}{checkpoint}{nodes}")
+    return f"{_near(report.path, style)}: {summary(report)} ({report.kind}{_with_checkpoint(report, style)}{nodes})"
 
 
-def _table(layers: Sequence[LayerRow], colour: bool) -> list[str]:
-    titles = ("layer", *_COLUMNS[1:])
-    rows = [tuple(map(printable, layer[: len(titles)])) for layer in layers]
+def _with_checkpoint(report: Report, style: Style) -> str:
+    if not report.checkpoint or report.kind == SubjectKind.CHECKPOINT:
+        return ""
+    folder = os.path.dirname(report.path)
+    own = report.checkpoint in (report.path.removesuffix(".meta"), os.path.join(folder, "variables", "variables"))
+    return " with its checkpoint" if own else f" with checkpoint {_near(report.checkpoint, style)}"
+
+
+def _near(path: str, style: Style) -> str:
+    """A file's name from where the reader stands, if that is shorter."""
+    if not style.start or not os.path.isabs(path):
+        return path
+    try:
+        return min(os.path.relpath(path, style.start), path, key=len)
+    except ValueError:  # another drive
+        return path
+
+
+def _with_near_paths(text: str, report: Report, style: Style) -> str:
+    for path in filter(None, (report.checkpoint, report.path)):
+        text = text.replace(path, _near(path, style))
+    return text
+
+
+def _table(report: Report, style: Style) -> list[str]:
+    rows = [tuple(map(printable, cells)) for cells in _rows(report, style)]
+    titles = ("layer", *_COLUMNS, "findings" if any(codes for *_, codes in rows) else "")
     widths = [max(map(len, column)) for column in zip(titles, *rows, strict=True)]
-    rest = sum(widths[1:]) + 2 * len(widths[1:])
+    rest = sum(widths[1:]) + 2 * len(list(filter(None, titles[1:])))
     widths[0] = min(widths[0], max(WIDTH - rest, _NARROWEST_NAME))
     cells = [(_shortened(name, widths[0]), *others) for name, *others in rows]
     head, *lines = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in [titles, *cells]]
-    return [_styled(head, _BOLD, colour), *lines]
+    return [_styled(head, _BOLD, style), *(_with_coloured_codes(line, report, style) for line in lines)]
+
+
+def _rows(report: Report, style: Style) -> list[tuple[str, ...]]:
+    """The table's cells; where there are many layers, those that have the same share a row."""
+    codes = codes_by_layer(report)
+    alike: dict[tuple[str, ...], list[str]] = {}
+    for layer in report.layers:
+        cells = (*(getattr(layer, column) for column in _COLUMNS), " ".join(codes[layer.name]))
+        alone = (layer.name,) if style.verbose or len(report.layers) <= MOST_ROWS else ()
+        alike.setdefault(cells + alone, []).append(layer.name)
+    return [(names_in_brief(names), *cells[: len(_COLUMNS) + 1]) for cells, names in alike.items()]
+
+
+def _with_coloured_codes(line: str, report: Report, style: Style) -> str:
+    if not style.colour:
+        return line
+    levels = {finding.code: finding.level for finding in reversed(report.findings)}
+
+    def coloured(match: re.Match) -> str:
+        return _styled(match[0], _COLOURS[levels[match[0]]], style) if match[0] in levels else match[0]
+
+    return re.sub(r"(?<= )BN\d+(?= |$)", coloured, line)
 
 
 def _shortened(text: str, width: int) -> str:
@@ -84,15 +144,30 @@ def _shortened(text: str, width: int) -> str:
     return f"{text[:head]}…{text[len(text) - (width - 1 - head) :]}"
 
 
-def _finding_lines(finding: Finding, colour: bool) -> list[str]:
+def _finding_lines(report: Report, finding: Finding, style: Style) -> list[str]:
     label = f"{finding.code} {finding.level}:"
     first, *more = _wrapped(f"{label} {finding.message}", "", _INDENT)
-    lines = [first.replace(label, _styled(label, _COLOURS[finding.level], colour), 1), *more]
-    if finding.layers:
-        lines += _wrapped(f"layers: {names_in_brief(finding.layers)}", _INDENT)
-    for line in finding.evidence:
-        lines += _wrapped(f"- {line}", _INDENT * 2)
+    lines = [first.replace(label, _styled(label, _COLOURS[finding.level], style), 1), *more]
+    where = [f"in {_where(report, finding.layers, style)}"] if finding.layers else []
+    shown = finding.evidence if style.verbose else finding.evidence[:1]
+    evidence = [printable(_with_near_paths(line, report, style)) for line in shown]
+    whole = ": ".join([*where, *evidence])
+    if not style.verbose and len(whole) <= WIDTH - len(_INDENT):
+        lines.append(_INDENT + whole)
+    else:
+        lines += [line for text in where for line in _wrapped(text, _INDENT)]
+        for text in evidence:
+            short = [_INDENT + _shortened(text, WIDTH - len(_INDENT))]
+            lines += _wrapped(f"- {text}", _INDENT * 2) if style.verbose else short
     return lines + _wrapped(f"fix: {finding.fix}", _INDENT)
+
+
+def _where(report: Report, layers: Sequence[str], style: Style) -> str:
+    if style.verbose:
+        return ", ".join(layers)
+    if len(layers) > 3 and set(layers) == {layer.name for layer in report.layers}:
+        return f"all {len(layers)} layers"
+    return names_in_brief(layers)
 
 
 def _wrapped(text: str, indent: str, further: str | None = None) -> list[str]:

@@ -30,7 +30,6 @@ FLAGS = "The trainable and training flags of tf.layers.batch_normalization"
 QA = "How Could I Use Batch Normalization in Tensorflow"
 """Titles of the documents that rules come from."""
 
-_MOST_EVIDENCE = 6
 _WIDTH = 100  # columns of --explain
 
 
@@ -127,9 +126,7 @@ def collect(
 
 
 def _evidence(verdicts: Iterable[Verdict]) -> tuple[str, ...]:
-    lines = list(dict.fromkeys(line for verdict in verdicts for line in verdict.evidence))
-    more = len(lines) - _MOST_EVIDENCE
-    return tuple(lines[:_MOST_EVIDENCE] + ([f"… and {more} more lines like these"] if more > 0 else []))
+    return tuple(dict.fromkeys(line for verdict in verdicts for line in verdict.evidence))
 
 
 # --- The documentation of rules ---------------------------------------------------------------------------------------
