@@ -37,6 +37,8 @@ Ref = tuple[int, int]
 Caller = tuple[int, str]
 """A calling node and the part that it calls, as `Call.part`."""
 
+_LOWERED = "_lower_using_switch_merge"
+
 _LARGEST_LAYOUT = 200_000
 """How many nodes laid out for calls are always all right; beyond, ten for each node of the file are."""
 
@@ -171,16 +173,19 @@ def _lay_out(graph: Graph, body: _Body) -> dict[str, int]:
         add(node.name, node.op, data, controls, node)
     if body.caller is not None:
         returned = [body.function.ret[output.name] for output in body.function.signature.output_arg]
-        results, effects = [ref(name) for name in returned], _effects(body, ids)
+        results, effects = [ref(name) for name in returned], _effects(body, ids, graph.protos[body.caller[0]])
         graph.calls.setdefault(body.caller[0], []).append(Call(body.caller[1], results, effects))
     for name in absent:
         add(name, ABSENT, [], [], NodeDef(name=name))
     return ids
 
 
-def _effects(body: _Body, ids: Mapping[str, int]) -> list[int]:
+def _effects(body: _Body, ids: Mapping[str, int], caller: NodeDef) -> list[int]:
     effects = {ids[name] for name in body.function.control_ret.values() if name in ids}
-    # Functions of before TensorFlow 1.14 list no effects; their stateful nodes run all the same.
+    # Functions of before TensorFlow 1.14 list no effects; their stateful nodes run all the same. Not so those of a cond
+    # that is lowered to a Switch and a Merge before it runs: what nothing asks for is dropped there.
+    if _LOWERED in caller.attr and caller.attr[_LOWERED].b:
+        return sorted(effects)
     effects.update(ids[node.name] for node in body.nodes if node.op.startswith(EFFECTS) or node.op in STATEFUL_CALLS)
     return sorted(effects)
 

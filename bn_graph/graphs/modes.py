@@ -20,6 +20,7 @@ __all__ = [
     "alternatives",
     "dead_nodes",
     "losing_port",
+    "mode_switches",
     "modes",
     "normalizing_by_batch",
     "runs",
@@ -78,6 +79,20 @@ def modes(graph: Graph, uses: Uses, layers: Iterable[Layer], feeds: Mapping[int,
         graph, uses, layers: as found before.
         feeds: what is known of placeholders and other nodes, by the caller or by default.
     """
+    votes = mode_switches(layers)
+    fixed = {node: value for node in votes if (value := truth(graph, node, feeds)) is not None}
+    chosen = {node: 2 * sum(values) > len(values) for node, values in votes.items() if node not in fixed}
+    known = _all_known(graph, {**feeds, **chosen}) | fixed | chosen
+    not_called = frozenset(_not_called(graph, known))
+    return Modes(known, frozenset(chosen), dead_nodes(graph, uses, known), not_called)
+
+
+def mode_switches(layers: Iterable[Layer]) -> dict[int, list[bool]]:
+    """The predicates that choose between a layer's batch and its moving statistics.
+
+    Returns:
+        The predicate's node, and for each way in which a layer normalizes by its moving statistics under it, its value.
+    """
     votes: dict[int, list[bool]] = {}
     for layer in layers:
         ways = list(alternatives(layer))
@@ -87,11 +102,7 @@ def modes(graph: Graph, uses: Uses, layers: Iterable[Layer], feeds: Mapping[int,
                 for node, value in way.choices:
                     if (node, not value) in by_batch:
                         votes.setdefault(node, []).append(value)
-    fixed = {node: value for node in votes if (value := truth(graph, node, feeds)) is not None}
-    chosen = {node: 2 * sum(values) > len(values) for node, values in votes.items() if node not in fixed}
-    known = _all_known(graph, {**feeds, **chosen}) | fixed | chosen
-    not_called = frozenset(_not_called(graph, known))
-    return Modes(known, frozenset(chosen), dead_nodes(graph, uses, known), not_called)
+    return votes
 
 
 def _all_known(graph: Graph, known: Mapping[int, bool | float]) -> dict[int, bool]:

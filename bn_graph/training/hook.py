@@ -32,7 +32,7 @@ class StatisticsHook(tf.train.SessionRunHook):
     ======================  =============================================================================================
     when                    what
     ======================  =============================================================================================
-    before the session      raises `bn_graph.DetachedUpdatesError` if a train op leaves out layers' update ops
+    before the session      raises if a train op leaves out layers' update ops, or waits for them in a branch
     session created         reads the statistics that some op of the graph updates (a frozen layer's are not watched)
     after step N            reads them again, and warns of those that are what they were in every element
     any other step          nothing
@@ -80,6 +80,7 @@ class StatisticsHook(tf.train.SessionRunHook):
 
         Raises:
             bn_graph.DetachedUpdatesError: names the layers whose update ops training would not run.
+            bn_graph.training.train_op.ConditionalUpdatesError: names those whose update ops training waits for in a branch.
             ValueError: the graph has no op of the name given as `train_op`.
         """
         graph = tf.get_default_graph()
@@ -113,10 +114,13 @@ class StatisticsHook(tf.train.SessionRunHook):
 
 
 def _refuse_detached(graph: tf.Graph) -> None:
+    report = bn_graph.audit.audit(graph, select=("BN001", "BN010"))
+    detached = any(finding.code == "BN001" for finding in report.errors)
     try:
-        bn_graph.audit.audit(graph, select=("BN001",)).raise_for_errors()
+        report.raise_for_errors()
     except FindingsError as error:
-        raise train_op.DetachedUpdatesError(str(error)) from error
+        kind = train_op.DetachedUpdatesError if detached else train_op.ConditionalUpdatesError
+        raise kind(str(error)) from error
 
 
 def _updated_statistics(graph: tf.Graph, train_op: _Op | Sequence[_Op] | None) -> list[tf.Variable]:

@@ -14,14 +14,18 @@ import warnings
 from collections.abc import Iterable, Sequence
 
 from bn_graph.graphs import effects
+from bn_graph.graphs.conditional_updates import find_conditional_updates
 from bn_graph.graphs.errors import BnGraphError
-from bn_graph.graphs.graph import Graph, build, uses
+from bn_graph.graphs.graph import Graph, build, node_named, uses
+from bn_graph.graphs.layers import find_layers
 from bn_graph.graphs.normalizations import find_normalizations
+from bn_graph.graphs.ops import SWITCHES
+from bn_graph.graphs.train_ops import find_training
 from bn_graph.graphs.updates import find_updates, targets
 from bn_graph.layers.averages import moving_statistics
 from bn_graph.tf1 import tf
 
-__all__ = ["DetachedUpdatesError", "check_train_op", "collect", "train_op"]
+__all__ = ["ConditionalUpdatesError", "DetachedUpdatesError", "check_train_op", "collect", "train_op"]
 
 _Scope = str | tf.VariableScope
 _Op = tf.Operation | tf.Tensor
@@ -29,6 +33,10 @@ _Op = tf.Operation | tf.Tensor
 
 class DetachedUpdatesError(BnGraphError):
     """A train op that trains through layers and leaves their moving statistics as they are."""
+
+
+class ConditionalUpdatesError(BnGraphError):
+    """A train op outside of a branch or a loop's body that has to wait for update ops inside."""
 
 
 def collect(
@@ -57,6 +65,7 @@ def collect(
 
     Raises:
         ValueError: the graph has no variable in `scope`, or no op in `name_scope`; the message names scopes like it.
+        ConditionalUpdatesError: an op of the collection is in a branch or a loop's body of control flow v2.
 
     Example:
         >>> import bn_graph
@@ -73,6 +82,7 @@ def collect(
     """
     graph = graph or tf.get_default_graph()
     entries = list({_op(entry): entry for entry in graph.get_collection(collection)}.values())
+    _refuse_other_graphs(graph, entries)
     if scope is None and name_scope is None:
         return entries
     built = build(graph)
@@ -127,6 +137,9 @@ def train_op(
         ValueError: both `scope` and `update_ops` are given; `scope` is unknown; no variable gets a gradient; or, with
             `check_numerics`, running `loss` itself assigns variables (updates in place), which no check of the loss
             can delay, or an update stands in a ``tf.while_loop``.
+        ConditionalUpdatesError: update ops are in a branch of a ``tf.cond``, or in the body of a ``tf.while_loop``, and
+            this op is outside: a step that does not take that branch would silently train nothing. A ``tf.cond`` between
+            training and inference mode is allowed; feed it True.
         tf.errors.InvalidArgumentError: at a run whose loss is not finite, with `check_numerics`.
 
     Warns:
@@ -154,6 +167,7 @@ def train_op(
     graph = loss.graph
     with graph.as_default():
         updates = collect(scope, graph=graph) if update_ops is None else list(update_ops)
+        _refuse_other_graphs(graph, updates)
         built = build(graph)
         _warn_of_left_out(graph, built, loss, updates, scope, var_list)
         gradients = optimizer.compute_gradients(loss, var_list=var_list)
@@ -164,7 +178,10 @@ def train_op(
             updated = tf.group(*updates, name="done")
         with tf.control_dependencies([updated]):
             applied = optimizer.apply_gradients(gradients, global_step=global_step)
-        return tf.group(applied, updated, name=name)
+        step = tf.group(applied, updated, name=name)
+        if not SWITCHES.isdisjoint(built.ops):
+            _refuse_conditional_updates(graph, build(graph), [step])
+        return step
 
 
 def check_train_op(train_op: _Op | str | Sequence[_Op | str], *, graph: tf.Graph | None = None) -> None:
@@ -182,6 +199,7 @@ def check_train_op(train_op: _Op | str | Sequence[_Op | str], *, graph: tf.Graph
 
     Raises:
         DetachedUpdatesError: names the layers (variable scopes) whose moving statistics stay as they are.
+        ConditionalUpdatesError: gradients are applied outside of a branch, or a loop's body, and wait for update ops inside.
         ValueError: the graph has no op of that name.
 
     Example:
@@ -208,6 +226,7 @@ def check_train_op(train_op: _Op | str | Sequence[_Op | str], *, graph: tf.Graph
             "statistics stay as they are, and prediction will be wrong. Make the train op with "
             "bn_graph.training.train_op.train_op, or under tf.control_dependencies(update_ops)."
         )
+    _refuse_conditional_updates(graph, built, ops)
 
 
 def _op(entry: _Op | tf.Variable) -> tf.Operation:
@@ -271,6 +290,36 @@ def _warn_of_left_out(
         )
 
 
+_WAY_OUT = "Build the layers there with updates_collection=None, or make the train op there too."
+
+
+def _refuse_other_graphs(graph: tf.Graph, updates: Sequence[_Op]) -> None:
+    """A branch of control flow v2 is a graph of its own that shares the collections of the graph around it."""
+    inside = [f"{_op(entry).name} (in {entry.graph.name})" for entry in updates if entry.graph is not graph]
+    if inside:
+        raise ConditionalUpdatesError(
+            f"These update ops are in a branch of a tf.cond, or the body of a tf.while_loop, and no train op outside can "
+            f"run them: {', '.join(inside)}. {_WAY_OUT}"
+        )
+
+
+def _refuse_conditional_updates(graph: tf.Graph, built: Graph, ops: Sequence[_Op | str]) -> None:
+    """Refuses what gradients wait for in branches of control flow v1."""
+    users = uses(built)
+    nodes = [node_named(built, getattr(op, "name", op)) for op in ops]
+    layers = find_layers(built, find_normalizations(built, users))
+    trainable = {variable.op.name for variable in graph.get_collection(tf.GraphKeys.TRAINABLE_VARIABLES)}
+    found = find_conditional_updates(built, layers, find_training(built, users, trainable, nodes))
+    if found:
+        places = dict.fromkeys(f"{each.layer} (in {each.where(built)})" for each in found)
+        consequence = (
+            "every step raises" if found[0].in_loop else "a step that does not take that branch trains nothing"
+        )
+        raise ConditionalUpdatesError(
+            f"The train op waits for update ops of layers in branches: {', '.join(places)}. So {consequence}. {_WAY_OUT}"
+        )
+
+
 def _checked(built: Graph, loss: tf.Tensor) -> tf.Operation:
     """The op that fails if `loss` is not finite."""
     written = sorted(effects.variables_written(built, [loss.op]))
@@ -330,7 +379,8 @@ def _missed(graph: tf.Graph, built: Graph, ops: Sequence[_Op | str], written: se
     """The statistics that should average a batch statistic which `ops` computes, and that are not in `written`."""
     statistics = dict.fromkeys(variable.op.name for variable in moving_statistics(graph))
     for entry in graph.get_collection(tf.GraphKeys.UPDATE_OPS):
-        statistics |= dict.fromkeys(effects.assigned_by(built, _op(entry)))
+        if entry.graph is graph:
+            statistics |= dict.fromkeys(effects.assigned_by(built, _op(entry)))
     candidates = {built.ids[name] for name in statistics if name not in written}
     if not candidates:
         return []

@@ -20,7 +20,7 @@ from bn_graph.tf1 import legacy_layers, tf
 from experiments.machinery import register
 
 ROOT = Path(__file__).parents[2]
-CODES = [f"BN00{number}" for number in range(1, 9)] + ["BN101", "BN102", "BN103"]
+CODES = [f"BN00{number}" for number in range(1, 9)] + ["BN010", "BN101", "BN102", "BN103"]
 BATCH = np.array([[1.0, 10.0], [3.0, 30.0], [8.0, 20.0]], np.float32)
 
 
@@ -282,6 +282,21 @@ def test_bn008_layers_train_when_told_and_the_frozen_one_has_nothing_to_train(sw
     assert len(updated) == 2 and written(names["y"].op) == {"bn1/moving_mean", "bn1/moving_variance"}
     frozen = effects.variables_read(build(x.graph), [names["frozen"]])
     assert len(frozen) == 4 and not frozen & {variable.op.name for variable in tf.trainable_variables()}
+
+
+@pytest.mark.parametrize(("paragraphs", "name"), [((0, 1), "bn"), ((2,), "bn1")], ids=["tf.layers", "bn_graph"])
+@pytest.mark.parametrize("cond_kind", ["v1"], indirect=True)
+def test_bn010_updates_where_the_branch_is_taken_and_trains_where_it_is_not(paragraphs, name, graph, start):
+    x, use_branch = tf.placeholder(tf.float32, [None, 2]), tf.placeholder(tf.bool, [])
+    h = x * tf.get_variable("w", [2], initializer=tf.ones_initializer())
+    outputs = run_fix("BN010", *paragraphs, x=h, use_branch=use_branch, is_training=True)["outputs"]
+    step = bn_graph.train_op(tf.train.GradientDescentOptimizer(0.1), tf.reduce_mean(tf.square(outputs)))
+    session = start()
+    w, mean = (next(v for v in tf.global_variables() if v.op.name == n) for n in ("w", f"{name}/moving_mean"))
+    session.run(step, {x: BATCH, use_branch: False})
+    assert (session.run(w) != 1.0).all() and not session.run(mean).any()
+    session.run(step, {x: BATCH, use_branch: True})
+    assert session.run(mean).all()
 
 
 def test_bn101_has_no_bias(switch):

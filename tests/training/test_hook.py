@@ -10,6 +10,7 @@ import bn_graph.audit
 from bn_graph.audit.report import Finding, Level, Report
 from bn_graph.tf1 import legacy_layers, tf
 from bn_graph.training.hook import StatisticsHook, StuckStatisticsWarning
+from bn_graph.training.train_op import ConditionalUpdatesError
 
 BATCH = np.array([[1.0, 10.0], [3.0, 30.0], [8.0, 20.0]], np.float32)
 STEPS = 3
@@ -98,7 +99,7 @@ def test_without_a_train_op_the_audit_is_asked(plain_graph, monkeypatch):
     train_op = minimize(layer("bn1"))
     with pytest.raises(bn_graph.DetachedUpdatesError, match="bn1"):
         train(train_op, StatisticsHook())
-    assert asked == [(plain_graph, ("BN001",))]
+    assert asked == [(plain_graph, ("BN001", "BN010"))]
 
 
 def test_without_a_train_op_the_audit_finds_it_in_the_graph(plain_graph):
@@ -106,6 +107,15 @@ def test_without_a_train_op_the_audit_finds_it_in_the_graph(plain_graph):
     minimize(y)
     with pytest.raises(bn_graph.DetachedUpdatesError, match="BN001 bn1"):
         StatisticsHook().begin()
+
+
+@pytest.mark.parametrize("cond_kind", ["v1"], indirect=True)
+@pytest.mark.parametrize("named", [True, False], ids=["train op given", "train op looked for"])
+def test_a_train_op_that_waits_for_updates_in_a_branch_is_refused(graph, named):
+    w = tf.get_variable("w", [2])
+    train_op = sound(tf.cond(tf.placeholder(tf.bool, []), lambda: layer("bn1"), lambda: w * BATCH))
+    with pytest.raises(ConditionalUpdatesError, match="bn1"):
+        StatisticsHook(train_op if named else None).begin()
 
 
 def test_without_a_train_op_a_sound_graph_is_let_through(graph_of_kind):

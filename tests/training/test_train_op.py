@@ -9,6 +9,7 @@ import bn_graph
 from bn_graph.checkpoints.variables import global_variables_by_name
 from bn_graph.graphs import effects
 from bn_graph.graphs.graph import build
+from bn_graph.layers import slim
 from bn_graph.tf1 import legacy_layers, tf
 from bn_graph.training import train_op
 
@@ -434,6 +435,117 @@ def test_a_monitored_session_runs_it_in_a_finalized_graph(graph_of_kind, tmp_pat
     saved = tf.train.load_checkpoint(str(tmp_path))
     assert saved.get_tensor("global_step") == 3
     np.testing.assert_allclose(saved.get_tensor(mean.op.name), expected, rtol=1e-6)
+
+
+# --- update ops in branches ---
+
+
+def in_a_branch(layer, wait=True):
+    """A step on a network of which a branch has a layer; without `wait`, its update ops are not waited for."""
+    x, use_layer = placeholder(), tf.placeholder(tf.bool, [], name="use_layer")
+    h = x * tf.get_variable("w", [2], initializer=tf.ones_initializer())
+    loss = loss_of(tf.cond(use_layer, lambda: layer(h), lambda: tf.identity(h)))
+    with tf.control_dependencies(tf.get_collection(UPDATES) if wait else []):
+        return x, use_layer, loss, sgd().minimize(loss, name="by_hand")
+
+
+@pytest.mark.parametrize("cond_kind", ["v1"], indirect=True)
+@pytest.mark.parametrize("layer", [wrapper_layer, tf_layer, lambda x: slim.batch_norm(x, scope="bn")])
+def test_updates_in_a_branch_that_the_step_waits_for_are_refused_for_such_a_step_trains_nothing(graph, layer, start):
+    x, use_layer, loss, by_hand = in_a_branch(layer)
+    names = r"bn \(in a tf.cond, where use_layer is True\)\..*updates_collection=None"
+    for refused in (lambda: train_op.check_train_op(by_hand), lambda: train_op.train_op(sgd(), loss)):
+        with pytest.raises(train_op.ConditionalUpdatesError, match=names):
+            refused()
+    session = start()
+    assert run_and_see_changes(session, by_hand, {x: BATCH, use_layer: False}) == set()
+    assert "w" in run_and_see_changes(session, by_hand, {x: BATCH, use_layer: True})
+
+
+def test_updates_in_place_in_a_branch_train_whichever_is_taken(graph, start):
+    x, use_layer, loss, _ = in_a_branch(lambda x: wrapper_layer(x, collection=None))
+    step = train_op.train_op(sgd(), loss)
+    train_op.check_train_op(step)
+    session = start()
+    assert run_and_see_changes(session, step, {x: BATCH, use_layer: False}) == {"w"}
+    statistics = {"bn/moving_mean", "bn/moving_variance"}
+    assert run_and_see_changes(session, step, {x: BATCH, use_layer: True}) >= statistics
+
+
+@pytest.mark.parametrize("cond_kind", ["v1"], indirect=True)
+def test_a_step_inside_the_same_branch_may_wait_for_its_updates(graph, start):
+    x, use_layer = placeholder(), tf.placeholder(tf.bool, [])
+    step = tf.cond(use_layer, lambda: train_op.train_op(sgd(), loss_of(wrapper_layer(x))), tf.no_op)
+    train_op.check_train_op(step)
+    session = start()
+    trained = {"bn/moving_mean", "bn/moving_variance", "bn/beta", "bn/gamma"}
+    assert run_and_see_changes(session, step, {x: BATCH, use_layer: True}) == trained
+    assert run_and_see_changes(session, step, {x: BATCH, use_layer: False}) == set()
+
+
+@pytest.mark.parametrize("cond_kind", ["v1"], indirect=True)
+@pytest.mark.parametrize("layer", [wrapper_layer, tf_layer])
+def test_updates_in_the_branch_of_the_training_mode_may_be_waited_for(graph, start, layer):
+    x, training = placeholder(), tf.placeholder(tf.bool, [])
+
+    def mode(value):
+        with tf.variable_scope("", reuse=tf.AUTO_REUSE):
+            return layer(x, value)
+
+    step = train_op.train_op(sgd(), loss_of(tf.cond(training, lambda: mode(True), lambda: mode(False))))
+    train_op.check_train_op(step)
+    assert "bn/moving_mean" in run_and_see_changes(start(), step, {x: BATCH, training: True})
+
+
+def test_a_step_that_does_not_wait_for_updates_in_a_branch_is_detached(plain_graph):
+    *_, by_hand = in_a_branch(wrapper_layer, wait=False)
+    with pytest.raises(train_op.DetachedUpdatesError, match=r"ops: bn\. "):
+        train_op.check_train_op(by_hand)
+
+
+def in_a_loop(layer):
+    h = placeholder() * tf.get_variable("w", [2])
+
+    def body(i, state):
+        with tf.variable_scope("", reuse=tf.AUTO_REUSE):
+            return i + 1, layer(state)
+
+    return loss_of(tf.while_loop(lambda i, _: i < 3, body, [tf.constant(0), h])[1])
+
+
+@pytest.mark.parametrize("cond_kind", ["v1"], indirect=True)
+def test_updates_in_the_body_of_a_loop_are_refused(graph):
+    loss = in_a_loop(wrapper_layer)
+    with tf.control_dependencies(tf.get_collection(UPDATES)):
+        by_hand = sgd().minimize(loss)
+    for refused in (lambda: train_op.check_train_op(by_hand), lambda: train_op.train_op(sgd(), loss)):
+        with pytest.raises(train_op.ConditionalUpdatesError, match=r"bn \(in the body of the tf.while_loop .*raises"):
+            refused()
+
+
+def test_updates_before_and_after_a_loop_or_in_place_within_may_be_waited_for(graph, cond_kind, variable_kind):
+    if (cond_kind, variable_kind) == ("v2", "ref"):
+        pytest.skip("a body of control flow v2 can't assign a ref variable")
+    loss = in_a_loop(lambda x: wrapper_layer(x, collection=None))
+    after = wrapper_layer(loss + placeholder(), name="after")
+    elsewhere = tf.get_variable("elsewhere", [2])
+    for each in (loss_of(after), loss_of(elsewhere)):
+        train_op.check_train_op(train_op.train_op(sgd(), each))
+
+
+@pytest.mark.parametrize("make", [lambda layer: in_a_branch(layer, wait=False)[2], in_a_loop])
+def test_updates_in_a_branch_of_control_flow_v2_are_refused_by_name(make, cond_kind):
+    if cond_kind == "v1":
+        pytest.skip("control flow v1 has no graph of its own for a branch")
+    with tf.Graph().as_default(), tf.variable_scope("", use_resource=True):
+        loss = make(wrapper_layer)
+        for refused in (
+            lambda: train_op.train_op(sgd(), loss),
+            lambda: train_op.train_op(sgd(), loss, update_ops=tf.get_collection(UPDATES)),
+            lambda: train_op.collect("bn"),
+        ):
+            with pytest.raises(train_op.ConditionalUpdatesError, match=r"bn/AssignMovingAvg.*updates_collection=None"):
+                refused()
 
 
 # --- check_train_op ---

@@ -625,6 +625,107 @@ def _in_a_loop(at):
 
 
 register("in_a_while_loop_v1", _in_a_loop)
+
+
+# --------------------------------------------------------------------------------------- layers in a branch of a cond
+
+
+def _auxiliary_branch(norm):
+    """A network with a layer that only some steps use."""
+    use_branch = tf.placeholder(tf.bool, [], name="use_branch")
+    return use_branch, network(lambda x: tf.cond(use_branch, lambda: norm(x, True), lambda: tf.identity(x)))
+
+
+def _waiting_for_a_branch(at, norm=tf_layers, group=False):
+    """The step waits for updates in a branch: where it is not taken, nothing trains."""
+    use_branch, net = _auxiliary_branch(norm)
+    if group:
+        with tf.control_dependencies([tf.group(tf.group(*tf.get_collection(UPDATES)), tf.no_op())]):
+            train_op = _sgd().minimize(net.loss)
+    else:
+        train_op = train_with_updates(net.loss)
+    with session() as s:
+        s.run(tf.global_variables_initializer())
+        before = s.run(tf.global_variables())
+        s.run(train_op, feeds(training=True) | {use_branch: False})
+        assert all((a == b).all() for a, b in zip(before, s.run(tf.global_variables()), strict=True))
+    return finish(at, train=[train_op])
+
+
+for _norm in (tf_layers, slim_collection):
+    register(f"step_that_waits_for_a_branch_{_norm.__name__}", partial(_waiting_for_a_branch, norm=_norm), "BN010")
+register("step_that_waits_for_a_group_in_a_branch", partial(_waiting_for_a_branch, group=True), "BN010")
+register("step_that_waits_for_a_branch_resource", _waiting_for_a_branch, "BN010", variables="resource")
+
+
+@case("BN010", variables="resource")
+def gan_whose_step_waits_for_both_branches(at):
+    """Real or generated images by a cond, one layer for both: no step takes both branches, so none trains."""
+    x, z = (tf.placeholder(tf.float32, [None, 3]) for _ in "xz")
+    real = tf.placeholder(tf.bool, [], name="real")
+    y = tf.cond(real, lambda: _discriminator(x, True), lambda: _discriminator(z, True))
+    train_with_updates(tf.reduce_mean(tf.nn.softplus(-y)))
+    return Built(tf.get_default_graph())
+
+
+def _detached_in_a_branch(at, norm=tf_layers):
+    _, net = _auxiliary_branch(norm)
+    return finish(at, train=[_sgd().minimize(net.loss)])
+
+
+register("updates_of_a_branch_nobody_runs", _detached_in_a_branch, "BN001 BN002 BN004")
+register(
+    "updates_of_a_v2_branch_nobody_runs",
+    _detached_in_a_branch,
+    "BN001 BN002 BN004",
+    variables="resource",
+    cond="v2",
+)
+
+
+@case(silent="BN010", still=True)
+def updates_in_place_in_a_branch(at):
+    _, net = _auxiliary_branch(slim_in_place)
+    return finish(at, train=[_sgd().minimize(net.loss)])
+
+
+@case(silent="BN010")
+def step_inside_the_branch(at):
+    use_branch = tf.placeholder(tf.bool, [], name="use_branch")
+    x = tf.placeholder(tf.float32, [None, 3], name="x")
+
+    def branch():
+        return train_with_updates(tf.reduce_mean(tf.square(tf_layers(dense(x, 3, "in"), True) - 1.0)))
+
+    return finish(at, train=[tf.cond(use_branch, branch, tf.no_op)])
+
+
+@case(silent="BN010")
+def updates_in_the_branch_of_the_training_mode(at):
+    """A whole network in each branch; every training step takes the one whose updates it waits for."""
+    training = mode_placeholder()
+    x = tf.placeholder(tf.float32, [None, 3], name="x")
+    y = tf.cond(training, lambda: _copy(x, True), lambda: _copy(x, False))
+    return finish(at, train=[train_with_updates(tf.reduce_mean(tf.square(y - 1.0)))], outputs=[y])
+
+
+@case(silent="BN010")
+def updates_grouped_beside_the_step_in_a_branch(at):
+    """The group is left out where the branch is not taken; the step is not."""
+    _, net = _auxiliary_branch(tf_layers)
+    return finish(at, train=[tf.group(_sgd().minimize(net.loss), *tf.get_collection(UPDATES))])
+
+
+@case(silent="BN010")
+def updates_after_a_loop(at):
+    """The gradients don't come from the loop, and the step waits for updates behind it."""
+    x = tf.placeholder(tf.float32, [None, 3], name="x")
+    _, looped = tf.while_loop(lambda i, _: i < 2, lambda i, h: (i + 1, 0.9 * h), [tf.constant(0), dense(x, 3, "in")])
+    y = tf_layers(looped, True)
+    loss = tf.reduce_mean(tf.square(y - 1.0)) + tf.reduce_mean(tf.square(dense(x, 2, "beside")))
+    return finish(at, train=[train_with_updates(loss, var_list=tf.trainable_variables("beside"))])
+
+
 register("in_a_while_loop_v2", _in_a_loop, variables="resource", cond="v2")
 
 
