@@ -265,7 +265,7 @@ class Model:
             self.prediction = tf.argmax(self.logits, 1, name="prediction")
             correct = tf.equal(self.prediction, tf.argmax(self.y_, 1))
             self.accuracy = tf.reduce_mean(tf.cast(correct, tf.float32), name="accuracy")
-            self.train_op = train_op.train_op(optimizer(learning_rate), self.loss, scope=scope)
+            self.train_op = train_op.train_op(optimizer(learning_rate), self.loss, scope=scope, global_step=None)
 
 
 def _glorot(seed: int | None, number: int) -> Initializer:

@@ -9,9 +9,11 @@ twice are named ``bn_1/…``, and ``tf.get_collection(key, "bn")`` matches a reg
 """
 
 import difflib
+import inspect
 import re
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Literal
 
 from bn_graph.graphs import effects
 from bn_graph.graphs.conditional_updates import find_conditional_updates
@@ -22,13 +24,15 @@ from bn_graph.graphs.normalizations import find_normalizations
 from bn_graph.graphs.ops import SWITCHES
 from bn_graph.graphs.train_ops import find_training
 from bn_graph.graphs.updates import find_updates, targets
-from bn_graph.layers.averages import moving_statistics
+from bn_graph.layers.averages import is_ref_variable, moving_statistics
 from bn_graph.tf1 import tf
 
 __all__ = ["ConditionalUpdatesError", "DetachedUpdatesError", "check_train_op", "collect", "train_op"]
 
 _Scope = str | tf.VariableScope
 _Op = tf.Operation | tf.Tensor
+_Gradient = tf.Tensor | tf.IndexedSlices
+_Pairs = list[tuple[_Gradient | None, tf.Variable]]
 
 
 class DetachedUpdatesError(BnGraphError):
@@ -106,10 +110,12 @@ def train_op(
     scope: _Scope | Sequence[_Scope] | None = None,
     update_ops: Sequence[_Op] | None = None,
     var_list: Sequence[tf.Variable] | None = None,
-    global_step: tf.Variable | None = None,
+    global_step: tf.Variable | Literal["default"] | None = "default",
+    transform_gradients: Callable[[list[_Gradient], list[tf.Variable]], Sequence[_Gradient]] | None = None,
     check_numerics: bool = False,
+    return_loss: bool = False,
     name: str = "train_op",
-) -> tf.Operation:
+) -> _Op:
     """One training step that takes the update ops with it.
 
     What is ordered: every update op has finished before any parameter, slot or `global_step` is assigned, and the
@@ -118,23 +124,34 @@ def train_op(
     them before or after, as it would with ``optimizer.minimize`` under ``tf.control_dependencies``.
 
     Args:
-        optimizer: of ``tf.train``, or anything with its ``compute_gradients`` and ``apply_gradients``.
+        optimizer: of ``tf.train``, or anything with its ``compute_gradients`` and ``apply_gradients``; or one of
+            ``tf.keras.optimizers.legacy``, on resource variables, which counts its own ``iterations`` as well.
         loss: what to minimize.
         scope: runs the update ops of these variable scopes only (as `collect` takes them): with several networks in
             a graph (a GAN), those of the network that this op trains.
         update_ops: the ops to run instead of collected ones; ``collect(name_scope="tower_0")``, say.
         var_list: the variables to train; all trainable ones if None.
-        global_step: incremented by each step, if given.
+        global_step: incremented by each step. ``"default"`` is the graph's (``tf.train.get_or_create_global_step``) if it
+            has one when this is called; None increments nothing, as for all but one train op of a GAN.
+        transform_gradients: given the gradients and their variables (those that have a gradient), returns the gradients
+            to apply, in the same order: to clip, scale, or add noise.
         check_numerics: a loss that is NaN or infinite raises, and then *nothing* is assigned: no weight, slot or
             `global_step`, and no moving statistic (for that the update ops are copied behind the check). Gradients
             are not looked at: they may overflow where the loss doesn't.
-        name: of the op that is returned.
+        return_loss: returns the loss, a scalar tensor that is there when the step is done, in place of the op. It is the
+            loss that the step's gradients are of, before any variable was assigned.
+        name: of the op or tensor that is returned.
 
     Returns:
-        The op to run. It and all it needs (slots too) exist when this returns, so that the graph may be finalized.
+        The op (or tensor, with `return_loss`) to run. It and all it needs (slots too) exist when this returns, so that
+        the graph may be finalized. It joins the collection ``TRAIN_OP``, where optimizers of ``tf.train`` put their own
+        op, which runs no updates.
 
     Raises:
-        ValueError: both `scope` and `update_ops` are given; `scope` is unknown; no variable gets a gradient; or, with
+        TypeError: `optimizer` is of another kind (``tf.keras.optimizers`` but for the legacy ones); or a legacy Keras
+            optimizer is to train ref variables.
+        ValueError: both `scope` and `update_ops` are given; `scope` is unknown; no variable gets a gradient;
+            `transform_gradients` does not return a gradient for each variable; or, with
             `check_numerics`, running `loss` itself assigns variables (updates in place), which no check of the loss
             can delay, or an update stands in a ``tf.while_loop``.
         ConditionalUpdatesError: update ops are in a branch of a ``tf.cond``, or in the body of a ``tf.while_loop``, and
@@ -161,6 +178,11 @@ def train_op(
         ...     session.run(step)
         ...     session.run(bn_graph.moving_statistics()[0])  # 0·0.5 + 4·0.5
         array([2.], dtype=float32)
+
+        With gradients clipped to a global norm of 5::
+
+            clip = lambda gradients, variables: tf.clip_by_global_norm(gradients, 5.0)[0]
+            step = train_op.train_op(optimizer, loss, transform_gradients=clip)
     """
     if scope is not None and update_ops is not None:
         raise ValueError("scope says which update ops to collect, update_ops which to run: give one of them.")
@@ -170,17 +192,26 @@ def train_op(
         _refuse_other_graphs(graph, updates)
         built = build(graph)
         _warn_of_left_out(graph, built, loss, updates, scope, var_list)
-        gradients = optimizer.compute_gradients(loss, var_list=var_list)
+        gradients = _gradients(optimizer, loss, var_list)
+        if transform_gradients is not None:
+            gradients = _transformed(gradients, transform_gradients)
         with tf.name_scope(f"{name}_updates"):
             if check_numerics:
                 finite = _checked(built, loss)
                 updates = [finite, *_delayed_until(finite, built, updates, graph)]
             updated = tf.group(*updates, name="done")
         with tf.control_dependencies([updated]):
-            applied = optimizer.apply_gradients(gradients, global_step=global_step)
-        step = tf.group(applied, updated, name=name)
+            applied = _applied(
+                optimizer, gradients, _default_step(graph) if isinstance(global_step, str) else global_step
+            )
+        if return_loss:
+            with tf.control_dependencies([applied, updated]):
+                step = tf.identity(loss, name=name)
+        else:
+            step = tf.group(applied, updated, name=name)
         if not SWITCHES.isdisjoint(built.ops):
             _refuse_conditional_updates(graph, build(graph), [step])
+        tf.add_to_collection(tf.GraphKeys.TRAIN_OP, step)
         return step
 
 
@@ -227,6 +258,62 @@ def check_train_op(train_op: _Op | str | Sequence[_Op | str], *, graph: tf.Graph
             "bn_graph.training.train_op.train_op, or under tf.control_dependencies(update_ops)."
         )
     _refuse_conditional_updates(graph, built, ops)
+
+
+def _default_step(graph: tf.Graph) -> tf.Variable | None:
+    steps = graph.get_collection(tf.GraphKeys.GLOBAL_STEP)
+    return steps[0] if len(steps) == 1 else None
+
+
+def _is_of_keras(optimizer: object) -> bool:
+    """Whether `optimizer` is a legacy Keras one, and not of tf.train; raises if it is neither."""
+    compute = getattr(optimizer, "compute_gradients", None)
+    if compute is not None and "tape" not in inspect.signature(compute).parameters:
+        return False
+    if compute is None and hasattr(optimizer, "get_gradients") and hasattr(optimizer, "apply_gradients"):
+        return True
+    raise TypeError(
+        "optimizer must be of tf.train or of tf.keras.optimizers.legacy, got "
+        f"{type(optimizer).__module__}.{type(optimizer).__qualname__}, which can't train a graph's loss tensor."
+    )
+
+
+def _gradients(optimizer: tf.train.Optimizer, loss: tf.Tensor, var_list: Sequence[tf.Variable] | None) -> _Pairs:
+    if not _is_of_keras(optimizer):
+        return optimizer.compute_gradients(loss, var_list=var_list)
+    variables = loss.graph.get_collection(tf.GraphKeys.TRAINABLE_VARIABLES) if var_list is None else list(var_list)
+    ref = [variable.op.name for variable in variables if is_ref_variable(variable)]
+    if ref:
+        raise TypeError(
+            f"A Keras optimizer trains resource variables, and these are ref variables: {', '.join(ref)}. Call "
+            "tf.enable_resource_variables() before the network is built, or take an optimizer of tf.train."
+        )
+    return list(zip(tf.gradients(loss, variables), variables, strict=True))
+
+
+def _transformed(pairs: _Pairs, transform: Callable[..., Sequence[_Gradient]]) -> _Pairs:
+    """The pairs that have a gradient, with what `transform` makes of it."""
+    known = [(gradient, variable) for gradient, variable in pairs if gradient is not None]
+    if not known:
+        return pairs  # which the optimizer refuses
+    gradients, variables = map(list, zip(*known, strict=True))
+    returned = list(transform(gradients, variables))
+    if len(returned) != len(variables) or any(isinstance(each, list | tuple) for each in returned):
+        raise ValueError(
+            f"transform_gradients must return a list of {len(variables)} gradients, one for each variable in their order, "
+            f"got {returned}. (tf.clip_by_global_norm returns the list and the norm: take its [0].)"
+        )
+    return list(zip(returned, variables, strict=True))
+
+
+def _applied(optimizer: tf.train.Optimizer, pairs: _Pairs, global_step: tf.Variable | None) -> tf.Operation:
+    if not _is_of_keras(optimizer):
+        return optimizer.apply_gradients(pairs, global_step=global_step)
+    applied = optimizer.apply_gradients(pairs)
+    if global_step is None:
+        return applied
+    with tf.control_dependencies([applied]):
+        return tf.assign_add(global_step, 1).op
 
 
 def _op(entry: _Op | tf.Variable) -> tf.Operation:

@@ -4,6 +4,7 @@ import warnings
 
 import numpy as np
 import pytest
+import tensorflow
 
 import bn_graph
 from bn_graph.checkpoints.variables import global_variables_by_name
@@ -435,6 +436,132 @@ def test_a_monitored_session_runs_it_in_a_finalized_graph(graph_of_kind, tmp_pat
     saved = tf.train.load_checkpoint(str(tmp_path))
     assert saved.get_tensor("global_step") == 3
     np.testing.assert_allclose(saved.get_tensor(mean.op.name), expected, rtol=1e-6)
+
+
+# --- what create_train_op has ---
+
+
+def two_weights():
+    """A loss whose gradients are 3 and 4, of global norm 5, and a variable beside that has none."""
+    a, b = (tf.get_variable(name, [], initializer=tf.ones_initializer()) for name in "ab")
+    tf.get_variable("beside", [])
+    return 3.0 * a + 4.0 * b
+
+
+def test_gradients_are_transformed_before_they_are_applied(graph_of_kind, start):
+    seen = []
+
+    def clip(gradients, variables):
+        seen.extend(variable.op.name for variable in variables)
+        return tf.clip_by_global_norm(gradients, 1.0)[0]
+
+    step = train_op.train_op(sgd(), two_weights(), transform_gradients=clip)
+    session = start()
+    session.run(step)
+    assert seen == ["a", "b"]  # without the variable that has no gradient
+    np.testing.assert_allclose(session.run(variable("a")), 1.0 - RATE * 3.0 / 5.0, rtol=1e-6)
+    np.testing.assert_allclose(session.run(variable("b")), 1.0 - RATE * 4.0 / 5.0, rtol=1e-6)
+
+
+@pytest.mark.parametrize("transform", [lambda g, v: tf.clip_by_global_norm(g, 1.0), lambda g, v: g[:1]])
+def test_what_is_no_gradient_for_each_variable_is_refused(plain_graph, transform):
+    with pytest.raises(ValueError, match=r"a list of 2 gradients.*take its \[0\]"):
+        train_op.train_op(sgd(), two_weights(), transform_gradients=transform)
+
+
+def test_a_loss_that_no_variable_has_a_gradient_of_is_the_optimizers_error(plain_graph):
+    tf.get_variable("w", [])
+    with pytest.raises(ValueError, match="No gradients provided"):
+        train_op.train_op(sgd(), tf.constant(1.0), transform_gradients=lambda gradients, variables: gradients)
+
+
+def test_the_graphs_global_step_counts_unless_told_otherwise(graph_of_kind, start):
+    default, own = tf.train.get_or_create_global_step(), tf.get_variable("own", [], tf.int32, tf.zeros_initializer())
+    loss = two_weights()
+    weights = [v for v in tf.trainable_variables() if v.dtype.base_dtype.is_floating]
+    steps = {
+        "default": train_op.train_op(sgd(), loss, var_list=weights),
+        "none": train_op.train_op(sgd(), loss, var_list=weights, global_step=None),
+        "own": train_op.train_op(sgd(), loss, var_list=weights, global_step=own),
+    }
+    session = start()
+    counts = []
+    for step in steps.values():
+        session.run(step)
+        counts.append(session.run([default, own]))
+    assert counts == [[1, 0], [1, 0], [1, 1]]
+
+
+def test_without_a_global_step_none_is_made(plain_graph):
+    train_op.train_op(sgd(), two_weights())
+    assert {v.op.name for v in tf.global_variables()} == {"a", "b", "beside"}
+
+
+def test_the_step_is_in_the_collection_of_train_ops(plain_graph):
+    loss = two_weights()
+    steps = [train_op.train_op(sgd(), loss), train_op.train_op(sgd(), loss, return_loss=True)]
+    assert set(steps) < set(tf.get_collection(tf.GraphKeys.TRAIN_OP))  # beside the optimizers' own ops
+
+
+@pytest.mark.parametrize("check_numerics", [False, True])
+def test_the_loss_of_the_step_can_be_returned_when_all_is_done(graph_of_kind, start, check_numerics):
+    x = placeholder()
+    w = tf.get_variable("w", [2], initializer=tf.ones_initializer())
+    loss = loss_of(wrapper_layer(x) * w)
+    step = train_op.train_op(sgd(), loss, return_loss=True, check_numerics=check_numerics)
+    train_op.check_train_op(step)
+    assert step.name == "train_op:0"
+    session = start()
+    expected = session.run(loss, {x: BATCH})
+    before = session.run(tf.global_variables())
+    np.testing.assert_array_equal(session.run(step, {x: BATCH}), expected)
+    for then, now in zip(before, session.run(tf.global_variables()), strict=True):
+        assert not np.array_equal(then, now)
+
+
+# --- optimizers of Keras ---
+
+
+def keras_optimizers():
+    legacy_layers()  # skips nothing: says what is missing where there is no legacy Keras
+    return tf.keras.optimizers
+
+
+@pytest.mark.parametrize("name", ["SGD", "Adam"])
+def test_legacy_keras_optimizers_train_as_those_of_tf_train(name, start):
+    results = []
+    for kind in ("keras", "tf.train"):
+        with tf.Graph().as_default(), tf.variable_scope("", use_resource=True):
+            steps, x = tf.train.get_or_create_global_step(), placeholder()
+            tf.get_variable("beside", [2])
+            y = wrapper_layer(x)
+            if kind == "keras":
+                optimizer = getattr(keras_optimizers().legacy, name)(RATE, clipnorm=1e9)
+            else:
+                optimizer = {"SGD": tf.train.GradientDescentOptimizer, "Adam": tf.train.AdamOptimizer}[name](RATE)
+            step = train_op.train_op(optimizer, loss_of(y))
+            train_op.check_train_op(step)
+            session = start()
+            for _ in range(3):
+                session.run(step, {x: BATCH})
+            names = ["bn/gamma", "bn/beta", "bn/moving_mean", "bn/moving_variance"]
+            results.append(session.run([*map(variable, names), steps]))
+    for keras, plain in zip(*results, strict=True):
+        np.testing.assert_allclose(keras, plain, rtol=1e-5)  # Adam's epsilon is 1e-7 there, 1e-8 here
+    assert results[0][-1] == 3
+
+
+def test_legacy_keras_optimizers_do_not_take_ref_variables():
+    with tf.Graph().as_default(), tf.variable_scope("", use_resource=False):
+        optimizer, loss = keras_optimizers().legacy.SGD(RATE), two_weights()
+        with pytest.raises(TypeError, match=r"ref variables: a, b, beside\. .*enable_resource_variables"):
+            train_op.train_op(optimizer, loss)
+
+
+@pytest.mark.parametrize("make", [lambda: tensorflow.keras.optimizers.SGD(RATE), lambda: "adam"])
+def test_other_optimizers_are_refused_by_their_class(plain_graph, make):
+    with pytest.raises(TypeError, match=r"of tf.train or of tf.keras.optimizers.legacy, got .*(SGD|str)"):
+        train_op.train_op(make(), two_weights())
 
 
 # --- update ops in branches ---
