@@ -100,7 +100,7 @@ class Block(NamedTuple):
 def main(argv: list[str] | None = None) -> int:
     parser = programs.parser(__name__, __doc__)
     parser.add_argument("--full", action="store_true", help="a graph of a million nodes too")
-    parser.add_argument("--output", type=Path, default=Path("results"), help="folder of results (default: %(default)s)")
+    parser.add_output()
     return programs.run(parser, argv, _measure_and_write)
 
 

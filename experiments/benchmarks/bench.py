@@ -97,13 +97,8 @@ class Check(NamedTuple):
 def main(argv: list[str] | None = None) -> int:
     parser = programs.parser(__name__, __doc__)
     parser.add_argument("--quick", action="store_true", help="a share of the steps and shapes; under three minutes")
-    parser.add_argument(
-        "--threads",
-        type=programs.whole_number("threads", 1),
-        default=os.cpu_count(),
-        help="of each contender (default: %(default)s)",
-    )
-    parser.add_argument("--output", type=Path, default=Path("results"), help="folder of results (default: %(default)s)")
+    parser.add_number("--threads", "threads", 1, os.cpu_count(), "of each contender")
+    parser.add_output()
     return programs.run(parser, argv, _measure)
 
 

@@ -86,47 +86,18 @@ def _work(given: argparse.Namespace) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = programs.parser(__name__, __doc__)
-    parser.add_argument(
-        "--workers", type=programs.whole_number("workers", 1), default=2, help="local processes (default: %(default)s)"
-    )
-    parser.add_argument("--data", choices=("auto", "mnist", "digits"), default="auto", help="default: %(default)s")
-    parser.add_argument(
-        "--steps", type=programs.whole_number("steps", 1), default=STEPS, help="training steps (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--seed",
-        type=programs.whole_number("a seed", 0),
-        default=0,
-        help="of weights and batches (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--batch-size",
-        type=programs.whole_number("a batch", 2),
-        default=BATCH_SIZE,
-        help="of all workers (default: %(default)s)",
-    )
+    parser.add_number("--workers", "workers", 1, 2, "local processes")
+    parser.add_data()
+    parser.add_number("--steps", "steps", 1, STEPS, "training steps")
+    parser.add_number("--seed", "a seed", 0, 0, "of weights and batches")
+    parser.add_number("--batch-size", "a batch", 2, BATCH_SIZE, "of all workers")
     parser.add_argument(
         "--statistics", choices=STATISTICS, default="together", help="of a worker (default: %(default)s)"
     )
-    parser.add_argument(
-        "--checkpoint-every",
-        type=programs.whole_number("an interval", 1),
-        default=CHECKPOINT_EVERY,
-        help="steps (%(default)s)",
-    )
-    parser.add_argument(
-        "--wait",
-        type=programs.whole_number("a wait", 1),
-        default=60,
-        help="seconds for a worker to come (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--timeout",
-        type=programs.whole_number("a timeout", 1),
-        default=20,
-        help="seconds for a step (default: %(default)s)",
-    )
-    parser.add_argument("--output", type=Path, default=Path("results"), help="folder of results (default: %(default)s)")
+    parser.add_number("--checkpoint-every", "an interval", 1, CHECKPOINT_EVERY, "steps")
+    parser.add_number("--wait", "a wait", 1, 60, "seconds for a worker to come")
+    parser.add_number("--timeout", "a timeout", 1, 20, "seconds for a step")
+    parser.add_output()
     parser.add_argument("--fresh", action="store_true", help="forget earlier checkpoints of these workers")
     parser.add_argument("--launcher", type=int, help=argparse.SUPPRESS)
     return parser

@@ -64,17 +64,10 @@ def _demonstrate(given: argparse.Namespace) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = programs.parser(__name__, __doc__)
-    parser.add_argument("--data", choices=("auto", "mnist", "digits"), default="auto", help="default: %(default)s")
-    parser.add_argument(
-        "--steps", type=programs.whole_number("steps", 1), default=STEPS, help="training steps (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--seed",
-        type=programs.whole_number("a seed", 0),
-        default=0,
-        help="of weights and batches (default: %(default)s)",
-    )
-    parser.add_argument("--output", type=Path, default=Path("results"), help="folder of results (default: %(default)s)")
+    parser.add_data()
+    parser.add_number("--steps", "steps", 1, STEPS, "training steps")
+    parser.add_number("--seed", "a seed", 0, 0, "of weights and batches")
+    parser.add_output()
     return parser
 
 

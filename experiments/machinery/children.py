@@ -5,7 +5,6 @@ imports the page and calls the function by its name. Arguments and answers are w
 child's stdin, and the answer is the last line of its stdout.
 """
 
-import importlib
 import json
 import os
 import subprocess
@@ -19,6 +18,12 @@ from experiments.machinery.programs import UsageError, module_name
 __all__ = ["ask", "ask_each"]
 
 _ROOT = Path(__file__).parents[2]
+# Imports nothing of the project by itself: a function that needs no TensorFlow doesn't wait for it.
+_CHILD = """
+import importlib, json, sys
+module, name = sys.argv[1:]
+print(json.dumps(getattr(importlib.import_module(module), name)(**json.load(sys.stdin))))
+"""
 
 
 def ask(function: Callable, *, environment: Mapping[str, str] | None = None, **arguments) -> object:
@@ -35,7 +40,7 @@ def ask(function: Callable, *, environment: Mapping[str, str] | None = None, **a
     module = module_name(function.__module__)
     path = os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     finished = subprocess.run(
-        [sys.executable, "-m", "experiments.machinery.children", module, function.__name__],
+        [sys.executable, "-c", _CHILD, module, function.__name__],
         input=json.dumps(arguments),
         env=os.environ | {"PYTHONPATH": path} | (environment or {}),
         capture_output=True,
@@ -57,8 +62,3 @@ def ask_each(function: Callable, questions: Mapping[str, Mapping[str, object]]) 
     with ThreadPoolExecutor(len(questions)) as pool:
         asked = {name: pool.submit(ask, function, **question) for name, question in questions.items()}
         return {name: answer.result() for name, answer in asked.items()}
-
-
-if __name__ == "__main__":
-    module, name = sys.argv[1:]
-    print(json.dumps(getattr(importlib.import_module(module), name)(**json.load(sys.stdin))))

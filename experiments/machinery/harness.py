@@ -230,16 +230,12 @@ def _parser(page: Page) -> argparse.ArgumentParser:
         "--seed", type=whole_number("a seed", 0), nargs="+", help="one run for each (default: the mode's own)"
     )
     parser.add_argument("--steps", type=whole_number("steps", 1), help="training steps (default: the mode's own)")
-    parser.add_argument("--output", type=Path, default=Path("results"), help="folder of results (default: %(default)s)")
+    parser.add_output()
     parser.add_argument(
         "--loop", default="graph", choices=tuple(LOOPS), help="steps inside the graph, or fed one by one (same numbers)"
     )
-    parser.add_argument(
-        "--threads",
-        type=whole_number("threads", 1),
-        default=min(2, os.cpu_count() or 1),
-        help="networks trained at the same time, each on one core (same numbers; default: %(default)s)",
-    )
+    text = "networks trained at the same time, each on one core, with the same numbers"
+    parser.add_number("--threads", "threads", 1, min(2, os.cpu_count() or 1), text)
     parser.add_argument(
         "--fresh", action="store_true", help="forget earlier results and checkpoints of this experiment"
     )

@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import bn_graph
 
@@ -20,6 +21,19 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str):
         raise UsageError(f"{message} (see --help)")
+
+    def add_number(self, option: str, what: str, least: int, default: int, text: str) -> None:
+        """An option that takes a whole number from `least` up."""
+        self.add_argument(
+            option, type=whole_number(what, least), default=default, help=f"{text} (default: %(default)s)"
+        )
+
+    def add_data(self) -> None:
+        self.add_argument("--data", choices=("auto", "mnist", "digits"), default="auto", help="default: %(default)s")
+
+    def add_output(self) -> None:
+        text = "folder of results (default: %(default)s)"
+        self.add_argument("--output", type=Path, default=Path("results"), help=text)
 
 
 def module_name(name: str) -> str:

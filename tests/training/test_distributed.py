@@ -21,6 +21,7 @@ import bn_graph
 from bn_graph.tf1 import tf
 from bn_graph.training import distributed
 from bn_graph.training.distributed import ClusterError, Workers
+from experiments.demos import distributed as program
 
 PROGRAM = [sys.executable, "-m", "experiments.demos.distributed", "--data=digits"]
 LIMIT = 100  # seconds that any process may take on a busy machine
@@ -117,10 +118,16 @@ def test_two_processes_end_where_one_ends_and_without_sync_they_do_not(started, 
 
 
 @pytest.mark.parametrize("victim", [0, 1])
-def test_a_killed_worker_stops_the_other_and_the_run_goes_on_from_the_last_checkpoint(started, tmp_path, victim):
+def test_a_late_worker_is_waited_for_and_a_killed_one_stops_the_other_and_the_run_goes_on(started, tmp_path, victim):
     # The batch of 61 makes unequal parts. No worker comes to the end of so many steps.
-    options = ["--steps=1000000", "--batch-size=61", "--checkpoint-every=20", "--timeout=5"]
-    workers = [started(config, tmp_path, *options) for config in distributed.local_tf_configs(2)]
+    options = ["--steps=1000000", "--batch-size=61", "--checkpoint-every=20", "--timeout=5", f"--wait={LIMIT}"]
+    configs = distributed.local_tf_configs(2)
+    workers = [started(configs[0], tmp_path, *options)]
+    if victim == 0:  # waiting is the same whoever is killed, and takes its time
+        wait_until_serving(json.loads(configs[0])["cluster"]["worker"][0])
+        time.sleep(2)
+        assert workers[0].poll() is None
+    workers.append(started(configs[1], tmp_path, *options))
     wait_for_line(workers[0], "step 40$")
     workers[victim].send_signal(signal.SIGKILL)
     with within(30):  # 5 s for the sum, 10 more for what is no sum, and the end of a process on a busy machine
@@ -200,17 +207,6 @@ def is_running(pid):
         return False
 
 
-def test_a_late_worker_is_waited_for(started, tmp_path):
-    configs = distributed.local_tf_configs(2)
-    first = started(configs[0], tmp_path, "--steps=2", f"--wait={LIMIT}")
-    address = json.loads(configs[0])["cluster"]["worker"][0]
-    wait_until_serving(address)
-    time.sleep(2)
-    assert first.poll() is None
-    second = started(configs[1], tmp_path, "--steps=2", f"--wait={LIMIT}")
-    assert [ended(worker).status for worker in (first, second)] == [0, 0]
-
-
 def wait_until_serving(address):
     host, _, port = address.rpartition(":")
     until = time.monotonic() + LIMIT
@@ -234,12 +230,23 @@ def test_a_worker_that_does_not_come_is_waited_for_up_to_a_limit(started, tmp_pa
     )
 
 
-def test_a_port_that_is_taken_is_one_line(started, tmp_path):
+@pytest.fixture
+def refused(monkeypatch, capfd, tmp_path):
+    """The line that a worker of a cluster ends with that can't start; it runs in this process."""
+
+    def line(config):
+        monkeypatch.setenv("TF_CONFIG", config)
+        assert program.main(["--data=digits", f"--output={tmp_path}"]) == 2
+        return capfd.readouterr().err.strip().splitlines()[-1]
+
+    return line
+
+
+def test_a_port_that_is_taken_is_one_line(refused):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         mine = f"127.0.0.1:{taken.getsockname()[1]}"
-        finished = ended(started(config_of([mine, "127.0.0.1:9"], 0), tmp_path))
-    assert finished.status == 2
-    assert re.fullmatch(rf"distributed: Worker 0 can't serve at {mine}: Address already in use.*", last_line(finished))
+        line = refused(config_of([mine, "127.0.0.1:9"], 0))
+    assert re.fullmatch(rf"distributed: Worker 0 can't serve at {mine}: Address already in use.*", line)
 
 
 def test_workers_that_do_not_agree_both_say_so(started, tmp_path):
@@ -253,12 +260,9 @@ def test_workers_that_do_not_agree_both_say_so(started, tmp_path):
         assert re.fullmatch(r"distributed: Worker \d and worker \d do not agree: .*", last_line(finished))
 
 
-def test_a_wrong_cluster_is_one_line_and_status_2(started, tmp_path):
-    finished = ended(started(config_of(["a:1", "b:2"], 5), tmp_path))
-    assert finished.status == 2
-    assert re.fullmatch(
-        r"distributed: TF_CONFIG: .* found the task 'worker' 5, which a cluster of 2 workers .*", finished.err
-    )
+def test_a_wrong_cluster_is_one_line_and_status_2(refused):
+    line = refused(config_of(["a:1", "b:2"], 5))
+    assert re.fullmatch(r"distributed: TF_CONFIG: .* found the task 'worker' 5, which a cluster of 2 workers .*", line)
 
 
 # ---- without other processes -----------------------------------------------------------------------------------------
