@@ -1,7 +1,8 @@
 """Finds the documented batch norm bugs in anybody's graph, checkpoint or SavedModel. Reads protos; runs nothing.
 
 In the order of an audit: `subject` says what a path holds, `model` (with `outputs` and `stored`) works out what is known of
-it, `rules` decide, `report` is the result, `formats` print it. None of them imports TensorFlow.
+it, `rules` decide, `report` is the result, `formats` print it; `many` does that for many
+files, `cache` keeps results. None of them imports TensorFlow.
 """
 
 import gc
@@ -25,6 +26,7 @@ from bn_graph.audit.report import (
 )
 from bn_graph.audit.rules import Rule, collect, selected
 from bn_graph.audit.stored import StoredLayer, layers_by_name
+from bn_graph.graphs.errors import NoModelError
 from bn_graph.graphs.protos import MetaGraphDef, VariableDef
 
 __all__ = [
@@ -122,17 +124,10 @@ def _reports(
 ) -> Iterator[Report]:
     rules = selected(select, ignore)
     for subject in _subjects(path_or_graph, checkpoint):
-        if isinstance(subject, AuditError):
+        if isinstance(subject, subjects.Subject):
+            yield report_of(subject, rules, outputs=outputs, train_ops=train_ops, feeds=feeds)
+        elif not isinstance(subject, NoModelError):
             raise subject
-        try:
-            with _without_collector():
-                if subject.meta_graph is None:
-                    report = _checkpoint_report(subject, rules)
-                else:
-                    report = _graph_report(subject, rules, outputs=outputs, train_ops=train_ops, feeds=feeds)
-        except AuditError as error:
-            raise AuditError(f"{subject.path}: {error}") from error
-        yield report
 
 
 def _subjects(path_or_graph: Any, checkpoint: str | None) -> Iterator[subjects.Subject | AuditError]:
@@ -158,6 +153,28 @@ def _meta_graph(graph: Any) -> MetaGraphDef:
     else:
         raise AuditError(f"expected a path, a tf.Graph, a GraphDef or a MetaGraphDef, got {type(graph).__name__}")
     return meta_graph
+
+
+def report_of(
+    subject: subjects.Subject,
+    rules: Sequence[Rule],
+    *,
+    outputs: Sequence[str] = (),
+    train_ops: Sequence[str] = (),
+    feeds: Mapping[str, bool | float] | None = None,
+) -> Report:
+    """The report of one subject; `rules` are from `rules.selected`, the other arguments are those of `audit`.
+
+    Raises:
+        AuditError: the graph has no node of a name that is given.
+    """
+    try:
+        with _without_collector():
+            if subject.meta_graph is None:
+                return _checkpoint_report(subject, rules)
+            return _graph_report(subject, rules, outputs=outputs, train_ops=train_ops, feeds=feeds)
+    except AuditError as error:
+        raise AuditError(f"{subject.path}: {error}") from error
 
 
 @contextmanager

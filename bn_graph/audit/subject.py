@@ -22,9 +22,9 @@ from bn_graph.checkpoints.files import (
 from bn_graph.checkpoints.index import Checkpoint, read_checkpoint
 from bn_graph.checkpoints.table import is_table, varint
 from bn_graph.graphs import protos
-from bn_graph.graphs.errors import AuditError
+from bn_graph.graphs.errors import AuditError, NoModelError
 
-__all__ = ["Subject", "iterate", "read"]
+__all__ = ["Source", "Subject", "find", "iterate", "load", "nothing_in", "read"]
 
 
 class Subject(NamedTuple):
@@ -56,8 +56,9 @@ def read(path: str, checkpoint: str | None = None) -> list[Subject]:
     - a directory, searched with all below it except hidden ones. If it has a ``checkpoint`` file, of the steps of that
       model only the latest is read (and other models in the same directory as well): the one the file names, also if
       by its path on another machine; where that is gone, the highest step. Without such a file all steps are read.
-      Files that are none of these are skipped. What is meant to be one of these by its name or its first
-      bytes, but can't be read, is an error.
+      Files that are none of these are skipped; so are empty files, Git LFS pointers and pickles with a model's name,
+      for which `iterate` has a `NoModelError`. What is meant to be one of these by its name or its first bytes, but
+      can't be read, is an error.
 
     Args:
         path: the path.
@@ -76,58 +77,91 @@ def read(path: str, checkpoint: str | None = None) -> list[Subject]:
     """
     subjects = []
     for subject in iterate(path, checkpoint):
-        if isinstance(subject, AuditError):
+        if isinstance(subject, Subject):
+            subjects.append(subject)
+        elif not isinstance(subject, NoModelError):
             raise subject
-        subjects.append(subject)
     return subjects
 
 
 def iterate(path: str, checkpoint: str | None = None) -> Iterator[Subject | AuditError]:
     """As `read`, one at a time, with the error in place of what can't be read; never raises an AuditError.
 
+    Of a file with a damaged checkpoint beside it, the error comes first, and then the graph alone.
+
     >>> list(iterate("no/such/model.ckpt"))
+    [AuditError('no/such/model.ckpt: no file, directory or checkpoint of that name is there.')]
+    """
+    only_notes = True
+    for source in find(path):
+        for subject in load(source, checkpoint):
+            only_notes = only_notes and isinstance(subject, NoModelError)
+            yield subject
+    if only_notes:
+        yield nothing_in(path)
+
+
+def nothing_in(path: str) -> AuditError:
+    """The error of a directory without a graph or checkpoint.
+
+    >>> nothing_in("logs")
+    AuditError('logs: no graph, SavedModel or checkpoint is in this directory.')
+    """
+    return AuditError(f"{path}: no graph, SavedModel or checkpoint is in this directory.")
+
+
+class Source(NamedTuple):
+    """Files that make up a subject: the graph's, the checkpoint's prefix; one of them may be None.
+
+    `searched` says that nobody named them: if they turn out to be something else, that is no error.
+    """
+
+    graph: str | None
+    prefix: str | None
+    searched: bool = False
+
+
+def find(path: str) -> list[Source | AuditError]:
+    """The sources that a path stands for, sorted, by names and first bytes alone; errors where one can't be read.
+
+    A `NoModelError` is of a file in a directory, which nobody named.
+
+    >>> find("no/such/model.ckpt")
     [AuditError('no/such/model.ckpt: no file, directory or checkpoint of that name is there.')]
     """
     path = os.fspath(path)
     try:
-        other = None if checkpoint is None else _other_checkpoint(os.fspath(checkpoint))
         with reading(path, "a graph or checkpoint"):
-            searched = os.path.isdir(path)
-            sources = _search(path) if searched else _named(path)
+            if not os.path.isdir(path):
+                return _named(path)
+            return [each if isinstance(each, AuditError) else each._replace(searched=True) for each in _search(path)]
     except AuditError as error:
-        yield error
+        return [AuditError(str(error))]
+
+
+def load(source: Source | AuditError, checkpoint: str | None = None) -> Iterator[Subject | AuditError]:
+    """Reads what `find` found: several subjects for a SavedModel of several graphs, none for what is something else."""
+    if isinstance(source, AuditError):
+        yield source
         return
-    anything = False
-    for source in sources:
-        for subject in [source] if isinstance(source, AuditError) else _subjects(source, other):
-            if isinstance(subject, AuditError) and searched and not _meant(source):
-                continue
-            anything = True
-            yield subject
-    if not anything:
-        yield AuditError(f"{path}: no graph, SavedModel or checkpoint is in this directory.")
-
-
-class _Source(NamedTuple):
-    """Files that make up a subject: the graph's, the checkpoint's prefix; one of them may be None."""
-
-    graph: str | None
-    prefix: str | None
-
-
-def _subjects(source: _Source, other: Checkpoint | None) -> Iterator[Subject | AuditError]:
     try:
+        other = None if checkpoint is None else _other_checkpoint(os.fspath(checkpoint))
         if source.graph is None:
             yield _checkpoint_alone(source.prefix, other)
             return
         kind, graphs = _parse(source.graph)
-        checkpoint = other or (read_checkpoint(source.prefix) if source.prefix else None)
+    except AuditError as error:
+        if not source.searched or isinstance(error, NoModelError) or _meant(source):
+            yield error
+        return
+    try:
+        stored = other or (read_checkpoint(source.prefix) if source.prefix else None)
     except AuditError as error:
         yield error
-        return
+        stored = None
     for graph in graphs:
         tags = f" (tags: {', '.join(graph.meta_info_def.tags) or 'none'})" if len(graphs) > 1 else ""
-        yield Subject(source.graph + tags, kind, graph, checkpoint)
+        yield Subject(source.graph + tags, kind, graph, stored)
 
 
 def _checkpoint_alone(prefix: str, other: Checkpoint | None) -> Subject:
@@ -140,7 +174,7 @@ def _checkpoint_alone(prefix: str, other: Checkpoint | None) -> Subject:
 # From a path to files.
 
 
-def _named(path: str) -> list[_Source]:
+def _named(path: str) -> list[Source]:
     """The files that a path stands for that is no directory."""
     if not os.path.lexists(path):
         if not _is_there(path):
@@ -155,7 +189,7 @@ def _named(path: str) -> list[_Source]:
         return [_with_graph(latest)]
     source = _source(path)
     if source is None and name.endswith(".index"):
-        return [_Source(None, path.removesuffix(".index"))]  # reading it will say what is wrong with it
+        return [Source(None, path.removesuffix(".index"))]  # reading it will say what is wrong with it
     if source is None:
         raise AuditError(
             f"{path}: is no graph, SavedModel or checkpoint (expected a .meta, .index, .pb, .pbtxt or V1 checkpoint)."
@@ -163,8 +197,8 @@ def _named(path: str) -> list[_Source]:
     return [source]
 
 
-def _search(top: str) -> list[_Source | AuditError]:
-    found: dict[str, _Source | AuditError] = {}
+def _search(top: str) -> list[Source | AuditError]:
+    found: dict[str, Source | AuditError] = {}
     seen = set()
     directories = [top]
     while directories:
@@ -190,8 +224,8 @@ def _below(directory: str, names: list[str]) -> list[str]:
     return [path for path in paths if os.path.isdir(path)]
 
 
-def _in_directory(directory: str, names: list[str]) -> dict[str, _Source | AuditError]:
-    found: dict[str, _Source | AuditError] = {}
+def _in_directory(directory: str, names: list[str]) -> dict[str, Source | AuditError]:
+    found: dict[str, Source | AuditError] = {}
     for name in names:
         path = os.path.join(directory, name)
         try:
@@ -206,7 +240,7 @@ def _in_directory(directory: str, names: list[str]) -> dict[str, _Source | Audit
     return _without_older(found, latest, state) if latest else found
 
 
-def _source_in_search(path: str, names: list[str]) -> _Source | None:
+def _source_in_search(path: str, names: list[str]) -> Source | None:
     """The source a file belongs to; None for the many files that are something else."""
     name = os.path.basename(path)
     if re.search(r"\.(data-\d{5}-of-\d{5}|ldb|sst)$", name):  # the last two are tables of LevelDB itself
@@ -221,14 +255,14 @@ def _source_in_search(path: str, names: list[str]) -> _Source | None:
     if source is None and prefix != name and any(other.startswith(prefix + ".data-") for other in names):
         return _with_graph(os.path.join(os.path.dirname(path), prefix))  # reading it will say what is wrong with it
     if source is None and name.endswith(".meta") and not _is_text(first_bytes(path)):
-        return _Source(path, None)
+        return Source(path, None)
     return source
 
 
-def _without_older(found: dict[str, _Source | AuditError], latest: str, state: Any) -> dict[str, _Source | AuditError]:
+def _without_older(found: dict[str, Source | AuditError], latest: str, state: Any) -> dict[str, Source | AuditError]:
     """Of the steps of one model, only the latest."""
     noted = {base_name(path) for path in state.all_model_checkpoint_paths}
-    kept: dict[str, _Source | AuditError] = {}
+    kept: dict[str, Source | AuditError] = {}
     for path, source in found.items():
         prefix = None if isinstance(source, AuditError) else _prefix(source)
         name = os.path.basename(prefix or "")
@@ -240,14 +274,14 @@ def _without_older(found: dict[str, _Source | AuditError], latest: str, state: A
     return {**kept, source.graph or source.prefix: source}
 
 
-def _prefix(source: _Source) -> str | None:
+def _prefix(source: Source) -> str | None:
     if source.prefix and not (source.graph and os.path.basename(source.graph).startswith("saved_model.")):
         return source.prefix
     graph = source.graph or ""
     return graph.removesuffix(".meta") if graph.endswith(".meta") else None
 
 
-def _source(path: str) -> _Source | None:
+def _source(path: str) -> Source | None:
     """What a file is part of; None if it is none of what is read here."""
     kinds = _kinds(path)
     if kinds == (SubjectKind.CHECKPOINT,):
@@ -257,19 +291,19 @@ def _source(path: str) -> _Source | None:
     prefix = path.removesuffix(".meta")
     if kinds == (SubjectKind.SAVED_MODEL,):
         prefix = os.path.join(os.path.dirname(path), "variables", "variables")
-    return _Source(path, prefix if prefix != path and has_tensors(prefix) else None)
+    return Source(path, prefix if prefix != path and has_tensors(prefix) else None)
 
 
-def _with_graph(prefix: str) -> _Source:
+def _with_graph(prefix: str) -> Source:
     meta = prefix + ".meta"
-    return _Source(meta if os.path.lexists(meta) else None, prefix if has_tensors(prefix) else None)
+    return Source(meta if os.path.lexists(meta) else None, prefix if has_tensors(prefix) else None)
 
 
 def _is_there(prefix: str) -> bool:
     return os.path.lexists(prefix + ".meta") or has_tensors(prefix)
 
 
-def _meant(source: _Source | AuditError) -> bool:
+def _meant(source: Source | AuditError) -> bool:
     """Whether a file that can't be read is meant to be read; if not, a search passes over it."""
     if isinstance(source, AuditError) or source.graph is None:
         return True

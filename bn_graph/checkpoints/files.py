@@ -13,7 +13,7 @@ from google.protobuf import text_format
 from google.protobuf.message import DecodeError
 
 from bn_graph.graphs import protos
-from bn_graph.graphs.errors import AuditError, BnGraphError
+from bn_graph.graphs.errors import AuditError, BnGraphError, NoModelError
 
 __all__ = [
     "CheckpointError",
@@ -171,7 +171,8 @@ def first_bytes(path: str) -> bytes:
     """Up to 4096 bytes from the start of a file, if these are of the file itself.
 
     Raises:
-        AuditError: it is missing, a symbolic link to nowhere, no regular file, empty, a Git LFS pointer or gzipped.
+        NoModelError: it is empty, a Git LFS pointer or a pickle.
+        AuditError: it is missing, a symbolic link to nowhere, no regular file, or gzipped.
     """
     with reading(path, "a file"):
         if os.path.islink(path) and not os.path.exists(path):
@@ -181,9 +182,11 @@ def first_bytes(path: str) -> bytes:
         with open(path, "rb") as file:
             head = file.read(4096)
         if not head:
-            raise AuditError(f"{path}: is empty.")
+            raise NoModelError(f"{path}: is empty.")
         if head.startswith(b"version https://git-lfs"):
-            raise AuditError(f"{path}: is a Git LFS pointer, not the file itself; fetch it with `git lfs pull`.")
+            raise NoModelError(f"{path}: is a Git LFS pointer, not the file itself; fetch it with `git lfs pull`.")
+        if re.match(rb"\x80[\2-\5][(}\]\x95c]", head):
+            raise NoModelError(f"{path}: is a Python pickle, no graph or checkpoint.")
         if head.startswith(b"\x1f\x8b"):
             raise AuditError(f"{path}: is compressed by gzip; unpack it first.")
         return head

@@ -4,17 +4,19 @@ Nothing here imports TensorFlow, and nothing of the files is executed.
 """
 
 import argparse
+import itertools
 import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
-import bn_graph.audit
-from bn_graph.audit.formats import FORMATS, Style, render
+from bn_graph.audit.formats import FORMATS, Style
 from bn_graph.audit.formats.text import wants_colour
-from bn_graph.audit.report import AuditError, Report, printable
+from bn_graph.audit.many import Task, audit_tasks, find_tasks
+from bn_graph.audit.report import Lack, Report, Unread, printable
 from bn_graph.audit.rules import RULES, explain, selected
 from bn_graph.commands import CommandError
+from bn_graph.commands.progress import with_progress
 
 __all__ = ["add_arguments", "run"]
 
@@ -28,12 +30,12 @@ executed; TensorFlow is not imported."""
 _EXAMPLES = """\
 examples:
   %(prog)s model.ckpt.meta                      a graph, with the checkpoint beside it
-  %(prog)s logs/ --format json                  every graph and checkpoint in a directory
+  %(prog)s logs/ --format jsonl --cache .bn     every graph and checkpoint in a directory
   %(prog)s frozen.pb --output logits --feed is_training=false
   %(prog)s model.meta --checkpoint other/model.ckpt-1000 --select BN0 --ignore BN007
   %(prog)s --explain BN001                      what a rule means, what shows it, and the fix
 
-exit status: 0 no finding of error level, 1 some, 2 something could not be read"""
+exit status: 0 no finding of error level, 1 some, 2 none, but something could not be read"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -62,6 +64,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_feed,
         help="what a placeholder is fed at inference: true, false or a number (repeatable)",
     )
+    about_many = parser.add_argument_group("many files")
+    about_many.add_argument(
+        "--jobs", metavar="N", type=_at_least_one, help="audit in N processes (default: one for each core)"
+    )
+    about_many.add_argument("--cache", metavar="DIR", help="keep results there, and take those of unchanged files")
     about_report = parser.add_argument_group("about the report")
     for option, what in (("--select", "report only these rules"), ("--ignore", "do not report these rules")):
         about_report.add_argument(
@@ -85,7 +92,7 @@ def run(arguments: argparse.Namespace) -> int:
         arguments: as parsed by a parser with `add_arguments`.
 
     Returns:
-        0 without findings of error level, 1 with some, 2 if a path could not be read, whatever was found in others.
+        1 with findings of error level; 2 without, if something could not be read; 0 otherwise.
 
     Raises:
         CommandError: no path; two values for one placeholder.
@@ -106,26 +113,47 @@ def run(arguments: argparse.Namespace) -> int:
         "select": select,
         "ignore": ignore,
     }
-    many = len(arguments.paths) > 1 or os.path.isdir(arguments.paths[0])
-    style = Style(wants_colour(sys.stdout), arguments.verbose, os.getcwd(), many)
-    reports, unread = _audit_each(arguments.paths, options)
-    print(render(reports, arguments.format, unread=unread, style=style))
-    if unread:
-        return UNREADABLE
-    return FAULTY if any(each.errors for each in reports) else CLEAN
+    tasks = find_tasks(arguments.paths)
+    style = Style(wants_colour(sys.stdout), arguments.verbose, os.getcwd(), len(tasks) > 1)
+    audited = with_progress(audit_tasks(tasks, options, jobs=arguments.jobs, cache_in=arguments.cache), len(tasks))
+    status = _Status()
+    for piece in FORMATS[arguments.format](status.watching(audited), style):
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+    return status.exit_status
 
 
-def _audit_each(paths: Sequence[str], options: dict) -> tuple[list[Report], list[tuple[str, str]]]:
-    reports: list[Report] = []
-    unread: list[tuple[str, str]] = []
-    for path in paths:
-        try:
-            reports += bn_graph.audit.audit_all(path, **options)
-        except (AuditError, OSError) as error:
-            reason = getattr(error, "strerror", None) or str(error)
-            unread.append((path, printable(" ".join(reason.split()).removeprefix(f"{path}: "))))
-            print(f"bn_graph audit: {printable(path)}: {unread[-1][1]}", file=sys.stderr)
-    return reports, unread
+class _Status:
+    """What an audit of many ends with: counts results on their way, and says what could not be read."""
+
+    def __init__(self) -> None:
+        self.errors = self.unreadable = False
+        self._complaints: set[Unread] = set()
+
+    @property
+    def exit_status(self) -> int:
+        """1 if there were errors, else 2 if something could not be read."""
+        return FAULTY if self.errors else UNREADABLE if self.unreadable else CLEAN
+
+    def watching(self, audited: Iterable[tuple[Task, list[Report | Unread]]]) -> Iterator[Report | Unread]:
+        """The results, each `Unread` once."""
+        for result in itertools.chain.from_iterable(results for _, results in audited):
+            if isinstance(result, Report):
+                self.errors = self.errors or bool(result.errors)
+            elif result in self._complaints:
+                continue
+            else:
+                self._complaints.add(result)
+                self.unreadable = self.unreadable or result.lack != Lack.NO_MODEL
+                note = "note: " if result.lack == Lack.NO_MODEL else ""
+                print(f"bn_graph audit: {note}{printable(result.path)}: {printable(result.reason)}", file=sys.stderr)
+            yield result
+
+
+def _at_least_one(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a number of processes, 1 or more, got {text!r}")
+    return int(text)
 
 
 def _feed(text: str) -> tuple[str, bool | int | float]:

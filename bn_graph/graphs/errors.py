@@ -2,7 +2,7 @@
 
 import itertools
 
-__all__ = ["AuditError", "BnGraphError", "one_line"]
+__all__ = ["AuditError", "BnGraphError", "NoModelError", "one_line"]
 
 
 class BnGraphError(ValueError):
@@ -11,6 +11,10 @@ class BnGraphError(ValueError):
 
 class AuditError(BnGraphError):
     """A file that can't be read as what it is, or a question that can't be asked of it; the message is one line."""
+
+
+class NoModelError(AuditError):
+    """A file that by its name could be a model's and is none: empty, a pointer to the file, a pickle."""
 
 
 def one_line(error: BaseException) -> str:

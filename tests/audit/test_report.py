@@ -7,6 +7,7 @@ from urllib.parse import unquote, urlparse
 import pytest
 
 from bn_graph.audit.formats import FORMATS, Style, render
+from bn_graph.audit.formats.json_format import as_json, from_json
 from bn_graph.audit.formats.text import wants_colour
 from bn_graph.audit.report import (
     CannotTell,
@@ -285,6 +286,22 @@ def test_the_words_for_modes_and_states_are_those_of_json_version_1_in_every_for
     assert "batch     population  none     some   missing" in text and "(meta graph with" in text
 
 
+def test_a_report_can_be_made_again_from_its_json():
+    layers = (row(training=Mode.BATCH, inference=Mode.MOVING, saved=Saved.SOME, statistics=State.MISSING),)
+    whole = report(kind=SubjectKind.META_GRAPH, layers=layers)
+    again = from_json(json.loads(json.dumps(as_json(whole))))
+    assert again == whole
+    assert isinstance(again.kind, SubjectKind) and isinstance(again.findings[0].level, Level)
+
+
+def test_json_lines_have_a_report_or_a_file_without_one_each():
+    lines = render([report(), report("b.pb")], "jsonl", unread=[("bad.meta", "cut short")]).splitlines()
+    first, second, third = map(json.loads, lines)
+    (alone,) = json.loads(render([report()], "json"))["reports"]
+    assert first == {"version": 1, **alone} and second["path"] == "b.pb"
+    assert third == {"version": 1, "lack": "unreadable", "path": "bad.meta", "reason": "cut short"}
+
+
 # --- SARIF: the required properties of the 2.1.0 schema, and the constraints on those that are used ------------------
 
 
@@ -392,7 +409,7 @@ def test_github_names_no_file_for_a_live_graph():
 
 
 def test_an_unknown_form_is_refused():
-    with pytest.raises(ValueError, match=r"github, json, sarif, text, got 'xml'"):
+    with pytest.raises(ValueError, match=r"github, json, jsonl, sarif, text, got 'xml'"):
         render([], "xml")
 
 

@@ -2,6 +2,7 @@
 
 import gzip
 import os
+import pickle
 import shutil
 import tempfile
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from bn_graph.audit.report import AuditError
 from bn_graph.audit.subject import Subject, iterate, read
+from bn_graph.graphs.errors import NoModelError
 from bn_graph.tf1 import tf
 
 
@@ -315,14 +317,41 @@ def test_a_damaged_file_beside_a_good_one_is_not_passed_over(tmp_path, checkpoin
     damaged = tmp_path / ("model.ckpt-7.index" if name == "model.ckpt-7" else name)
     whole = damaged.read_bytes()
     for content, message in [
-        (b"", "is empty"),
         (whole[: len(whole) // 2], "can't be read as"),
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "is a Git LFS pointer, not the file"),
         (gzip.compress(whole), "compressed by gzip"),
     ]:
         damaged.write_bytes(content)
         refused(tmp_path / name, message)
         refused(tmp_path, message)
+
+
+NO_MODELS = {
+    "is empty": b"",
+    "is a Git LFS pointer, not the file": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n",
+    "is a Python pickle": pickle.dumps({"label_names": ["airplane"]}, protocol=2),
+}
+
+
+@pytest.mark.parametrize("message", NO_MODELS)
+def test_what_has_a_model_s_name_and_is_none_is_a_note_in_a_directory_and_refused_by_name(tmp_path, message):
+    good = write_graph(tmp_path / "good.pb")
+    bad = tmp_path / "batches.meta"
+    bad.write_bytes(NO_MODELS[message])
+    note, subject = iterate(str(tmp_path))
+    assert isinstance(note, NoModelError) and f"{bad}: {message}" in str(note) and subject.path == good
+    assert names(tmp_path) == ["good.pb"]
+    refused(bad, message)
+    os.remove(good)
+    refused(tmp_path, "no graph")
+
+
+@pytest.mark.parametrize("content", [*NO_MODELS.values(), b"\0\1\2", b"IxFI" + bytes(99)])
+def test_a_graph_with_an_index_that_cannot_be_read_is_there_without_a_checkpoint(tmp_path, checkpoint, content):
+    Path(f"{checkpoint}.index").write_bytes(content)
+    for path in (tmp_path, f"{checkpoint}.meta"):
+        *errors, subject = iterate(str(path))
+        assert errors and all(f"{checkpoint}.index" in str(error) for error in errors)
+        assert (subject.path, subject.checkpoint) == (f"{checkpoint}.meta", None)
 
 
 def test_a_truncated_graph_is_an_error_also_in_a_search(tmp_path):

@@ -1,13 +1,17 @@
 """The audit's command: what it hands to the audit, what it prints, and how it ends."""
 
 import json
+import sys
 
 import pytest
 
-import bn_graph.audit
 from bn_graph.__main__ import main
-from bn_graph.audit.report import AuditError, Finding, LayerRow, Level, Report
+from bn_graph.audit.many import Task
+from bn_graph.audit.report import Finding, Lack, LayerRow, Level, Report, Unread
 from bn_graph.audit.rules import RULES, selected
+from bn_graph.audit.subject import Source
+from bn_graph.commands import audit as command
+from bn_graph.commands import progress
 
 ADVICE, ERROR, WARNING = Level.ADVICE, Level.ERROR, Level.WARNING
 
@@ -23,18 +27,17 @@ def report(path="model.meta", *levels):
 
 @pytest.fixture
 def audited(monkeypatch):
-    """Puts reports, or an exception, in the place of the audit of each path; returns how it was called."""
+    """Puts results in the place of the audit of each path; returns how it was called."""
     calls = []
 
     def put(**results):
-        def audit_all(path, **options):
-            calls.append((path, options))
-            result = results[path]
-            if isinstance(result, Exception):
-                raise result
-            return result
+        def audit_tasks(tasks, options, **how):
+            for task in tasks:
+                calls.append((task.path, options))
+                yield task, results[task.path]
 
-        monkeypatch.setattr(bn_graph.audit, "audit_all", audit_all, raising=False)
+        monkeypatch.setattr(command, "find_tasks", lambda paths: [Task(path, Source(path, None)) for path in paths])
+        monkeypatch.setattr(command, "audit_tasks", audit_tasks)
         return calls
 
     return put
@@ -116,34 +119,86 @@ def test_without_a_path_it_says_what_to_do(capsys):
     assert "PATH" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("error", [AuditError("bad: It ends in a node."), FileNotFoundError(2, "It ends", "bad")])
-def test_unreadable_paths_are_reported_and_the_others_printed(error, audited, capsys):
-    audited(bad=error, good=[report("good", ERROR)])
-    assert main(["audit", "bad", "good"]) == 2
+BAD = Unread("bad", "It ends in a node.")
+NOTE = Unread("data/batches.meta", "is a Python pickle, no graph or checkpoint.", Lack.NO_MODEL)
+BUG = Unread("odd", "internal error, please report: ZeroDivisionError", Lack.INTERNAL_ERROR)
+
+
+@pytest.mark.parametrize(
+    ("results", "status"),
+    [
+        ([report("good", ERROR), BAD], 1),
+        ([report("good", WARNING), BAD], 2),
+        ([report("good", ERROR), BUG], 1),
+        ([report("good"), BUG], 2),
+        ([report("good"), NOTE], 0),
+        ([NOTE, BAD], 2),
+        ([report("good", ERROR), NOTE], 1),
+    ],
+)
+def test_the_status_is_that_of_errors_before_that_of_what_could_not_be_read(results, status, audited, capsys):
+    audited(folder=results)
+    assert main(["audit", "folder"]) == status
     out, err = capsys.readouterr()
-    assert "good: 1 error in 1 layer (meta graph" in out and "BN001 error" in out
-    assert len(err.splitlines()) == 1 and err.startswith("bn_graph audit: bad: It ends")
+    assert ("good: " in out) == any(isinstance(result, Report) for result in results)
+    assert len(err.splitlines()) == sum(isinstance(result, Unread) for result in results)
 
 
-def test_every_unreadable_path_has_a_line_of_its_own(audited, capsys):
-    audited(a=AuditError("one\ntwo"), b=AuditError("three"))
-    assert main(["audit", "a", "b"]) == 2
-    assert capsys.readouterr().err.splitlines() == ["bn_graph audit: a: one two", "bn_graph audit: b: three"]
+def test_what_is_unreadable_and_what_is_no_model_have_a_line_each(audited, capsys):
+    audited(a=[BAD, NOTE], b=[NOTE, BUG])
+    main(["audit", "a", "b"])
+    assert capsys.readouterr().err.splitlines() == [
+        "bn_graph audit: bad: It ends in a node.",
+        "bn_graph audit: note: data/batches.meta: is a Python pickle, no graph or checkpoint.",
+        "bn_graph audit: odd: internal error, please report: ZeroDivisionError",
+    ]
 
 
 def test_json_lists_what_could_not_be_read(audited, capsys):
-    audited(bad=AuditError("cut short"), good=[report("good")])
+    audited(bad=[BAD], good=[report("good"), NOTE])
     assert main(["audit", "bad", "good", "--format", "json"]) == 2
     document = json.loads(capsys.readouterr().out)
-    assert document["unreadable"] == [{"path": "bad", "reason": "cut short"}]
+    assert document["unreadable"] == [{"path": "bad", "reason": "It ends in a node."}]
+    assert document["notes"] == [{"path": NOTE.path, "reason": NOTE.reason}]
     assert [each["path"] for each in document["reports"]] == ["good"]
 
 
 def test_control_characters_of_a_path_do_not_reach_the_terminal(audited, capsys):
     path = "a\x1b[2J"
-    audited(**{path: AuditError("cut\x1b[31m short")})
+    audited(**{path: [Unread(path, "cut\x1b[31m short")]})
     assert main(["audit", path]) == 2
     assert "\x1b" not in capsys.readouterr().err
+
+
+def test_reports_are_printed_as_they_come(audited, capsys, monkeypatch):
+    def audit_tasks(tasks, options, **how):
+        for number, task in enumerate(tasks):
+            assert capsys.readouterr().out.count("\n") == min(number, 1)  # the one before was printed
+            yield task, [report(task.path)]
+
+    audited()
+    monkeypatch.setattr(command, "audit_tasks", audit_tasks)
+    assert main(["audit", "a", "b", "c", "--format", "jsonl"]) == 0
+    assert json.loads(capsys.readouterr().out)["path"] == "c"
+
+
+@pytest.mark.parametrize("jobs", ["0", "-1", "two", ""])
+def test_a_number_of_processes_that_is_none_is_refused(jobs, audited, capsys):
+    assert not audited(a=[report()]) and main(["audit", "a", f"--jobs={jobs}"]) == 2
+    assert "1 or more" in capsys.readouterr().err
+
+
+def test_progress_is_shown_on_a_terminal_only_and_is_gone_in_the_end(audited, capsys, monkeypatch):
+    paths = [f"p{number}" for number in range(4)]
+    audited(**{path: [report(path)] for path in paths})
+    main(["audit", *paths])
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(progress, "_EACH", 0)
+    main(["audit", *paths])
+    err = capsys.readouterr().err
+    assert "█████" in err and "1 of 4 files" in err and "4 of 4" not in err
+    assert err.endswith(progress._CLEAR)
 
 
 def test_text_has_no_colour_unless_it_goes_to_a_terminal(audited, capsys):

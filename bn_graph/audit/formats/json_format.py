@@ -18,9 +18,21 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 
 from bn_graph.audit.formats import Style
-from bn_graph.audit.report import Lack, Level, Report, Unread
+from bn_graph.audit.report import (
+    CannotTell,
+    Finding,
+    Lack,
+    LayerRow,
+    Level,
+    Mode,
+    Report,
+    Saved,
+    State,
+    SubjectKind,
+    Unread,
+)
 
-__all__ = ["as_json", "render"]
+__all__ = ["as_json", "from_json", "render"]
 
 VERSION = 1
 
@@ -62,3 +74,27 @@ def as_json(result: Report | Unread) -> dict:
         "findings": [finding._asdict() for finding in result.findings],
         "cannot_tell": [entry._asdict() for entry in result.undetermined],
     }
+
+
+def from_json(whole: dict) -> Report:
+    """The report that `as_json` made a dictionary of."""
+    layers = [
+        layer
+        | {mode: Mode(layer[mode]) for mode in ("training", "inference")}
+        | {"saved": Saved(layer["saved"]), "statistics": State(layer["statistics"])}
+        for layer in whole["layers"]
+    ]
+    findings = [found | {"level": Level(found["level"])} for found in whole["findings"]]
+    return Report(
+        whole["path"],
+        SubjectKind(whole["kind"]),
+        whole["checkpoint"],
+        tuple(LayerRow(**layer) for layer in layers),
+        tuple(Finding(**_with_tuples(found)) for found in findings),
+        tuple(CannotTell(**_with_tuples(entry)) for entry in whole["cannot_tell"]),
+        whole["nodes"],
+    )
+
+
+def _with_tuples(values: dict) -> dict:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
