@@ -154,6 +154,7 @@ class Report(NamedTuple):
         findings: errors first, then by code.
         undetermined: the rules that could not be decided.
         nodes: how many nodes the graph has, bodies of called functions included.
+        accepted: findings that a baseline accepts; they are not among `findings`.
     """
 
     path: str
@@ -163,6 +164,7 @@ class Report(NamedTuple):
     findings: tuple[Finding, ...]
     undetermined: tuple[CannotTell, ...]
     nodes: int = 0
+    accepted: tuple[Finding, ...] = ()
 
     @property
     def errors(self) -> tuple[Finding, ...]:
@@ -296,6 +298,8 @@ def summary(report: Report) -> str:
         parts.append(f"{counts[Level.ADVICE]} of advice")
     if report.undetermined:
         parts.append(f"{len(report.undetermined)} undetermined")
+    if report.accepted:
+        parts.append(f"{len(report.accepted)} accepted")
     if not parts and not report.layers:
         return "no batch norm in it"
     return f"{', '.join(parts) or 'nothing found'} in {count(len(report.layers), 'layer')}"

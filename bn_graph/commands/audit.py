@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 
+from bn_graph.audit import baseline
 from bn_graph.audit.formats import FORMATS, Style
 from bn_graph.audit.formats.text import wants_colour
 from bn_graph.audit.many import Task, audit_tasks, find_tasks
@@ -33,6 +34,7 @@ examples:
   %(prog)s logs/ --format jsonl --cache .bn     every graph and checkpoint in a directory
   %(prog)s frozen.pb --output logits --feed is_training=false
   %(prog)s model.meta --checkpoint other/model.ckpt-1000 --select BN0 --ignore BN007
+  %(prog)s models/ --baseline known.json        fails for findings that known.json does not have
   %(prog)s --explain BN001                      what a rule means, what shows it, and the fix
 
 exit status: 0 no finding of error level, 1 some, 2 none, but something could not be read"""
@@ -82,6 +84,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--format", choices=FORMATS, default="text", help="how to print the report (default: %(default)s)"
     )
     about_report.add_argument("--verbose", action="store_true", help="text with every layer and all evidence")
+    about_report.add_argument(
+        "--baseline", metavar="FILE", help="accept the findings that FILE has: only new ones count"
+    )
+    about_report.add_argument("--write-baseline", metavar="FILE", help="write the findings to FILE, to be accepted")
     about_report.add_argument("--explain", metavar="RULE", help="explain a rule and exit")
 
 
@@ -104,7 +110,8 @@ def run(arguments: argparse.Namespace) -> int:
     if not arguments.paths:
         raise CommandError("name a PATH to audit, or a rule to --explain (see --help)")
     select, ignore = _words(arguments.select), _words(arguments.ignore)
-    selected(select, ignore)  # raises what is wrong with them once, and not for each path
+    rules = selected(select, ignore)  # raises what is wrong with them once, and not for each path
+    known = baseline.read(arguments.baseline) if arguments.baseline else ()
     options = {
         "checkpoint": arguments.checkpoint,
         "outputs": tuple(arguments.output),
@@ -114,31 +121,41 @@ def run(arguments: argparse.Namespace) -> int:
         "ignore": ignore,
     }
     tasks = find_tasks(arguments.paths)
-    style = Style(wants_colour(sys.stdout), arguments.verbose, os.getcwd(), len(tasks) > 1)
+    codes = tuple(rule.code for rule in rules)
+    style = Style(wants_colour(sys.stdout), arguments.verbose, os.getcwd(), len(tasks) > 1, codes)
     audited = with_progress(audit_tasks(tasks, options, jobs=arguments.jobs, cache_in=arguments.cache), len(tasks))
-    status = _Status()
+    status = _Status(known, arguments.baseline, arguments.write_baseline)
     for piece in FORMATS[arguments.format](status.watching(audited), style):
         sys.stdout.write(piece)
         sys.stdout.flush()
+    if arguments.write_baseline:
+        baseline.write(arguments.write_baseline, status.to_accept)
     return status.exit_status
 
 
 class _Status:
-    """What an audit of many ends with: counts results on their way, and says what could not be read."""
+    """What an audit of many ends with: accepts what is known, counts the rest, says what could not be read."""
 
-    def __init__(self) -> None:
+    def __init__(self, known: baseline.Known, baseline_path: str | None, to_write: str | None) -> None:
         self.errors = self.unreadable = False
+        self.to_accept: list[tuple[str, str, str]] = []
+        self._known, self._baseline_path, self._to_write = known, baseline_path, to_write
         self._complaints: set[Unread] = set()
 
     @property
     def exit_status(self) -> int:
-        """1 if there were errors, else 2 if something could not be read."""
-        return FAULTY if self.errors else UNREADABLE if self.unreadable else CLEAN
+        """1 if there were errors, unless they were written to be accepted; else 2 if something could not be read."""
+        errors = self.errors and not self._to_write
+        return FAULTY if errors else UNREADABLE if self.unreadable else CLEAN
 
     def watching(self, audited: Iterable[tuple[Task, list[Report | Unread]]]) -> Iterator[Report | Unread]:
         """The results, each `Unread` once."""
         for result in itertools.chain.from_iterable(results for _, results in audited):
             if isinstance(result, Report):
+                if self._to_write:
+                    self.to_accept += baseline.known_findings(result, self._to_write)
+                if self._baseline_path:
+                    result = baseline.with_accepted(result, self._known, self._baseline_path)
                 self.errors = self.errors or bool(result.errors)
             elif result in self._complaints:
                 continue

@@ -3,6 +3,7 @@
 import io
 import json
 from urllib.parse import unquote, urlparse
+from xml.etree import ElementTree
 
 import pytest
 
@@ -288,7 +289,7 @@ def test_the_words_for_modes_and_states_are_those_of_json_version_1_in_every_for
 
 def test_a_report_can_be_made_again_from_its_json():
     layers = (row(training=Mode.BATCH, inference=Mode.MOVING, saved=Saved.SOME, statistics=State.MISSING),)
-    whole = report(kind=SubjectKind.META_GRAPH, layers=layers)
+    whole = report(kind=SubjectKind.META_GRAPH, layers=layers, accepted=(finding("BN101"),))
     again = from_json(json.loads(json.dumps(as_json(whole))))
     assert again == whole
     assert isinstance(again.kind, SubjectKind) and isinstance(again.findings[0].level, Level)
@@ -350,6 +351,7 @@ def check_locations(locations):
         report("my graph", "live graph"),
         report(findings=tuple(finding(code, RULES[code].level) for code in RULES)),
         report(findings=(finding(layers=()), finding(layers=("bn", "bn")))),
+        report(findings=(), accepted=(finding(),)),
     ],
 )
 def test_sarif_is_valid(whole):
@@ -376,11 +378,45 @@ def test_sarif_has_the_undetermined_as_notifications_and_not_as_alerts():
     assert note["associatedRule"] == {"id": "BN004"} and "placeholder" in note["message"]["text"]
 
 
+def test_sarif_has_accepted_findings_as_suppressed():
+    (result,) = json.loads(render([report(findings=(), accepted=(finding(),))], "sarif"))["runs"][0]["results"]
+    assert result["ruleId"] == "BN001" and result["suppressions"][0]["kind"] == "external"
+
+
 def test_sarif_says_what_could_not_be_read():
     run = json.loads(render([], "sarif", unread=[("bad.meta", "cut short")]))["runs"][0]
     (invocation,) = run["invocations"]
     assert not invocation["executionSuccessful"]
     assert "cut short" in invocation["toolExecutionNotifications"][0]["message"]["text"]
+
+
+# --- JUnit ------------------------------------------------------------------------------------------------------------
+
+
+def junit(*reports, codes=("BN001", "BN004", "BN007", "BN101"), unread=()):
+    return ElementTree.fromstring(render(reports, "junit", unread=unread, style=Style(codes=codes)).encode())
+
+
+def test_junit_has_a_suite_for_each_file_and_a_test_for_each_rule():
+    suites = junit(report(), report("b.pb", findings=(), undetermined=()), unread=[("bad.meta", "cut short")])
+    first, clean, bad = suites
+    assert [suite.get("name") for suite in suites] == ["logs/model.meta", "b.pb", "bad.meta"]
+    assert [case.get("name").split()[0] for case in first] == ["BN001", "BN004", "BN007", "BN101"]
+    failed, undetermined, warned, advised = first
+    assert "Adam ← gradients" in failed.find("failure").text and "fix: Depend on them." in failed.find("failure").text
+    assert "placeholder" in undetermined.find("skipped").get("message")
+    assert "warning: No train op" in warned.find("system-out").text and warned.find("failure") is None
+    assert "advice: " in advised.find("system-out").text
+    assert not any(list(case) for case in clean)
+    assert bad[0].find("error").get("message") == "cut short"
+    counts = [[int(suite.get(key)) for key in ("tests", "failures", "errors", "skipped")] for suite in suites]
+    assert counts == [[4, 1, 0, 1], [4, 0, 0, 0], [1, 0, 1, 0]]
+
+
+def test_junit_is_xml_whatever_names_there_are():
+    evil = 'bn\x1b[2J\x00\udcff<&>"]]>\n'
+    whole = report(evil, layers=(row(evil),), findings=(finding(layers=(evil,), evidence=(evil,), message=evil),))
+    assert "]]>" in junit(whole)[0][0].find("failure").text
 
 
 # --- GitHub -----------------------------------------------------------------------------------------------------------
@@ -409,7 +445,7 @@ def test_github_names_no_file_for_a_live_graph():
 
 
 def test_an_unknown_form_is_refused():
-    with pytest.raises(ValueError, match=r"github, json, jsonl, sarif, text, got 'xml'"):
+    with pytest.raises(ValueError, match=r"github, json, jsonl, junit, sarif, text, got 'xml'"):
         render([], "xml")
 
 

@@ -22,12 +22,14 @@ class Style(NamedTuple):
         verbose: whether text has every layer and every line of evidence, or fits a screen.
         start: directory from which text names files; empty: as they were given.
         many: whether several reports are to be expected; text then has a line for each without a finding.
+        codes: of the rules that were checked; empty: all.
     """
 
     colour: bool = False
     verbose: bool = False
     start: str = ""
     many: bool = False
+    codes: tuple[str, ...] = ()
 
 
 def render(

@@ -6,7 +6,8 @@
                   "layers": [{"name", "kernel", "training", "inference", "updates", "saved", "statistics",
                               "variables": {role: name}}],
                   "findings": [{"code", "level", "layers": [name], "message", "evidence": [line], "fix"}],
-                  "cannot_tell": [{"code", "layers": [name], "reason"}]}],
+                  "cannot_tell": [{"code", "layers": [name], "reason"}],
+                  "accepted": [as findings: what a baseline accepts]}],
      "unreadable": [{"path", "reason"}],
      "notes": [{"path", "reason"}]}
 
@@ -73,6 +74,7 @@ def as_json(result: Report | Unread) -> dict:
         "layers": [layer._asdict() for layer in result.layers],
         "findings": [finding._asdict() for finding in result.findings],
         "cannot_tell": [entry._asdict() for entry in result.undetermined],
+        "accepted": [finding._asdict() for finding in result.accepted],
     }
 
 
@@ -84,16 +86,20 @@ def from_json(whole: dict) -> Report:
         | {"saved": Saved(layer["saved"]), "statistics": State(layer["statistics"])}
         for layer in whole["layers"]
     ]
-    findings = [found | {"level": Level(found["level"])} for found in whole["findings"]]
     return Report(
         whole["path"],
         SubjectKind(whole["kind"]),
         whole["checkpoint"],
         tuple(LayerRow(**layer) for layer in layers),
-        tuple(Finding(**_with_tuples(found)) for found in findings),
+        _findings(whole["findings"]),
         tuple(CannotTell(**_with_tuples(entry)) for entry in whole["cannot_tell"]),
         whole["nodes"],
+        _findings(whole["accepted"]),
     )
+
+
+def _findings(found: list[dict]) -> tuple[Finding, ...]:
+    return tuple(Finding(**_with_tuples(each) | {"level": Level(each["level"])}) for each in found)
 
 
 def _with_tuples(values: dict) -> dict:

@@ -27,6 +27,7 @@ __all__ = ["render"]
 
 _SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
 _LEVELS = {Level.ERROR: "error", Level.WARNING: "warning", Level.ADVICE: "note"}
+_ACCEPTED = {"suppressions": [{"kind": "external", "justification": "accepted by the baseline"}]}
 
 
 def render(results: Iterable[Report | Unread], style: Style) -> Iterator[str]:
@@ -39,6 +40,7 @@ def render(results: Iterable[Report | Unread], style: Style) -> Iterator[str]:
             lacks.append(result)
         else:
             found += [_result(result, finding) for finding in result.findings]
+            found += [_result(result, finding) | _ACCEPTED for finding in result.accepted]
             notes += [_note(result, entry) for entry in result.undetermined]
     run = {
         "tool": {"driver": {"name": "bn_graph audit", "rules": [_rule(rule) for rule in RULES.values()]}},
