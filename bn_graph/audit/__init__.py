@@ -13,6 +13,7 @@ from typing import Any
 
 from bn_graph.audit import subject as subjects
 from bn_graph.audit.model import make_model, row
+from bn_graph.audit.not_understood import find_not_understood
 from bn_graph.audit.report import (
     AuditError,
     CannotTell,
@@ -20,6 +21,7 @@ from bn_graph.audit.report import (
     FindingsError,
     LayerRow,
     Mode,
+    NotUnderstood,
     Report,
     Saved,
     SubjectKind,
@@ -142,7 +144,7 @@ def _meta_graph(graph: Any) -> MetaGraphDef:
     """A live graph, or a proto of TensorFlow's own classes, as this package's."""
     meta_graph = MetaGraphDef()
     if hasattr(graph, "as_graph_def"):
-        meta_graph.graph_def.ParseFromString(graph.as_graph_def().SerializeToString())
+        meta_graph.graph_def.ParseFromString(graph.as_graph_def(add_shapes=True).SerializeToString())
         trainable = meta_graph.collection_def["trainable_variables"].bytes_list
         for variable in graph.get_collection("trainable_variables"):
             trainable.value.append(VariableDef(variable_name=variable.name).SerializeToString())
@@ -193,7 +195,8 @@ def _graph_report(subject: subjects.Subject, rules: Sequence[Rule], **options: A
     model = make_model(subject.meta_graph, subject.checkpoint, **options)
     findings, undetermined = collect((rule, rule.check(model)) for rule in rules)
     rows = [row(model, layer) for layer in model.layers]
-    return _report(subject, rows, findings, undetermined, model.graph.node_count)
+    listed = find_not_understood(model.graph, model.uses, model.layers, subject.meta_graph.graph_def)
+    return _report(subject, rows, findings, undetermined, model.graph.node_count, listed)
 
 
 def _checkpoint_report(subject: subjects.Subject, rules: Sequence[Rule]) -> Report:
@@ -215,6 +218,8 @@ def _report(
     findings: Sequence[Finding],
     undetermined: Sequence[CannotTell],
     nodes: int = 0,
+    not_understood: tuple[NotUnderstood, ...] = (),
 ) -> Report:
     prefix = None if subject.checkpoint is None else subject.checkpoint.prefix
-    return Report(subject.path, subject.kind, prefix, tuple(rows), tuple(findings), tuple(undetermined), nodes)
+    report = Report(subject.path, subject.kind, prefix, tuple(rows), tuple(findings), tuple(undetermined), nodes)
+    return report._replace(not_understood=not_understood)

@@ -1,7 +1,10 @@
 """Everything that rules look at, worked out once: layers, training, modes, inference, Savers, what is stored."""
 
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
+
+from google.protobuf.message import DecodeError
 
 from bn_graph.audit import outputs as inference_outputs
 from bn_graph.audit.report import LayerRow, Mode, Saved, State
@@ -10,12 +13,12 @@ from bn_graph.checkpoints.index import Checkpoint
 from bn_graph.graphs.graph import Graph, Uses, build, node_named, uses
 from bn_graph.graphs.layers import Layer, find_layers
 from bn_graph.graphs.modes import Modes, alternatives, modes
-from bn_graph.graphs.normalizations import Origin, find_normalizations
+from bn_graph.graphs.normalizations import Origin, constant_parameters, find_normalizations
 from bn_graph.graphs.protos import MetaGraphDef, VariableDef
 from bn_graph.graphs.save_ops import Saver, find_savers
 from bn_graph.graphs.train_ops import Training, find_training
 from bn_graph.graphs.updates import targets
-from bn_graph.graphs.values import constant, truth
+from bn_graph.graphs.values import constant, has_no_content, is_filled, truth
 
 __all__ = ["Model", "make_model", "row"]
 
@@ -28,6 +31,7 @@ class Model(NamedTuple):
         training: what trains it.
         modes: how its switches stand at inference.
         outputs: nodes known to be inference outputs, by the caller or by a signature; empty if neither names any.
+        named: `outputs`, or else those that a collection or a well-known name suggests.
         savers: the main one first.
         stored: what the checkpoint has of its variables; None without a checkpoint.
         states: of each layer's statistics, by its name.
@@ -41,6 +45,7 @@ class Model(NamedTuple):
     training: Training
     modes: Modes
     outputs: tuple[int, ...]
+    named: tuple[int, ...]
     savers: tuple[Saver, ...]
     stored: Stored | None
     states: dict[str, State]
@@ -72,7 +77,7 @@ class Model(NamedTuple):
 
     def has_moving_path(self, layer: Layer) -> bool:
         """Whether it normalizes by its moving statistics somewhere, as the switches stand at inference."""
-        return any(not call.by_batch and self.modes.allows(call) for call in alternatives(layer))
+        return any(call.by_moving and self.modes.allows(call) for call in alternatives(layer))
 
 
 def make_model(
@@ -99,13 +104,18 @@ def make_model(
     layers = tuple(find_layers(graph, find_normalizations(graph, users)))
     training = find_training(graph, users, _trainable(meta_graph), [node_named(graph, name) for name in train_ops])
     known = _defaults(graph, meta_graph) | {node_named(graph, name): value for name, value in (feeds or {}).items()}
-    named = [node_named(graph, name) for name in outputs] or _signature_outputs(graph, meta_graph)
+    known_outputs = [node_named(graph, name) for name in outputs] or _signature_outputs(graph, meta_graph)
     savers = tuple(find_savers(graph, meta_graph.saver_def.save_tensor_name))
     stored = None if checkpoint is None else _stored(graph, checkpoint, layers, savers)
     states = {layer.name: _state(graph, layer, stored) for layer in layers}
-    is_untrained = State.INITIAL in states.values() and stored is not None and _is_untrained(layers, stored)
+    is_untrained = State.INITIAL in states.values() and (
+        _constants_are_untrained(graph, users, layers, states) if stored is None else _is_untrained(layers, stored)
+    )
     switches = modes(graph, users, layers, known)
-    model = Model(graph, users, layers, training, switches, tuple(named), savers, stored, states, is_untrained, {})
+    outputs, suggested = tuple(known_outputs), tuple(known_outputs or _suggested_outputs(graph, users, meta_graph))
+    model = Model(
+        graph, users, layers, training, switches, outputs, suggested, savers, stored, states, is_untrained, {}
+    )
     return model._replace(inference=inference_outputs.find_paths(model))
 
 
@@ -116,7 +126,7 @@ def _trainable(meta_graph: MetaGraphDef) -> Collection[str]:
     for text in collection.bytes_list.value if collection is not None else ():
         try:
             names.add(VariableDef.FromString(text).variable_name.partition(":")[0])
-        except ValueError:  # DecodeError is one
+        except DecodeError:
             continue
     return names
 
@@ -133,6 +143,28 @@ def _signature_outputs(graph: Graph, meta_graph: MetaGraphDef) -> list[int]:
         for info in signature.outputs.values()
     ]
     return sorted({graph.ids[name.partition(":")[0]] for name in names if name.partition(":")[0] in graph.ids})
+
+
+_OUTPUT_COLLECTION = re.compile(
+    r"(fetch(es)?|outputs?|pred(ict(ion)?s?)?|inference|logits|probs?|probabilit(y|ies)|softmax)(_(ops?|tensors?|network))?"
+)
+_OUTPUT_NAME = re.compile(
+    r"(raw_)?detection_\w+|num_detections|(final_result|outputs?|predictions?|probabilit(y|ies))(_(node|tensor))?"
+)
+"""What people, and the Object Detection API, call what inference fetches."""
+
+
+def _suggested_outputs(graph: Graph, users: Uses, meta_graph: MetaGraphDef) -> list[int]:
+    """The ops that a collection of outputs lists; else those that nothing uses, with a name that outputs have."""
+    lists = [
+        collection.node_list.value
+        for name, collection in meta_graph.collection_def.items()
+        if _OUTPUT_COLLECTION.fullmatch(name)
+    ]
+    names = {name.partition(":")[0] for values in lists for name in values}
+    listed = [graph.ids[name] for name in names if name in graph.ids]
+    named = (node for name, node in graph.ids.items() if _OUTPUT_NAME.fullmatch(name) and not users.data[node])
+    return sorted(listed or named)
 
 
 def _defaults(graph: Graph, meta_graph: MetaGraphDef) -> dict[int, bool | float]:
@@ -174,21 +206,30 @@ def _state(graph: Graph, layer: Layer, stored: Stored | None) -> State:
 
 def _state_of_constants(graph: Graph, layer: Layer) -> State:
     """In a frozen graph the statistics are constants of it."""
-    means, variances = (
-        [
-            constant(graph, (source.node, 0))
-            for place in layer.places
-            for source in getattr(place, statistic)
-            if source.origin is Origin.CONSTANT
-        ]
-        for statistic in ("mean", "variance")
-    )
+    constants = {
+        role: [source.node for place in layer.places for source in sources(place) if source.origin is Origin.CONSTANT]
+        for role, sources in ((Role.MEAN, lambda place: place.mean), (Role.VARIANCE, lambda place: place.variance))
+    }
+    means, variances = ([constant(graph, (node, 0)) for node in nodes] for nodes in constants.values())
+    if any(source.origin is Origin.STRIPPED for place in layer.places for source in place.sources()):
+        return State.UNKNOWN
     if not means or not variances:
         return State.ABSENT
     if any(value is None or value.size == 0 for value in means + variances):
         return State.UNKNOWN
-    initial = all((value == 0).all() for value in means) and all((value == 1).all() for value in variances)
+    if any(has_no_content(graph, node) for node in constants[Role.VARIANCE]):
+        return State.UNKNOWN  # a mean's zeros may be left out, but no variance is 0 in all channels
+    initial = all(is_filled(value, 0) for value in means) and all(is_filled(value, 1) for value in variances)
     return State.INITIAL if initial else State.UPDATED
+
+
+def _constants_are_untrained(graph: Graph, users: Uses, layers: Sequence[Layer], states: Mapping[str, State]) -> bool:
+    """Whether a frozen graph was never trained: all statistics are as initialized, and so are all gammas and betas."""
+    if set(states.values()) != {State.INITIAL}:
+        return False
+    places = [place for layer in layers for place in layer.places]
+    values = [value for place in places for value in constant_parameters(graph, users, place)]
+    return bool(values) and all(is_filled(value, 0) or is_filled(value, 1) for value in values)
 
 
 def _is_untrained(layers: Sequence[Layer], stored: Stored) -> bool:
@@ -225,7 +266,7 @@ def row(model: Model, layer: Layer) -> LayerRow:
     return LayerRow(
         name=layer.name,
         kernel=", ".join(dict.fromkeys(place.kernel for place in layer.places)),
-        training=Mode.BATCH if by_batch else Mode.MOVING if calls else Mode.UNKNOWN,
+        training=Mode.BATCH if by_batch else Mode.MOVING if any(call.by_moving for call in calls) else Mode.UNKNOWN,
         inference=model.inference[layer.name].mode,
         updates=f"{len(updates & model.training.closure)} of {len(updates)}" if updates else "none",
         saved=_saved(model, layer),

@@ -6,14 +6,14 @@ one. A graph that only trains has none, and what its inference graph does is und
 """
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from bn_graph.audit.report import Mode, State
 from bn_graph.graphs.graph import Ref, downstream, needed, walk
 from bn_graph.graphs.layers import Layer
 from bn_graph.graphs.modes import alternatives, normalizing_by_batch, runs, sinks, values_used
-from bn_graph.graphs.normalizations import Normalization, leads_on
+from bn_graph.graphs.normalizations import Normalization, Origin, leads_on
 from bn_graph.graphs.ops import FORWARDS, MERGES, WEIGHTED
 
 if TYPE_CHECKING:
@@ -24,6 +24,11 @@ __all__ = ["InferencePath", "find_paths"]
 _MOST_LOCAL = 5_000
 _MOST_PASSING_ON = 7
 _NO_STATISTICS = "there are no moving statistics at all"
+_STRIPPED = (
+    "its mode was stripped from the file, and maybe its statistics as well, as in graphs for OpenCV: the program or file "
+    "that goes with this one decides"
+)
+_NAME_IT = "Name the --output to decide it"
 _NO_OUTPUT_KNOWN = "the graph computes gradients but applies none, so its inference output is unknown; name an --output"
 
 
@@ -36,6 +41,8 @@ class InferencePath(NamedTuple):
         reason: of `Mode.BATCH`, the cause; of `Mode.UNKNOWN`, why it can't be determined.
         evidence: lines: the output and where the layer normalizes by the batch.
         updates: the update nodes that running an output runs.
+        if_predicting: of `Mode.UNKNOWN`, why it is undetermined whether running an output updates the statistics; empty
+            where it does not.
     """
 
     layer: str
@@ -43,6 +50,7 @@ class InferencePath(NamedTuple):
     reason: str = ""
     evidence: tuple[str, ...] = ()
     updates: tuple[int, ...] = ()
+    if_predicting: str = ""
 
 
 def find_paths(model: "Model") -> dict[str, InferencePath]:
@@ -63,10 +71,16 @@ def _upstream_of(model: "Model", outputs: Sequence[int]) -> dict[str, InferenceP
         by_batch = normalizing_by_batch(layer, used, model.modes)
         updates = tuple(sorted(update.node for update in layer.updates if update.node in run))
         is_used = any(place.node in used for place in layer.places)
-        mode = Mode.BATCH if by_batch else Mode.MOVING if is_used else Mode.ABSENT
-        reason = _why_by_batch(model, layer) if by_batch else ""
+        is_stripped = is_used and not by_batch and not model.has_moving_path(layer) and has_stripped_calls(layer)
+        mode = Mode.BATCH if by_batch else Mode.UNKNOWN if is_stripped else Mode.MOVING if is_used else Mode.ABSENT
+        reason = _why_by_batch(model, layer) if by_batch else _STRIPPED if is_stripped else ""
         found[layer.name] = InferencePath(layer.name, mode, reason, _evidence(model, by_batch, outputs), updates)
     return found
+
+
+def has_stripped_calls(layer: Layer) -> bool:
+    """Whether the file leaves out by what a call of the layer normalizes."""
+    return any(source.origin is Origin.STRIPPED for place in layer.places for source in place.sources())
 
 
 def _why_by_batch(model: "Model", layer: Layer) -> str:
@@ -94,6 +108,7 @@ def _in_graph_without_training(model: "Model") -> dict[str, InferencePath]:
         modes = {name: Mode.MOVING if moving else Mode.UNKNOWN for name, moving in has_path.items()}
         return {name: InferencePath(name, mode, _NO_OUTPUT_KNOWN) for name, mode in modes.items()}
     outputs = sinks(model.graph, model.uses, _results(model.layers), frozenset())
+    outputs = [node for node in outputs if node in model.named] or outputs
     found = _upstream_of(model, outputs or [node for node, _ in _results(model.layers)])
     for layer in model.layers:
         if found[layer.name].mode == Mode.BATCH and has_path[layer.name]:  # a training copy beside the inference copy
@@ -111,15 +126,16 @@ def _results(layers: Iterable[Layer]) -> list[Ref]:
 def _in_training_graph(model: "Model") -> dict[str, InferencePath]:
     found = _in_copies_outside_training(model)
     found |= _stuck_among_switched(model, [layer for layer in model.layers if layer.name not in found])
-    has_path = any(model.has_moving_path(layer) for layer in model.layers)
-    for layer in model.layers:
-        if layer.name in found:
-            continue
-        if model.has_moving_path(layer):
+    switched = [layer for layer in model.layers if model.has_moving_path(layer)]
+    unswitched = [layer for layer in model.layers if layer.name not in found and layer not in switched]
+    for layer in switched:
+        if layer.name not in found:
             found[layer.name] = InferencePath(layer.name, Mode.MOVING, updates=_leaking_updates(model, layer))
-        else:
-            found[layer.name] = InferencePath(layer.name, Mode.ABSENT) if has_path else _only_trained(model, layer)
-    return found
+    places = [place for layer in unswitched for place in layer.places]
+    run = runs(model.graph, {node for place in places for node in _passing_on(model, place)}, model.modes)
+    if switched:
+        return found | _beside_switched(model, switched, unswitched, run)
+    return found | {layer.name: _only_trained(model, layer, run) for layer in unswitched}
 
 
 def _in_copies_outside_training(model: "Model") -> dict[str, InferencePath]:
@@ -189,17 +205,57 @@ def _optimizers(model: "Model", layer: Layer) -> set[int]:
     return found
 
 
-def _only_trained(model: "Model", layer: Layer) -> InferencePath:
+def _beside_switched(
+    model: "Model", switched: Iterable[Layer], unswitched: Sequence[Layer], run: Collection[int]
+) -> dict[str, InferencePath]:
+    """Layers without a switch in a graph where others have one.
+
+    Undetermined is what leads to an output beside the loss, or is trained by one optimizer with a switched layer. The
+    rest only trains, as the discriminator of a generator does.
+    """
+    ends = sinks(model.graph, model.uses, _results(unswitched), frozenset())
+    used = values_used(model.graph, [node for node in ends if node not in model.training.closure], model.modes)
+    optimizers = set().union(*(_optimizers(model, layer) for layer in switched))
+    found = {}
+    for layer in unswitched:
+        leads_out = any(place.node in used for place in layer.places) or bool(optimizers & _optimizers(model, layer))
+        if has_stripped_calls(layer):
+            found[layer.name] = InferencePath(layer.name, Mode.UNKNOWN, _STRIPPED)
+        elif leads_out and model.trains_by_batch(layer):
+            found[layer.name] = _undetermined(
+                model, layer, run, f"{_why_by_batch(model, layer)}, though other layers are switched"
+            )
+        else:
+            found[layer.name] = InferencePath(layer.name, Mode.ABSENT)
+    return found
+
+
+def _only_trained(model: "Model", layer: Layer, run: Collection[int]) -> InferencePath:
     """A graph without any inference path: harmless where the inference graph, in another file, has good statistics."""
+    if has_stripped_calls(layer):
+        return InferencePath(layer.name, Mode.UNKNOWN, _STRIPPED)
     fault = _faulty_statistics(model, layer)
     if fault is None:
         switch = _fixed_switch(model, layer)
-        fixed = f", its switch {switch} being fixed" if switch else ""
-        reason = f"the graph only trains{fixed}; what the graph used for inference does is not in this file"
-        return InferencePath(layer.name, Mode.UNKNOWN, reason)
+        return _undetermined(
+            model, layer, run, f"the graph only trains{f', its switch {switch} being fixed' if switch else ''}"
+        )
     calls = [call.place for call in alternatives(layer) if call.by_batch]
     evidence = tuple(f"{model.name(call.node)} normalizes by the batch, whatever is fed" for call in calls[:1])
     return InferencePath(layer.name, Mode.BATCH if calls else Mode.ABSENT, fault, evidence)
+
+
+def _undetermined(model: "Model", layer: Layer, run: Collection[int], reason: str) -> InferencePath:
+    """A layer that always normalizes by the batch, in a graph of which nothing says whether it also predicts."""
+    reason = f"{reason}; the graph used for inference may be in another file"
+    by_batch = f"{reason}. If you predict with this graph: an answer depends on the rest of its batch. {_NAME_IT}"
+    if not any(update.node in run for update in layer.updates):
+        return InferencePath(layer.name, Mode.UNKNOWN, by_batch)
+    statistics = {node for other in model.layers for node in other.statistics}
+    changed = {update.variable for other in model.layers for update in other.updates if update.node in run}
+    changes = f"running an output changes {len(changed & statistics)} of {len(statistics)} moving statistics"
+    if_predicting = f"{reason}. If you predict with this graph: {changes}. {_NAME_IT}"
+    return InferencePath(layer.name, Mode.UNKNOWN, by_batch, if_predicting=if_predicting)
 
 
 def _faulty_statistics(model: "Model", layer: Layer) -> str | None:

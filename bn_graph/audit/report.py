@@ -19,6 +19,7 @@ __all__ = [
     "LayerRow",
     "Level",
     "Mode",
+    "NotUnderstood",
     "Report",
     "Saved",
     "State",
@@ -143,6 +144,20 @@ class CannotTell(NamedTuple):
     reason: str
 
 
+class NotUnderstood(NamedTuple):
+    """Something that may be a batch norm layer and is not recognized as one, or was not looked into.
+
+    Attributes:
+        name: of the statistic's op, or of the node that holds or calls what was not looked into.
+        op: the type of what uses the statistic, or of the node.
+        reason: why it is listed.
+    """
+
+    name: str
+    op: str
+    reason: str
+
+
 class Report(NamedTuple):
     """The audit of one graph, checkpoint or pair of them.
 
@@ -155,6 +170,7 @@ class Report(NamedTuple):
         undetermined: the rules that could not be decided.
         nodes: how many nodes the graph has, bodies of called functions included.
         accepted: findings that a baseline accepts; they are not among `findings`.
+        not_understood: what may be batch norm, and is in none of `layers`.
     """
 
     path: str
@@ -165,6 +181,7 @@ class Report(NamedTuple):
     undetermined: tuple[CannotTell, ...]
     nodes: int = 0
     accepted: tuple[Finding, ...] = ()
+    not_understood: tuple[NotUnderstood, ...] = ()
 
     @property
     def errors(self) -> tuple[Finding, ...]:
@@ -300,6 +317,8 @@ def summary(report: Report) -> str:
         parts.append(f"{len(report.undetermined)} undetermined")
     if report.accepted:
         parts.append(f"{len(report.accepted)} accepted")
+    if report.not_understood:
+        parts.append(f"{len(report.not_understood)} not understood")
     if not parts and not report.layers:
         return "no batch norm in it"
     return f"{', '.join(parts) or 'nothing found'} in {count(len(report.layers), 'layer')}"

@@ -19,6 +19,7 @@ from bn_graph.graphs.modes import value_sources
 from bn_graph.graphs.normalizations import Normalization, Origin, Source, find_normalizations
 from bn_graph.graphs.notes import LAYERS
 from bn_graph.graphs.ops import ARITHMETIC, ENTERS, EXITS, FORWARDS, FUSED, LOOPS, SAME_VALUES
+from bn_graph.graphs.shapes import Shape, stored_shape
 from bn_graph.graphs.statistics import Kind, recognize, shifted_parts
 from bn_graph.graphs.updates import assigned_value, targets
 from bn_graph.graphs.values import strip, variable
@@ -154,14 +155,9 @@ def tensor_name(graph: Graph, ref: Ref) -> str:
     return f"{graph.names[ref[0]]}:{ref[1]}"
 
 
-def shape_of(graph: Graph, ref: Ref) -> list[int | None] | None:
-    """The sizes of a tensor, as the graph's ``_output_shapes`` have them; None where its rank is unknown."""
-    node, port = ref
-    attributes = graph.protos[node].attr
-    shapes = attributes["_output_shapes"].list.shape if "_output_shapes" in attributes else ()
-    if graph.callers[node] is not None or port >= len(shapes) or shapes[port].unknown_rank:
-        return None
-    return [None if dim.size < 0 else dim.size for dim in shapes[port].dim]
+def shape_of(graph: Graph, ref: Ref) -> Shape | None:
+    """The sizes of a tensor of the graph itself, as its ``_output_shapes`` have them; None where its rank is unknown."""
+    return None if graph.callers[ref[0]] is not None else stored_shape(graph, ref)
 
 
 def _in_loops(graph: Graph, users: Uses) -> set[int]:

@@ -3,16 +3,20 @@
 A node is a number; a tensor is a `Ref`, the number of its node and its port. Bodies of the functions that a node calls
 (``If``, ``While``, ``PartitionedCall``, ``Defun``) are laid out once a call, each argument standing for what the
 caller passes in, so that a walk passes through calls as it passes through anything else. An input that names no node of
-the graph gets a node of its own, of type `ops.ABSENT` and without inputs. Building a graph and each closure cost time
+the graph gets a node of its own, of type `ops.ABSENT` and without inputs; so does each input that an op needs
+(`ops.FEWEST_INPUTS`) and a damaged file lacks. Building a graph and each closure cost time
 linear in nodes and edges; nothing recurses, and cycles are passed over.
 """
 
+import re
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
 from typing import NamedTuple, TypeVar
 
+from google.protobuf.message import DecodeError
+
 from bn_graph.graphs.errors import AuditError
-from bn_graph.graphs.ops import ABSENT, EFFECTS, FUNCTIONS, PORTS, STATEFUL_CALLS
-from bn_graph.graphs.protos import GraphDef, NodeDef
+from bn_graph.graphs.ops import ABSENT, EFFECTS, ENGINES, FEWEST_INPUTS, FUNCTIONS, PORTS, STATEFUL_CALLS
+from bn_graph.graphs.protos import FunctionDef, GraphDef, NodeDef
 
 __all__ = [
     "Call",
@@ -169,10 +173,13 @@ def _lay_out(graph: Graph, body: _Body) -> dict[str, int]:
 
     for node in body.nodes:
         data = [ref(name) for name in node.input if not name.startswith("^")]
+        fewest = FEWEST_INPUTS.get(node.op, 0)
+        if len(data) < fewest:  # no name of a node has a space
+            data += [(number(f"{node.name} input {place}"), 0) for place in range(len(data), fewest)]
         controls = [number(name[1:]) for name in node.input if name.startswith("^")]
         add(node.name, node.op, data, controls, node)
     if body.caller is not None:
-        returned = [body.function.ret[output.name] for output in body.function.signature.output_arg]
+        returned = [body.function.ret.get(output.name, "") for output in body.function.signature.output_arg]
         results, effects = [ref(name) for name in returned], _effects(body, ids, graph.protos[body.caller[0]])
         graph.calls.setdefault(body.caller[0], []).append(Call(body.caller[1], results, effects))
     for name in absent:
@@ -203,6 +210,10 @@ def _called(graph: Graph, functions: Mapping[str, object], nodes: Iterable[int],
                 function = functions.get(graph.protos[node].attr[attribute].func.name)
                 if function is not None:
                     bodies.append(_body(graph, function, (node, part), first))
+        elif op in ENGINES:
+            function = _engine_body(graph.protos[node], functions)
+            if function is not None:
+                bodies.append(_body(graph, function, (node, "call"), 0))
         elif op in ("Case", "StatelessCase"):
             branches = graph.protos[node].attr["branches"].list.func
             for number, branch in enumerate(branches):
@@ -210,6 +221,37 @@ def _called(graph: Graph, functions: Mapping[str, object], nodes: Iterable[int],
                     bodies.append(_body(graph, functions[branch.name], (node, f"case {number}"), 1))
     called = [(body, body.function.signature.name) for body in bodies]
     return [body._replace(within=within | {name}) for body, name in called if name not in within]
+
+
+def _engine_body(node: NodeDef, functions: Mapping[str, object]) -> object | None:
+    """The part of the graph that an engine was compiled from: a function of the file, or a GraphDef in the node."""
+    attributes = node.attr
+    names = attributes["segment_func"].func.name, attributes["segment_funcdef_name"].s.decode("utf-8", "replace")
+    found = next((functions[name] for name in names if name in functions), None)
+    data = attributes["serialized_segment"].s
+    if found is not None or not data:
+        return found
+    try:
+        part = GraphDef.FromString(data)
+    except DecodeError:  # the compiled engine
+        return None
+    if not part.node or not all(one.name and one.op for one in part.node):
+        return None
+    function = FunctionDef(node_def=[one for one in part.node if one.op != "Placeholder"])
+    function.signature.name = node.name
+    for prefix, arguments in (
+        (_ENGINE_INPUT, function.signature.input_arg),
+        (_ENGINE_OUTPUT, function.signature.output_arg),
+    ):
+        numbered = [one.name for one in part.node if re.fullmatch(rf"{prefix}\d+", one.name)]
+        for name in sorted(numbered, key=lambda name: int(name.removeprefix(prefix))):
+            arguments.add(name=name)
+    function.ret.update({output.name: output.name for output in function.signature.output_arg})
+    return function
+
+
+_ENGINE_INPUT, _ENGINE_OUTPUT = "TensorRTInputPH_", "TensorRTOutputPH_"
+"""How TensorRT's converter names what an engine's GraphDef takes and returns, before the number."""
 
 
 def _body(graph: Graph, function: object, caller: Caller, first: int) -> _Body:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from bn_graph.graphs.graph import Caller, Graph, Ref, Uses, closure, walk
 from bn_graph.graphs.layers import Layer
 from bn_graph.graphs.normalizations import Normalization, Origin, Source
-from bn_graph.graphs.ops import CONDS, LOOPS, MERGES, NEXT_ITERATIONS, NO_OUTPUTS, SELECTS, SWITCHES
+from bn_graph.graphs.ops import CONDS, LOOP_ENDS, LOOPS, MERGES, NEXT_ITERATIONS, NO_OUTPUTS, SELECTS, SWITCHES
 from bn_graph.graphs.values import Choice, choice, truth
 
 __all__ = [
@@ -41,6 +41,11 @@ class Alternative(NamedTuple):
     def by_batch(self) -> bool:
         """Whether by the batch's statistics."""
         return self.source.origin is Origin.BATCH
+
+    @property
+    def by_moving(self) -> bool:
+        """Whether by moving statistics, or by what they are replaced with."""
+        return self.source.origin not in (Origin.BATCH, Origin.STRIPPED)
 
 
 class Modes(NamedTuple):
@@ -227,7 +232,7 @@ def sinks(graph: Graph, uses: Uses, starts: Sequence[Ref], passed_over: frozense
     """The last nodes that the values of `starts` go into: what a program would fetch.
 
     Assigns, summaries, savers, shapes and gradients are no outputs, nor is anything in `passed_over`, nor a value that
-    is only assigned.
+    is only assigned. A loop's end is one if there is no other.
     """
     found, seen = [], set()
     pending = [user for node, port in starts for user, _, used in uses.data[node] if used == port]
@@ -241,7 +246,7 @@ def sinks(graph: Graph, uses: Uses, starts: Sequence[Ref], passed_over: frozense
         pending.extend(going_on)
         if not going_on and not any(graph.ops[user].startswith("Assign") for user in users):
             found.append(node)
-    return sorted(found)
+    return sorted([node for node in found if graph.ops[node] not in LOOP_ENDS] or found)
 
 
 def _is_no_output(graph: Graph, node: int) -> bool:

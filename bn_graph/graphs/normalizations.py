@@ -8,8 +8,11 @@ dimensions than the examples and have no population statistics; `layers.find_lay
 
 import enum
 import itertools
+import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import NamedTuple
+
+import numpy as np
 
 from bn_graph.graphs.graph import Graph, Ref, Uses, walk
 from bn_graph.graphs.ops import (
@@ -18,15 +21,22 @@ from bn_graph.graphs.ops import (
     FORWARDS,
     FUSED,
     GLOBAL,
-    RANKS,
-    SAME_RANK,
+    SCALINGS,
     VARIABLES,
     WEIGHTED,
 )
-from bn_graph.graphs.statistics import BatchStatistic, Kind, is_training_kernel, recognize
+from bn_graph.graphs.shapes import rank
+from bn_graph.graphs.statistics import (
+    BatchStatistic,
+    Kind,
+    is_named_moving_variance,
+    is_training_kernel,
+    lacks_mode,
+    recognize,
+)
 from bn_graph.graphs.values import Choice, Leaf, branches, constant, constant_node, leaves, strip, variable
 
-__all__ = ["Normalization", "Origin", "Source", "find_normalizations", "leads_on"]
+__all__ = ["Normalization", "Origin", "Source", "constant_parameters", "find_normalizations", "leads_on"]
 
 _MOST_STEPS = 64
 _MOST_FOLLOWING = 5_000
@@ -42,6 +52,8 @@ class Origin(enum.Enum):
     VARIABLE = "variable"
     CONSTANT = "constant"
     OTHER = "other"
+    STRIPPED = "stripped"
+    """The file does not say: the kernel's mode was left out, and its statistics may have been as well."""
 
 
 class Source(NamedTuple):
@@ -143,7 +155,9 @@ def _scales_examples(graph: Graph, node: int) -> bool:
 
 def _fused(graph: Graph, node: int, under: Branches) -> Normalization:
     sources = graph.inputs[node]
-    if is_training_kernel(graph, node):
+    if lacks_mode(graph, node):
+        statistics = [(Source(Origin.STRIPPED, strip(graph, ref)[0], frozenset()),) for ref in sources[3:5]]
+    elif is_training_kernel(graph, node):
         mean, variance = (recognize(graph, (node, port)) for port in (1, 2))
         statistics = [(Source(Origin.BATCH, node, frozenset(), statistic),) for statistic in (mean, variance)]
     else:
@@ -238,9 +252,10 @@ def _under_root(graph: Graph, node: int) -> tuple[Ref, float | None] | None:
 
 
 def _may_be_variance(graph: Graph, sources: Iterable[Source]) -> bool:
-    """A variable, or a variance; not the scale of a gradient, nor a variance of weights."""
+    """A variable, a constant for each channel, or a variance; not the scale of a gradient, nor a variance of weights."""
     return any(
         source.origin is Origin.VARIABLE
+        or _channels(graph, source)
         or (
             source.origin is Origin.BATCH
             and source.statistic.kind is Kind.VARIANCE
@@ -248,6 +263,14 @@ def _may_be_variance(graph: Graph, sources: Iterable[Source]) -> bool:
         )
         for source in sources
     )
+
+
+def _channels(graph: Graph, source: Source) -> int:
+    """How many values a constant of a frozen graph has, a scalar counting as none; 0 for any other source."""
+    if source.origin is not Origin.CONSTANT:
+        return 0
+    sizes = [dim.size for dim in graph.protos[source.node].attr["value"].tensor.tensor_shape.dim]
+    return math.prod(sizes) if sizes else 0
 
 
 def _of_weights(graph: Graph, statistic: BatchStatistic) -> bool:
@@ -434,7 +457,8 @@ def _without_shift(graph: Graph, found: Normalization) -> Normalization:
 def _judged(graph: Graph, uses: Uses, found: Normalization) -> Normalization | None:
     """Tells batch norm from other things that are centred and scaled; None for those.
 
-    A variance from variables alone must come with a mean from variables (an optimizer's accumulator does not). Batch
+    A variance from variables alone must come with a mean from variables (an optimizer's accumulator does not), one from
+    constants with a mean of as many constants, and with more than ``(x − mean)/√variance``, as data are prepared. Batch
     statistics must be of what is normalized, and leave a dimension for the channels. What has neither parameters nor
     stored statistics must lead to further layers, or else be averaged: losses standardize too.
     """
@@ -443,17 +467,41 @@ def _judged(graph: Graph, uses: Uses, found: Normalization) -> Normalization | N
         return None  # a batch's mean, standardized, as for batch renormalization's d
     batch = [source for source in found.variance if source.origin is Origin.BATCH]
     stored = [source for source in found.variance if source.origin is Origin.VARIABLE]
+    frozen = {channels for source in found.variance if (channels := _channels(graph, source))}
     if not batch:
         is_stored = bool(stored) and any(source.origin is Origin.VARIABLE for source in found.mean)
-        return found if is_stored else None
+        return found if is_stored or _is_frozen_layer(graph, uses, found, frozen) else None
     if not any(found.inputs in source.statistic.inputs for source in batch):
         return None
-    if stored or found.gamma is not None or found.beta is not None:
+    if stored or frozen or found.gamma is not None or found.beta is not None:
         return found
     axes = batch[0].statistic.axes
     ndims = rank(graph, found.inputs)
     has_channels = ndims is not None and axes is not None and len(axes) < ndims
     return found._replace(needs_updates=not (has_channels and leads_on(graph, uses, found.outputs[0])))
+
+
+def _is_frozen_layer(graph: Graph, uses: Uses, found: Normalization, channels: Collection[int]) -> bool:
+    """Whether constants are a layer's statistics: by their names, or by a scale or an offset with them."""
+    if not any(_channels(graph, source) in channels for source in found.mean):
+        return False
+    if any(is_named_moving_variance(graph.names[source.node]) for source in found.variance):
+        return True
+    return any(value.size in channels for value in constant_parameters(graph, uses, found))
+
+
+def constant_parameters(graph: Graph, uses: Uses, place: Normalization) -> list[np.ndarray]:
+    """The gamma and beta of a frozen graph: constants, other than scalars, that a place scales and shifts by."""
+    if place.kernel != "moments":
+        refs = graph.inputs[place.node][1:3] if place.kernel in FUSED.values() else graph.inputs[place.node][3:5]
+    else:
+        products = [user for user, _, _ in uses.data[place.node] if graph.ops[user] in SCALINGS]
+        after = [user for node in products for user, _, _ in uses.data[node]]
+        scaling = [node for node in products + after if graph.ops[node] in ADDITIONS | {"Mul", "Sub"}]
+        refs = [ref for node in dict.fromkeys(scaling) for ref in graph.inputs[node]]
+    statistics = {source.node for source in place.sources()}
+    values = [constant_node(graph, ref) for ref in refs if strip(graph, ref)[0] not in statistics]
+    return [value for value in values if value is not None and value.ndim]
 
 
 def leads_on(graph: Graph, uses: Uses, start: int, stops: Collection[int] = ()) -> bool:
@@ -471,23 +519,3 @@ def leads_on(graph: Graph, uses: Uses, start: int, stops: Collection[int] = ()) 
 
     following = itertools.islice(walk([start], followers), _MOST_FOLLOWING)
     return any(graph.ops[node].startswith(WEIGHTED) for node in following)
-
-
-def rank(graph: Graph, ref: Ref) -> int | None:
-    """How many dimensions a tensor has, where its op, its ``_output_shapes`` or a placeholder's shape says so."""
-    for _ in range(20):
-        node, port = ref
-        attributes = graph.protos[node].attr
-        if "_output_shapes" in attributes and port < len(attributes["_output_shapes"].list.shape):
-            shape = attributes["_output_shapes"].list.shape[port]
-            if not shape.unknown_rank:
-                return len(shape.dim)
-        if graph.ops[node] in RANKS:
-            return RANKS[graph.ops[node]]
-        if graph.ops[node].startswith("Placeholder"):
-            shape = attributes["shape"].shape
-            return len(shape.dim) or None
-        if graph.ops[node] not in SAME_RANK or not graph.inputs[node]:
-            return None
-        ref = graph.inputs[node][0]
-    return None

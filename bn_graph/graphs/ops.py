@@ -13,14 +13,17 @@ __all__ = [
     "COUNTING",
     "DIVISIONS",
     "EFFECTS",
+    "ENGINES",
     "ENTERS",
     "EXITS",
+    "FEWEST_INPUTS",
     "FORWARDS",
     "FUNCTIONS",
     "FUSED",
     "GLOBAL",
     "GROUPING",
     "LOOPS",
+    "LOOP_ENDS",
     "MANY_INPUTS",
     "MERGES",
     "NEXT_ITERATIONS",
@@ -107,6 +110,9 @@ EXITS = frozenset({"Exit", "RefExit"})
 NEXT_ITERATIONS = frozenset({"NextIteration", "RefNextIteration"})
 """Control flow v1: into the loop's next turn."""
 
+LOOP_ENDS = ENTERS | EXITS | NEXT_ITERATIONS | MERGES | frozenset({"LoopCond"})
+"""Control flow v1: where a loop's values come to an end if nothing uses what it computed."""
+
 SELECTS = frozenset({"Select", "SelectV2"})
 """``where``: both sides run, the predicate (input 0) chooses."""
 
@@ -131,6 +137,9 @@ FUNCTIONS = {
     "XlaLaunch": (0, {"function": "call"}),
 }
 """Calling ops: which input is their functions' argument 0, and the part that each function attribute plays."""
+
+ENGINES = frozenset({"TRTEngineOp"})
+"""Hold a part of a graph compiled for a device; in most files the part itself is beside it, as function or GraphDef."""
 
 PORTS = {"output_false": 0, "output_true": 1, "value_index": 1, "batch_mean": 1, "batch_variance": 2}
 """Ports that function bodies name, other than the first; a number after the name counts within a list."""
@@ -242,3 +251,14 @@ GROUPING = frozenset({"NoOp", "Identity", "ReadVariableOp"})
 
 NO_OUTPUTS = ("Assign", "Save", "Restore", "NoOp", "Assert", "Print", "Shape", "Rank", "Size", "VarIsInitialized")
 """Beginnings of types that no program fetches as a prediction."""
+
+# --- Damaged graphs ---------------------------------------------------------------------------------------------------
+
+FEWEST_INPUTS = (
+    dict.fromkeys(FORWARDS | CLIPS | CONDS | {"Rsqrt", "Sqrt", "Square", "Reciprocal", "Inv", "LogicalNot"}, 1)
+    | dict.fromkeys(ARITHMETIC | ASSIGNS | REDUCTIONS | SWITCHES | {"SquaredDifference", "Maximum", "Pow"}, 2)
+    | dict.fromkeys(SELECTS | ROW_ASSIGNS, 3)
+    | dict.fromkeys([*FUSED, *GLOBAL], 5)
+    | {"Neg": 1}
+)
+"""How many inputs a type has at the least; what a damaged file lacks of them, `graph.build` makes `ABSENT` nodes for."""

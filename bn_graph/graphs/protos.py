@@ -13,6 +13,7 @@ __all__ = [
     "BundleEntryProto",
     "BundleHeaderProto",
     "CheckpointState",
+    "FunctionDef",
     "GraphDef",
     "MetaGraphDef",
     "NodeDef",
@@ -122,6 +123,7 @@ def _message(name: str) -> type:
 BundleEntryProto = _message("BundleEntryProto")
 BundleHeaderProto = _message("BundleHeaderProto")
 CheckpointState = _message("CheckpointState")
+FunctionDef = _message("FunctionDef")
 GraphDef = _message("GraphDef")
 MetaGraphDef = _message("MetaGraphDef")
 NodeDef = _message("NodeDef")

@@ -9,14 +9,26 @@ The forms that people and libraries have used:
 """
 
 import enum
+import re
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from bn_graph.graphs.graph import Graph, Ref
-from bn_graph.graphs.ops import DIVISIONS, FUSED, REDUCTIONS
-from bn_graph.graphs.values import constant_node, strip
+import numpy as np
 
-__all__ = ["BatchStatistic", "Kind", "batch_variances", "is_training_kernel", "recognize", "shifted_parts"]
+from bn_graph.graphs.graph import Graph, Ref
+from bn_graph.graphs.ops import ABSENT, DIVISIONS, FUSED, REDUCTIONS
+from bn_graph.graphs.values import constant_node, few_integers, strip
+
+__all__ = [
+    "BatchStatistic",
+    "Kind",
+    "batch_variances",
+    "is_named_moving_variance",
+    "is_training_kernel",
+    "lacks_mode",
+    "recognize",
+    "shifted_parts",
+]
 
 
 class Kind(enum.Enum):
@@ -49,8 +61,50 @@ class BatchStatistic(NamedTuple):
 
 def is_training_kernel(graph: Graph, node: int) -> bool:
     """Whether a node is a fused kernel that normalizes by the batch; the attribute is left out where it is True."""
+    if graph.ops[node] not in FUSED or lacks_mode(graph, node):
+        return False
     attributes = graph.protos[node].attr
-    return graph.ops[node] in FUSED and ("is_training" not in attributes or attributes["is_training"].b)
+    return "is_training" not in attributes or attributes["is_training"].b
+
+
+def lacks_mode(graph: Graph, node: int) -> bool:
+    """Whether a fused kernel's ``is_training`` was stripped, so that its mode is not in the file.
+
+    TensorFlow leaves the attribute out where it is True, and the kernel then has no statistics to read. One that lacks
+    it and has constants for them, or names nodes that are not there, was written by another program, such as OpenCV's.
+    """
+    attributes = graph.protos[node].attr
+    if graph.ops[node] not in FUSED or "is_training" in attributes or len(graph.inputs[node]) < 5:
+        return False
+    if "exponential_avg_factor" in attributes and attributes["exponential_avg_factor"].f != 1:
+        return False
+    return any(_is_stripped_or_given(graph, ref) for ref in graph.inputs[node][3:5])
+
+
+def _is_stripped_or_given(graph: Graph, ref: Ref) -> bool:
+    node, _ = strip(graph, ref)
+    if graph.ops[node] != "Const":
+        return graph.ops[node] == ABSENT
+    return all(dim.size for dim in graph.protos[node].attr["value"].tensor.tensor_shape.dim)
+
+
+_VARIANCE_NAME = re.compile(r"(moving|running|pop|population)_var(iance)?(_\d+)?")
+_OF_ONE_VARIABLE = re.compile(r"read|ReadVariableOp(_\d+)?|part_\d+|_.*")
+
+
+def is_named_moving_variance(name: str) -> bool:
+    """Whether a variable, or the constant that it was frozen to, has a name that people give to moving variances.
+
+    Example:
+        >>> from bn_graph.graphs.statistics import is_named_moving_variance
+        >>> names = ["bn/moving_variance", "bn/running_var/read", "bn/moving_variance/Initializer/ones"]
+        >>> [is_named_moving_variance(name) for name in names]
+        [True, True, False]
+    """
+    path = name.split("/")
+    while len(path) > 1 and _OF_ONE_VARIABLE.fullmatch(path[-1]):
+        path.pop()
+    return bool(_VARIANCE_NAME.fullmatch(path[-1]))
 
 
 def recognize(graph: Graph, ref: Ref) -> BatchStatistic | None:
@@ -82,18 +136,21 @@ def _averaged(graph: Graph, ref: Ref) -> tuple[Ref, tuple[int, ...] | None] | No
     op, sources = graph.ops[node], graph.inputs[node]
     if op in ("Mean", "Sum"):
         axes = constant_node(graph, sources[1])
-        if axes is not None and axes.dtype.kind != "i":
+        if axes is not None and few_integers(axes) is None:
             return None
-        known = None if axes is None else tuple(sorted(int(axis) for axis in axes.reshape(-1)))
-        return (strip(graph, sources[0]), known) if op == "Mean" else None
+        return (strip(graph, sources[0]), _sorted_axes(axes)) if op == "Mean" else None
     if op == "Mul" or op in DIVISIONS:
         for source in sources if op == "Mul" else sources[:1]:
             total, _ = strip(graph, source)
             if graph.ops[total] == "Sum" and len(graph.inputs[total]) == 2:
                 axes = constant_node(graph, graph.inputs[total][1])
-                known = None if axes is None else tuple(sorted(int(axis) for axis in axes.reshape(-1)))
-                return strip(graph, graph.inputs[total][0]), known
+                return strip(graph, graph.inputs[total][0]), _sorted_axes(axes)
     return None
+
+
+def _sorted_axes(axes: np.ndarray | None) -> tuple[int, ...] | None:
+    known = few_integers(axes)
+    return None if known is None else tuple(sorted(known))
 
 
 def _average(graph: Graph, ref: Ref) -> BatchStatistic | None:

@@ -70,7 +70,10 @@ def find_updates(
     """
     found = []
     for assigned, nodes in assigns.items():
+        initializer = f"{graph.names[assigned]}/Assign"
         for node in nodes:
+            if graph.names[node] == initializer:  # from a batch it may be, but it is no update
+                continue
             averaged = _averaged_by(graph, assigns, node, assigned, statistics, statistics.get)
             if not averaged and assigned in known:
                 averaged = _averaged_by(graph, assigns, node, assigned, statistics, _any_kind(graph))
@@ -135,10 +138,20 @@ def _averaged_by(
             pending.extend(call.results[port] for call in graph.calls[source] if port < len(call.results))
         elif graph.ops[source] in AVERAGED:
             pending.extend(graph.inputs[source])
-        elif source in assigns and source not in variables:  # the variable between: `biased` of zero-debiasing
+        elif source in assigns and source not in variables:
             variables.add(source)
-            pending.extend(assigned_value(graph, between) for between in assigns[source])
+            if _leads_on(graph, assigns[source], source, assigned, statistics):
+                pending.extend(assigned_value(graph, between) for between in assigns[source])
     return found
+
+
+def _leads_on(
+    graph: Graph, assigns: Collection[int], between: int, assigned: int, statistics: Mapping[Ref, Kind]
+) -> bool:
+    """Whether what a variable between averages is averaged in the variable `assigned`: zero-debiasing's ``biased`` is in its
+    scope, and one that holds a batch's statistic is for an average to follow. Another network's average is neither."""
+    is_inside = f"/{graph.names[assigned]}/" in f"/{graph.names[between]}"
+    return is_inside or any(_holds(graph, node, statistics) for node in assigns)
 
 
 def _averaged_again(graph: Graph, ref: Ref, statistics: Mapping[Ref, Kind]) -> list[Ref]:

@@ -6,6 +6,7 @@ switches must stand how for the value to come from there.
 """
 
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -37,6 +38,9 @@ __all__ = [
     "choice",
     "constant",
     "constant_node",
+    "few_integers",
+    "has_no_content",
+    "is_filled",
     "leaves",
     "predicate",
     "strip",
@@ -58,6 +62,8 @@ _NUMPY = {
 _LISTS = {1: "float_val", 2: "double_val", 3: "int_val", 4: "int_val", 5: "int_val", 6: "int_val", 9: "int64_val"}
 _LISTS |= {10: "bool_val"}
 _MOST_VALUES = 1 << 24
+_LARGEST = 1 << 40  # values of a tensor; NumPy has another limit, beyond that
+_MOST_DIMENSIONS = 32
 _MOST_STEPS = 2_000
 _MOST_SIZES = 60
 _BOOL = 10
@@ -79,7 +85,9 @@ def array(proto: TensorProto) -> np.ndarray | None:
     if dtype is None or any(dim.size < 0 for dim in proto.tensor_shape.dim):
         return None
     shape = tuple(dim.size for dim in proto.tensor_shape.dim)
-    count = int(np.prod(shape, dtype=object)) if shape else 1
+    count = math.prod(shape)
+    if len(shape) > _MOST_DIMENSIONS or count > _LARGEST:
+        return None
     if proto.tensor_content:
         if len(proto.tensor_content) != count * np.dtype(dtype).itemsize:
             return None
@@ -102,9 +110,33 @@ def constant(graph: Graph, ref: Ref) -> np.ndarray | None:
         return array(graph.protos[node].attr["value"].tensor)
     if graph.ops[node] == "Fill" and len(graph.inputs[node]) == 2:
         dims, value = (constant_node(graph, source) for source in graph.inputs[node])
-        if dims is not None and value is not None and value.size == 1:
-            return np.broadcast_to(value.reshape(()), tuple(int(size) for size in dims.reshape(-1)))
+        sizes = None if dims is None or value is None or value.size != 1 else few_integers(dims)
+        if sizes is not None and min(sizes, default=0) >= 0 and math.prod(sizes) <= _LARGEST:
+            return np.broadcast_to(value.reshape(()), sizes)
     return None
+
+
+def few_integers(value: np.ndarray | None) -> tuple[int, ...] | None:
+    """A constant list of axes or sizes; None of one that is unknown, or no such list."""
+    if value is None or value.dtype.kind not in "iu" or value.size > _MOST_DIMENSIONS:
+        return None
+    return tuple(int(number) for number in value.reshape(-1))
+
+
+def is_filled(value: np.ndarray, number: float) -> bool:
+    """Whether every element is the same number; of one that was broadcast from a single value, that is looked at."""
+    return bool(
+        (value[(slice(0, 1),) * value.ndim] == number).all() if not any(value.strides) else (value == number).all()
+    )
+
+
+def has_no_content(graph: Graph, node: int) -> bool:
+    """Whether a ``Const`` has a shape and no values: TensorFlow writes zeros so, and TF.js what is in another file."""
+    tensor = graph.protos[node].attr["value"].tensor
+    field = "half_val" if tensor.dtype == 19 else _LISTS.get(tensor.dtype)
+    return (
+        not tensor.tensor_content and bool(tensor.tensor_shape.dim) and field is not None and not getattr(tensor, field)
+    )
 
 
 def constant_node(graph: Graph, ref: Ref) -> np.ndarray | None:
@@ -263,8 +295,9 @@ def _weighted(graph: Graph, leaf: Leaf) -> list[Leaf] | None:
         for (flag, a), (rest, b) in itertools.product(itertools.permutations(one, 2), itertools.permutations(other, 2)):
             predicate = _cast_bool(graph, flag)
             if predicate is not None and graph.ops[rest[0]] == "Sub":
-                whole, subtracted = graph.inputs[rest[0]]
-                if _cast_bool(graph, subtracted) == predicate and constant_node(graph, whole) == 1:
+                whole, subtracted = graph.inputs[rest[0]][:2]
+                one = constant_node(graph, whole)
+                if _cast_bool(graph, subtracted) == predicate and one is not None and one.size == 1 and one == 1:
                     sides = ((a, True), (b, False))
                     return [Leaf(side, leaf.choices | {choice(graph, predicate, taken)}) for side, taken in sides]
     return None

@@ -14,6 +14,10 @@ from bn_graph.audit.report import AuditError
 from bn_graph.checkpoints import table
 from bn_graph.checkpoints.index import equals, is_filled_with, read_checkpoint
 from bn_graph.tf1 import tf
+from tests.audit.damage import SLOWEST, try_case
+from tests.audit.zoo.forms import tf_layers
+from tests.audit.zoo.handwritten import averaged
+from tests.audit.zoo.harness import mode_placeholder, network, switches, train_with_updates
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "60"))
 quickly = settings(
@@ -145,6 +149,20 @@ def test_every_truncation_of_an_index_is_an_error(tmp_path, valid):
         path.write_bytes(valid[1][:size])
         with pytest.raises(AuditError):
             read_checkpoint(str(path))
+
+
+def test_audits_of_damaged_graphs_report_or_say_what_is_wrong(tmp_path):
+    """More of them, and of other graphs: ``python -m tests.audit.damage --cases 100000 GRAPH…``."""
+    with tf.Graph().as_default(), switches("resource", "v2"):
+        training = mode_placeholder()
+        net = network(lambda x: averaged(tf_layers(x, training), training))
+        train_with_updates(net.loss)
+        tf.train.Saver()
+        subject = (
+            tf.train.export_meta_graph(str(tmp_path / "model.meta")) and files.read(str(tmp_path / "model.meta"))[0]
+        )
+    for seed in range(EXAMPLES * 5):
+        assert try_case(subject, seed) < SLOWEST, seed
 
 
 def test_memory_stays_within_a_few_times_the_file(tmp_path):

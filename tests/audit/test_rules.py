@@ -20,7 +20,7 @@ from bn_graph.tf1 import legacy_layers, tf
 from experiments.machinery import register
 
 ROOT = Path(__file__).parents[2]
-CODES = [f"BN00{number}" for number in range(1, 9)] + ["BN010", "BN101", "BN102", "BN103"]
+CODES = [f"BN00{number}" for number in range(1, 10)] + ["BN010", "BN101", "BN102", "BN103"]
 BATCH = np.array([[1.0, 10.0], [3.0, 30.0], [8.0, 20.0]], np.float32)
 
 
@@ -102,7 +102,7 @@ def test_an_unknown_rule_lists_the_known_ones():
         ((), (), CODES),
         (("BN1",), (), ["BN101", "BN102", "BN103"]),
         (("bn1",), ("BN103",), ["BN101", "BN102"]),
-        (("BN001", "BN00"), ("BN001",), CODES[1:8]),
+        (("BN001", "BN00"), ("BN001",), CODES[1:9]),
         (("BN001",), ("BN001",), []),
     ],
 )
@@ -282,6 +282,19 @@ def test_bn008_layers_train_when_told_and_the_frozen_one_has_nothing_to_train(sw
     assert len(updated) == 2 and written(names["y"].op) == {"bn1/moving_mean", "bn1/moving_variance"}
     frozen = effects.variables_read(build(x.graph), [names["frozen"]])
     assert len(frozen) == 4 and not frozen & {variable.op.name for variable in tf.trainable_variables()}
+
+
+@pytest.mark.parametrize("paragraphs", [(0,), (0, 1)], ids=["tf.layers", "bn_graph"])
+def test_bn009_takes_several_rows_and_bn_graph_refuses_one(paragraphs, switch, start):
+    names = run_fix("BN009", *paragraphs, is_training=switch)
+    session = start()
+    hidden = session.run(names["hidden"], {names["x"]: BATCH, switch: True})
+    np.testing.assert_allclose(hidden.std(0), 1.0, atol=1e-3)  # epsilon
+    if paragraphs == (0,):
+        assert not session.run(names["hidden"], {names["x"]: BATCH[:1], switch: True}).any()  # beta is left: 0
+    else:
+        with pytest.raises(tf.errors.InvalidArgumentError, match="at least two values per channel"):
+            session.run(names["hidden"], {names["x"]: BATCH[:1], switch: True})
 
 
 @pytest.mark.parametrize(("paragraphs", "name"), [((0, 1), "bn"), ((2,), "bn1")], ids=["tf.layers", "bn_graph"])

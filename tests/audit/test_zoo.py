@@ -43,6 +43,7 @@ def test_the_audit_reports_the_errors_that_are_there_and_no_other(name, zoo_of):
     assert case.undetermined <= {entry.code for entry in report.undetermined}, report.undetermined
     if case.layers is not None:
         assert len(report.layers) == case.layers, [row.name for row in report.layers]
+    assert len(report.not_understood) == case.not_understood, report.not_understood
     for row in report.layers:
         assert {column: getattr(row, column) for column, _ in case.columns} == dict(case.columns), row
 

@@ -7,7 +7,8 @@
                               "variables": {role: name}}],
                   "findings": [{"code", "level", "layers": [name], "message", "evidence": [line], "fix"}],
                   "cannot_tell": [{"code", "layers": [name], "reason"}],
-                  "accepted": [as findings: what a baseline accepts]}],
+                  "accepted": [as findings: what a baseline accepts],
+                  "not_understood": [{"name", "op", "reason"}]}],
      "unreadable": [{"path", "reason"}],
      "notes": [{"path", "reason"}]}
 
@@ -26,6 +27,7 @@ from bn_graph.audit.report import (
     LayerRow,
     Level,
     Mode,
+    NotUnderstood,
     Report,
     Saved,
     State,
@@ -75,6 +77,7 @@ def as_json(result: Report | Unread) -> dict:
         "findings": [finding._asdict() for finding in result.findings],
         "cannot_tell": [entry._asdict() for entry in result.undetermined],
         "accepted": [finding._asdict() for finding in result.accepted],
+        "not_understood": [entry._asdict() for entry in result.not_understood],
     }
 
 
@@ -95,6 +98,7 @@ def from_json(whole: dict) -> Report:
         tuple(CannotTell(**_with_tuples(entry)) for entry in whole["cannot_tell"]),
         whole["nodes"],
         _findings(whole["accepted"]),
+        tuple(NotUnderstood(**entry) for entry in whole["not_understood"]),
     )
 
 

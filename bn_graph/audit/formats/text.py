@@ -58,7 +58,7 @@ def _styled(text: str, code: str, style: Style) -> str:
 
 def _report_lines(report: Report, style: Style) -> list[str]:
     heading = _styled(printable(_heading(report, style)), _BOLD, style)
-    nothing = not report.findings and not report.undetermined
+    nothing = not report.findings and not report.undetermined and not report.not_understood
     if nothing and (not report.layers or (style.many and not style.verbose)):
         return [heading]
     lines = [heading, "", *_table(report, style), ""]
@@ -69,6 +69,8 @@ def _report_lines(report: Report, style: Style) -> list[str]:
         label, text = f"{entry.code} cannot tell:", _with_near_paths(f"{where}{entry.reason}", report, style)
         first, *more = _wrapped(f"{label} {text}", "", _INDENT)
         lines += [first.replace(label, _styled(label, _BOLD, style), 1), *more]
+    for one in report.not_understood:
+        lines += _wrapped(f"not understood, and maybe batch norm: {one.name} ({one.op}), {one.reason}", "", _INDENT)
     if not style.verbose and any(len(finding.evidence) > 1 for finding in report.findings):
         lines.append("(--verbose shows all evidence, --explain RULE what a rule means)")
     return lines if lines[-1] else lines[:-1]

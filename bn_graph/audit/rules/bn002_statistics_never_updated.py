@@ -1,12 +1,16 @@
 """BN002 statistics-never-updated: the checkpoint's moving statistics still have their initial values."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from bn_graph.audit.model import Model
 from bn_graph.audit.report import Level, State
 from bn_graph.audit.rules import ARTICLE, Rule, Undetermined, Verdict
+from bn_graph.audit.rules.bn009_single_value_statistics import behind_single_values
 from bn_graph.audit.stored import StoredLayers
+from bn_graph.graphs.graph import closure
 from bn_graph.graphs.layers import Layer
+from bn_graph.graphs.normalizations import Origin
+from bn_graph.graphs.values import has_no_content
 
 RULE = Rule(
     code="BN002",
@@ -40,24 +44,65 @@ and where the checkpoint was written before the first step, so that nothing in i
     fix="run the update ops in training, or compute the statistics now: python -m bn_graph recalibrate",
 )
 
-_UNTRAINED = "nothing in the checkpoint has been trained yet, gammas and betas included"
+_FEW = 0.25
+"""Up to this part of all layers, untouched statistics beside many that moved are more likely inherited than a fault."""
+
+_INHERITED = (
+    "moving statistics are what they were initialized to, though most other layers' have moved: inherited or frozen?"
+)
+_FIX_INHERITED = (
+    "nothing, if the layer's weights were trained with them as they are (as in some published models); else recalibrate"
+)
+_NO_VALUES = "the constants have shapes and no values here: the weights are in another file"
+_UNTRAINED = "nothing here has been trained yet, gammas and betas included"
 
 
 def check(model: Model) -> Iterator[Verdict | Undetermined]:
-    """Reports layers in use whose statistics are initial ones, if the checkpoint is of a trained network."""
-    for layer in model.layers:
-        if model.states[layer.name] != State.INITIAL or not _is_used(model, layer):
+    """Reports layers in use whose statistics are initial ones, if they are of a trained network."""
+    initial = [layer for layer in model.layers if model.states[layer.name] == State.INITIAL]
+    known = [layer for layer in model.layers if model.states[layer.name] in (State.INITIAL, State.UPDATED)]
+    used = closure(model.graph, model.named) | model.training.closure if initial and model.named else None
+    behind = behind_single_values(model) if initial else set()
+    for layer in initial:
+        if not _is_used(model, layer, used) or _may_stay_initial(model, layer, behind):
             continue
-        yield (
-            Undetermined(layer.name, _UNTRAINED)
-            if model.is_untrained
-            else Verdict(layer.name, [_evidence(model, layer)])
-        )
+        evidence = [_evidence(model, layer)]
+        if model.is_untrained:
+            yield Undetermined(layer.name, _UNTRAINED)
+        elif len(initial) <= len(known) * _FEW and not _shows_fault(model, layer):
+            yield Verdict(layer.name, evidence, Level.WARNING, _INHERITED, _FIX_INHERITED)
+        else:
+            yield Verdict(layer.name, evidence)
+    for layer in model.layers:
+        if model.states[layer.name] == State.UNKNOWN and _is_without_values(model, layer):
+            yield Undetermined(layer.name, _NO_VALUES)
 
 
-def _is_used(model: Model, layer: Layer) -> bool:
-    """Whether anything uses what the layer computes, in training or after it."""
-    return any(used == 0 for place in layer.places for _, _, used in model.uses.data[place.outputs[0]])
+def _is_used(model: Model, layer: Layer, used: Collection[int] | None) -> bool:
+    """Whether a train op or a named output uses what the layer computes; if no output is named, whether anything does."""
+    if used is not None:
+        return any(place.node in used for place in layer.places)
+    return any(port == 0 for place in layer.places for _, _, port in model.uses.data[place.outputs[0]])
+
+
+def _may_stay_initial(model: Model, layer: Layer, behind: Collection[int]) -> bool:
+    """Whether its updates run, on values that never change: behind batch norm over a single value (BN009)."""
+    is_updated = any(update.node in model.training.closure for update in layer.updates)
+    return is_updated and any(place.node in behind for place in layer.places)
+
+
+def _shows_fault(model: Model, layer: Layer) -> bool:
+    """Whether the graph shows why the statistics have not moved: no train op runs the updates, or there are none."""
+    if not model.in_training(layer):
+        return False
+    return not any(update.node in model.training.closure for update in layer.updates) and (
+        bool(layer.updates) or model.is_trained(layer)
+    )
+
+
+def _is_without_values(model: Model, layer: Layer) -> bool:
+    sources = (source.node for place in layer.places for source in place.variance if source.origin is Origin.CONSTANT)
+    return any(has_no_content(model.graph, node) for node in sources)
 
 
 def _evidence(model: Model, layer: Layer) -> str:
@@ -69,10 +114,12 @@ def _evidence(model: Model, layer: Layer) -> str:
 
 def check_checkpoint(stored: StoredLayers) -> Iterator[Verdict | Undetermined]:
     """The same for layers that are known by the names of their statistics alone."""
-    for layer in stored.layers:
-        if layer.state == State.INITIAL:
-            yield (
-                Undetermined(layer.name, _UNTRAINED)
-                if stored.is_untrained
-                else Verdict(layer.name, [f"{stored.prefix}: {layer.mean} is all 0, {layer.variance} as initialized"])
-            )
+    initial = [layer for layer in stored.layers if layer.state == State.INITIAL]
+    for layer in initial:
+        evidence = [f"{stored.prefix}: {layer.mean} is all 0, {layer.variance} as initialized"]
+        if stored.is_untrained:
+            yield Undetermined(layer.name, _UNTRAINED)
+        elif len(initial) <= len(stored.layers) * _FEW:
+            yield Verdict(layer.name, evidence, Level.WARNING, _INHERITED, _FIX_INHERITED)
+        else:
+            yield Verdict(layer.name, evidence)

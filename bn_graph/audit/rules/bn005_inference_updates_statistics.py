@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from bn_graph.audit.model import Model
 from bn_graph.audit.report import Level
-from bn_graph.audit.rules import ARTICLE, Rule, Verdict
+from bn_graph.audit.rules import ARTICLE, Rule, Undetermined, Verdict
 
 RULE = Rule(
     code="BN005",
@@ -45,15 +45,19 @@ with tf.variable_scope("", reuse=tf.AUTO_REUSE):
 # bn_graph, with ref and with resource variables.
 y = bn_graph.batch_norm_wrapper(x, is_training, name="bn1")""",
     undetermined="""\
-never. A switch that can be fed is assumed to be set to inference; give --feed NAME=value for one that is not.""",
+where a graph without a switch trains, with updates that run whenever its layers do: whether it also predicts is not in
+the file. Name its output with --output. A switch that can be fed is assumed to be set to inference; give --feed NAME=value
+for one that is not.""",
     message="running an inference output changes moving statistics",
     fix="build the inference copy with training=False; make update ops inside the training branch of the cond",
 )
 
 
-def check(model: Model) -> Iterator[Verdict]:
+def check(model: Model) -> Iterator[Verdict | Undetermined]:
     """Reports layers with updates on an inference path."""
     for layer in model.layers:
-        updates = model.inference[layer.name].updates
-        if updates:
-            yield Verdict(layer.name, [f"runs {model.names(updates)}"])
+        path = model.inference[layer.name]
+        if path.updates:
+            yield Verdict(layer.name, [f"runs {model.names(path.updates)}"])
+        elif path.if_predicting:
+            yield Undetermined(layer.name, path.if_predicting)

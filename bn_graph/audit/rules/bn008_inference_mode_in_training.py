@@ -1,10 +1,11 @@
 """BN008 inference-mode-in-training: a layer built in inference mode is trained through, and nothing ever updates it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from bn_graph.audit.model import Model
 from bn_graph.audit.report import Level, State
 from bn_graph.audit.rules import FLAGS, Rule, Verdict
+from bn_graph.graphs.layers import Layer
 from bn_graph.graphs.modes import alternatives
 
 RULE = Rule(
@@ -45,15 +46,64 @@ _MAY_BE_FROZEN = "; harmless only if they were trained before (frozen batch norm
 
 def check(model: Model) -> Iterator[Verdict]:
     """Reports trained layers that only ever use their moving statistics, unless the checkpoint has updated ones."""
-    for layer in model.layers:
-        calls = list(alternatives(layer))
-        if layer.updates or not layer.statistics or any(call.by_batch for call in calls):
+    without_updates = {layer.name: layer for layer in model.layers if _is_never_updated(layer)}
+    trained_by = _trained_by_copies(model, list(without_updates.values()))
+    for layer in without_updates.values():
+        other = without_updates.get(trained_by.get(layer.name, ""))
+        is_trained = other is not None or (model.in_training(layer) and model.is_trained(layer))
+        states = {model.states[one.name] for one in (layer, other) if one is not None}
+        if not is_trained or State.UPDATED in states:
             continue
-        state = model.states[layer.name]
-        if state == State.UPDATED or not model.in_training(layer) or not model.is_trained(layer):
-            continue
-        evidence = [f"{model.name(calls[0].place.node)} normalizes by {model.names(layer.statistics)}"]
-        if state in (State.INITIAL, State.MISSING):
+        call = next(alternatives(layer))
+        evidence = [f"{model.name(call.place.node)} normalizes by {model.names(layer.statistics)}"]
+        if other is not None:
+            evidence.append(
+                f"gradients that go through {layer.name} are applied to {other.name}, or the other way round"
+            )
+        if states <= {State.INITIAL, State.MISSING}:
             yield Verdict(layer.name, evidence)
         else:
             yield Verdict(layer.name, evidence, Level.WARNING, RULE.message + _MAY_BE_FROZEN)
+
+
+def _is_never_updated(layer: Layer) -> bool:
+    """Whether it only ever normalizes by moving statistics, and nothing updates these."""
+    calls = list(alternatives(layer))
+    return bool(calls and layer.statistics) and not layer.updates and all(call.by_moving for call in calls)
+
+
+def _trained_by_copies(model: Model, layers: Sequence[Layer]) -> dict[str, str]:
+    """Layers of which one copy has the gradients and another copy gets them, as a worker's and the global network's in A3C.
+
+    The copies' variables differ in one part of their names: ``worker_0/bn/gamma``, ``global/bn/gamma``.
+
+    Returns:
+        The name of each layer of such a pair, with the other's (of several workers, one).
+    """
+    run = [layer for layer in layers if model.in_training(layer) and not model.is_trained(layer) and layer.parameters]
+    applied = [layer for layer in layers if not model.in_training(layer) and model.is_trained(layer)]
+    by_pattern = {pattern: layer for layer in run for pattern in _patterns(model.name(layer.parameters[0]))}
+    pairs = {}
+    for layer in applied:
+        found = (by_pattern.get(pattern) for pattern in _patterns(model.name(layer.parameters[0])))
+        other = next(filter(None, found), None)
+        if other is not None:
+            pairs[layer.name] = other.name
+    by_patterns = {
+        pattern: layer
+        for layer in applied
+        for pattern in _patterns(model.name(layer.parameters[0]))
+        if layer.name in pairs
+    }
+    for layer in run:
+        found = (by_patterns.get(pattern) for pattern in _patterns(model.name(layer.parameters[0])))
+        other = next(filter(None, found), None)
+        if other is not None:
+            pairs[layer.name] = other.name
+    return pairs
+
+
+def _patterns(name: str) -> list[tuple[str, ...]]:
+    """A path with each of its parts left out in turn, but for the last, the variable's own name."""
+    path = name.split("/")
+    return [(*path[:place], "", *path[place + 1 :]) for place in range(len(path) - 1)]

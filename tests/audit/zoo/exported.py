@@ -297,7 +297,13 @@ def _module_saved(at, population, trained=True):
 
 
 register("saved_model_of_a_module", partial(_module_saved, population=True), layers=1)
-register("saved_model_of_a_module_with_batch_statistics", partial(_module_saved, population=False), "BN004", layers=1)
+register(
+    "saved_model_of_a_module_with_batch_statistics",
+    partial(_module_saved, population=False),
+    "BN004",
+    layers=1,
+    not_understood=1,  # its moving statistics, which nothing reads
+)
 
 _KERAS3 = """
 import os, sys

@@ -87,6 +87,7 @@ class Case(NamedTuple):
         silent: codes that must not be reported at any level.
         allowed: codes at error level that may be reported or not: the rule's words admit both.
         layers: how many layers there are, where that is the point; None if not asked.
+        not_understood: how many statistics, functions and engines must be listed as not understood.
         columns: attributes of the layers' rows that every row must have.
         still: whether statistics that training leaves alone are intended in this case.
         variables, cond: kind of variable and of cond.
@@ -100,6 +101,7 @@ class Case(NamedTuple):
     silent: frozenset[str] = frozenset()
     allowed: frozenset[str] = frozenset()
     layers: int | None = None
+    not_understood: int = 0
     columns: tuple[tuple[str, str], ...] = ()
     still: bool = False
     variables: str = "ref"

@@ -363,7 +363,7 @@ def one_layer_on_two_inputs(at):
     return finish(at, train=[train_with_updates(loss)], outputs=[_copy(a, False)])
 
 
-@case()
+@case(layers=2)
 def target_network_with_soft_updates(at):
     """Reinforcement learning: a copy of the network, inference only, that follows the other's variables, all of them."""
     x = tf.placeholder(tf.float32, [None, 3], name="x")
@@ -380,7 +380,7 @@ def target_network_with_soft_updates(at):
     return built
 
 
-@case()
+@case(layers=2)
 def target_network_with_hard_updates(at):
     x = tf.placeholder(tf.float32, [None, 3], name="x")
     outs = {}

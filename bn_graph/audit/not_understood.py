@@ -1,0 +1,91 @@
+"""What of a graph the audit does not understand: statistics that belong to no layer it found, bodies it did not look into.
+
+Whatever is listed here may be a batch norm layer, of which the report says nothing else.
+"""
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+
+from bn_graph.audit.report import NotUnderstood
+from bn_graph.graphs.graph import Graph, Uses, walk
+from bn_graph.graphs.layers import Layer
+from bn_graph.graphs.ops import ASSIGNING, ENGINES, FORWARDS, FUSED, MERGES, SWITCHES, VARIABLES
+from bn_graph.graphs.protos import GraphDef
+from bn_graph.graphs.statistics import is_named_moving_variance
+
+__all__ = ["find_not_understood"]
+
+_MOST_READERS = 40
+_NOT_READERS = ("Save", "Restore", "VarIsInitialized", "DisableCopyOnRead", "IsVariableInitialized", "NoOp", *ASSIGNING)
+
+
+def find_not_understood(
+    graph: Graph, uses: Uses, layers: Sequence[Layer], graph_def: GraphDef
+) -> tuple[NotUnderstood, ...]:
+    """Lists moving variances, by their names, that no layer has, and functions and engines that were not looked into.
+
+    Args:
+        graph, uses: as made by `graph.build` and `graph.uses`.
+        layers: that were found in it.
+        graph_def: from which it was built.
+    """
+    return (*_statistics(graph, uses, layers), *_bodies(graph, layers, graph_def))
+
+
+def _statistics(graph: Graph, uses: Uses, layers: Iterable[Layer]) -> Iterator[NotUnderstood]:
+    known = {node for layer in layers for node in layer.statistics}
+    known.update(update.variable for layer in layers for update in layer.updates)
+    known.update(source.node for layer in layers for place in layer.places for source in place.sources())
+    kernels = {place.node for layer in layers for place in layer.places}
+    scopes = {graph.names[node].rpartition("/")[0] for node in known}
+    for node, op in enumerate(graph.ops):
+        name = graph.names[node]
+        if node in known or not (op in VARIABLES or op == "Const") or not is_named_moving_variance(name):
+            continue
+        readers = _readers(graph, uses, node)
+        # A kernel in training mode is given statistics that it does not read; Keras exports a variable twice.
+        if kernels & set(readers) or (not readers and name.rpartition("/")[0] in scopes):
+            continue
+        types = ", ".join(dict.fromkeys(graph.ops[reader] for reader in readers))
+        unread = "nothing but savers and assigns uses it"
+        yield NotUnderstood(name, types or op, f"read by {graph.names[readers[0]]}" if readers else unread)
+
+
+def _readers(graph: Graph, uses: Uses, statistic: int) -> list[int]:
+    """The nodes that compute with a statistic, the first few."""
+
+    def passes_on(node: int) -> bool:
+        return node == statistic or graph.ops[node] in FORWARDS | SWITCHES | MERGES
+
+    def following(node: int) -> list[int]:
+        return [user for user, place, _ in uses.data[node] if place >= 0] if passes_on(node) else []
+
+    reached = itertools.islice(walk([statistic], following), _MOST_READERS)
+    computing = (node for node in reached if not passes_on(node) and node not in graph.calls)
+    return [node for node in computing if not graph.ops[node].startswith(_NOT_READERS)]
+
+
+def _bodies(graph: Graph, layers: Sequence[Layer], graph_def: GraphDef) -> Iterator[NotUnderstood]:
+    fused = {
+        function.signature.name: sum(node.op in FUSED for node in function.node_def)
+        for function in graph_def.library.function
+    }
+    called = set(graph.calls)
+    for node, op in enumerate(graph.ops):
+        if node in called:
+            continue
+        if op in ENGINES:
+            yield NotUnderstood(
+                graph.names[node], op, "a compiled engine, and the graph that it was made of is not there"
+            )
+        elif fused:
+            names = [attribute.func.name for attribute in graph.protos[node].attr.values() if attribute.func.name]
+            inside = sum(fused.get(name, 0) for name in names)
+            if inside:
+                yield NotUnderstood(
+                    graph.names[node], op, f"{inside} fused batch norms in {names[0]} were not looked into"
+                )
+    if not layers and not called and sum(fused.values()):
+        holding = [name for name, number in fused.items() if number]
+        reason = f"{sum(fused.values())} fused batch norms in {len(holding)} functions that no node calls"
+        yield NotUnderstood(holding[0], "function", reason)
