@@ -28,6 +28,7 @@ __all__ = ["render", "wants_colour"]
 
 WIDTH = 120  # columns
 MOST_ROWS = 12  # layers with a row each; of more, those with equal rows share one
+_MOST_NOT_UNDERSTOOD = 3
 _NARROWEST_NAME = 24
 _INDENT = "    "
 _COLUMNS = ("kernel", "training", "inference", "updates", "saved", "statistics")
@@ -61,7 +62,7 @@ def _report_lines(report: Report, style: Style) -> list[str]:
     nothing = not report.findings and not report.undetermined and not report.not_understood
     if nothing and (not report.layers or (style.many and not style.verbose)):
         return [heading]
-    lines = [heading, "", *_table(report, style), ""]
+    lines = [heading, "", *([*_table(report, style), ""] if report.layers else [])]
     for finding in report.findings:
         lines += _finding_lines(report, finding, style)
     for entry in report.undetermined:
@@ -69,8 +70,11 @@ def _report_lines(report: Report, style: Style) -> list[str]:
         label, text = f"{entry.code} cannot tell:", _with_near_paths(f"{where}{entry.reason}", report, style)
         first, *more = _wrapped(f"{label} {text}", "", _INDENT)
         lines += [first.replace(label, _styled(label, _BOLD, style), 1), *more]
-    for one in report.not_understood:
+    shown = report.not_understood if style.verbose else report.not_understood[:_MOST_NOT_UNDERSTOOD]
+    for one in shown:
         lines += _wrapped(f"not understood, and maybe batch norm: {one.name} ({one.op}), {one.reason}", "", _INDENT)
+    if len(shown) < len(report.not_understood):
+        lines.append(f"… and {len(report.not_understood) - len(shown):,} more that are not understood")
     if not style.verbose and any(len(finding.evidence) > 1 for finding in report.findings):
         lines.append("(--verbose shows all evidence, --explain RULE what a rule means)")
     return lines if lines[-1] else lines[:-1]
