@@ -163,7 +163,7 @@ def _suggested_outputs(graph: Graph, users: Uses, meta_graph: MetaGraphDef) -> l
     ]
     names = {name.partition(":")[0] for values in lists for name in values}
     listed = [graph.ids[name] for name in names if name in graph.ids]
-    named = (node for name, node in graph.ids.items() if _OUTPUT_NAME.fullmatch(name) and not users.data[node])
+    named = (node for name, node in graph.ids.items() if not users.data[node] and _OUTPUT_NAME.fullmatch(name))
     return sorted(listed or named)
 
 

@@ -110,7 +110,7 @@ EXITS = frozenset({"Exit", "RefExit"})
 NEXT_ITERATIONS = frozenset({"NextIteration", "RefNextIteration"})
 """Control flow v1: into the loop's next turn."""
 
-LOOP_ENDS = ENTERS | EXITS | NEXT_ITERATIONS | MERGES | frozenset({"LoopCond"})
+LOOP_ENDS = ENTERS | EXITS | NEXT_ITERATIONS | frozenset({"LoopCond"})
 """Control flow v1: where a loop's values come to an end if nothing uses what it computed."""
 
 SELECTS = frozenset({"Select", "SelectV2"})

@@ -101,6 +101,8 @@ def is_named_moving_variance(name: str) -> bool:
         >>> [is_named_moving_variance(name) for name in names]
         [True, True, False]
     """
+    if "_var" not in name:
+        return False
     path = name.split("/")
     while len(path) > 1 and _OF_ONE_VARIABLE.fullmatch(path[-1]):
         path.pop()

@@ -6,10 +6,11 @@ layers read as population statistics it is known what they are, so any batch sta
 inputs, or computed anew by code that updates them by hand.
 """
 
+import itertools
 from collections.abc import Callable, Collection, Mapping
 from typing import NamedTuple
 
-from bn_graph.graphs.graph import Graph, Ref
+from bn_graph.graphs.graph import Graph, Ref, walk
 from bn_graph.graphs.ops import ASSIGNS, AVERAGED, FORWARDS, REDUCTIONS, ROW_ASSIGNS
 from bn_graph.graphs.statistics import Kind, recognize
 from bn_graph.graphs.values import leaves, strip, variable
@@ -17,6 +18,7 @@ from bn_graph.graphs.values import leaves, strip, variable
 __all__ = ["Update", "assigned_value", "find_updates", "targets"]
 
 _MOST_STEPS = 400
+_MOST_TERMS = 40
 
 
 class Update(NamedTuple):
@@ -140,18 +142,25 @@ def _averaged_by(
             pending.extend(graph.inputs[source])
         elif source in assigns and source not in variables:
             variables.add(source)
-            if _leads_on(graph, assigns[source], source, assigned, statistics):
+            if _leads_on(graph, assigns[source], source, assigned):
                 pending.extend(assigned_value(graph, between) for between in assigns[source])
     return found
 
 
-def _leads_on(
-    graph: Graph, assigns: Collection[int], between: int, assigned: int, statistics: Mapping[Ref, Kind]
-) -> bool:
-    """Whether what a variable between averages is averaged in the variable `assigned`: zero-debiasing's ``biased`` is in its
-    scope, and one that holds a batch's statistic is for an average to follow. Another network's average is neither."""
-    is_inside = f"/{graph.names[assigned]}/" in f"/{graph.names[between]}"
-    return is_inside or any(_holds(graph, node, statistics) for node in assigns)
+def _leads_on(graph: Graph, assigns: Collection[int], between: int, assigned: int) -> bool:
+    """Whether what a variable `between` averages is averaged in the variable `assigned` as well.
+
+    Zero-debiasing's ``biased`` has the variable's own name in its path; a variable that holds or sums up batch statistics
+    is there for an average to follow. Another network's moving average, which is copied, is neither.
+    """
+    if f"/{graph.names[assigned]}/" in f"/{graph.names[between]}":
+        return True
+
+    def terms(ref: Ref) -> list[Ref]:
+        return graph.inputs[ref[0]] if graph.ops[ref[0]] in AVERAGED else []
+
+    averaged = itertools.islice(walk([assigned_value(graph, node) for node in assigns], terms), _MOST_TERMS)
+    return all(source != between for source, _ in averaged)
 
 
 def _averaged_again(graph: Graph, ref: Ref, statistics: Mapping[Ref, Kind]) -> list[Ref]:

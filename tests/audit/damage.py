@@ -9,6 +9,7 @@ Each case copies a graph, damages it as editors, converters and bad disks do, an
 
 import argparse
 import random
+import resource
 import sys
 import time
 import traceback
@@ -246,7 +247,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if one.kind != SubjectKind.CHECKPOINT and one.meta_graph.ByteSize() <= options.largest
     ]
     failures, slowest, places = 0, (0.0, -1), set()
-    start = time.perf_counter()
+    before, start = _peak_megabytes(), time.perf_counter()
     for seed in range(options.seed, options.seed + options.cases):
         one = subjects[seed % len(subjects)]
         try:
@@ -259,9 +260,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print(f"seed {seed}, {Path(one.path).parent.name}:\n{traceback.format_exc()}")
     seconds = time.perf_counter() - start
     print(
-        f"{options.cases} cases, {seconds:.0f} s, {failures} failures, slowest {slowest[0]:.2f} s (seed {slowest[1]})"
+        f"{options.cases} cases, {seconds:.0f} s, {failures} failures, slowest {slowest[0]:.2f} s (seed {slowest[1]}), "
+        f"peak {before} MB with {len(subjects)} graphs read, {_peak_megabytes()} MB after all cases"
     )
     return int(failures > 0 or slowest[0] > SLOWEST)
+
+
+def _peak_megabytes() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 
 if __name__ == "__main__":
