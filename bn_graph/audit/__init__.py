@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from bn_graph.audit import subject as subjects
+from bn_graph.audit.details import details_of, stored_details
 from bn_graph.audit.model import make_model, row
 from bn_graph.audit.not_understood import find_not_understood
 from bn_graph.audit.report import (
@@ -164,8 +165,11 @@ def report_of(
     outputs: Sequence[str] = (),
     train_ops: Sequence[str] = (),
     feeds: Mapping[str, bool | float] | None = None,
+    details: bool = False,
 ) -> Report:
     """The report of one subject; `rules` are from `rules.selected`, the other arguments are those of `audit`.
+
+    `details` asks for `Report.details`, for which small tensors of a checkpoint's ``.data`` file are read.
 
     Raises:
         AuditError: the graph has no node of a name that is given.
@@ -173,8 +177,8 @@ def report_of(
     try:
         with _without_collector():
             if subject.meta_graph is None:
-                return _checkpoint_report(subject, rules)
-            return _graph_report(subject, rules, outputs=outputs, train_ops=train_ops, feeds=feeds)
+                return _checkpoint_report(subject, rules, details)
+            return _graph_report(subject, rules, details, outputs=outputs, train_ops=train_ops, feeds=feeds)
     except AuditError as error:
         raise AuditError(f"{subject.path}: {error}") from error
 
@@ -191,19 +195,21 @@ def _without_collector() -> Iterator[None]:
             gc.enable()
 
 
-def _graph_report(subject: subjects.Subject, rules: Sequence[Rule], **options: Any) -> Report:
+def _graph_report(subject: subjects.Subject, rules: Sequence[Rule], details: bool, **options: Any) -> Report:
     model = make_model(subject.meta_graph, subject.checkpoint, **options)
     findings, undetermined = collect((rule, rule.check(model)) for rule in rules)
     rows = [row(model, layer) for layer in model.layers]
     listed = find_not_understood(model.graph, model.uses, model.layers, subject.meta_graph.graph_def)
-    return _report(subject, rows, findings, undetermined, model.graph.node_count, listed)
+    report = _report(subject, rows, findings, undetermined, model.graph.node_count, listed)
+    return report._replace(details=details_of(model)) if details else report
 
 
-def _checkpoint_report(subject: subjects.Subject, rules: Sequence[Rule]) -> Report:
+def _checkpoint_report(subject: subjects.Subject, rules: Sequence[Rule], details: bool) -> Report:
     stored = layers_by_name(subject.checkpoint)
     findings, undetermined = collect((rule, rule.check_checkpoint(stored)) for rule in rules if rule.check_checkpoint)
     rows = [_stored_row(layer) for layer in stored.layers]
-    return _report(subject, rows, findings, undetermined)
+    report = _report(subject, rows, findings, undetermined)
+    return report._replace(details=stored_details(stored, subject.checkpoint)) if details else report
 
 
 def _stored_row(layer: StoredLayer) -> LayerRow:

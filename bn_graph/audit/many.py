@@ -92,7 +92,7 @@ def _audited(
 ) -> Iterator[Report | Unread]:
     """Reports and errors of a source; `adapted` is applied to each subject before its audit."""
     rules = selected(options.get("select", ()), options.get("ignore", ()))
-    about_graph = {key: options[key] for key in ("outputs", "train_ops", "feeds") if key in options}
+    about_graph = {key: options[key] for key in ("outputs", "train_ops", "feeds", "details") if key in options}
     for subject in subjects.load(source, options.get("checkpoint")):
         try:
             if isinstance(subject, AuditError):

@@ -13,9 +13,12 @@ from bn_graph.graphs.errors import AuditError
 __all__ = [
     "AuditError",
     "CannotTell",
+    "Details",
     "Finding",
     "FindingsError",
+    "Histogram",
     "Lack",
+    "LayerDetails",
     "LayerRow",
     "Level",
     "Mode",
@@ -25,6 +28,7 @@ __all__ = [
     "State",
     "SubjectKind",
     "Unread",
+    "UpdateOp",
     "codes_by_layer",
     "count",
     "evidence_in_brief",
@@ -158,6 +162,56 @@ class NotUnderstood(NamedTuple):
     reason: str
 
 
+class UpdateOp(NamedTuple):
+    """An op that moves a variable toward a batch statistic, and the train ops that run it."""
+
+    op: str
+    variable: str
+    run_by: tuple[str, ...]
+
+
+class Histogram(NamedTuple):
+    """How the values of a statistic are distributed: their smallest and largest, and counts of equal intervals between."""
+
+    low: float
+    high: float
+    counts: tuple[int, ...]
+
+
+class LayerDetails(NamedTuple):
+    """The ops of a layer by name; what a drawing of it needs.
+
+    Attributes:
+        values: of ``moving_mean`` and ``moving_variance``, so far as the files have them.
+        inputs: what it normalizes.
+        switches: what decides which statistics it takes.
+        batch_statistics: what computes the mean and variance of a batch.
+        by_batch, by_moving: what normalizes by the batch, and by moving statistics.
+        in_training: whether a train op runs it.
+        updates: its update ops.
+        inference_updates: those that running an inference output runs.
+    """
+
+    values: dict[str, Histogram]
+    inputs: str = ""
+    switches: tuple[str, ...] = ()
+    batch_statistics: tuple[str, ...] = ()
+    by_batch: tuple[str, ...] = ()
+    by_moving: tuple[str, ...] = ()
+    in_training: bool = False
+    updates: tuple[UpdateOp, ...] = ()
+    inference_updates: tuple[str, ...] = ()
+
+
+class Details(NamedTuple):
+    """What only a page shows: names of train ops, outputs (if any are known) and placeholders, and of each layer's ops."""
+
+    train_ops: tuple[str, ...]
+    outputs: tuple[str, ...]
+    placeholders: tuple[str, ...]
+    layers: dict[str, LayerDetails]
+
+
 class Report(NamedTuple):
     """The audit of one graph, checkpoint or pair of them.
 
@@ -171,6 +225,7 @@ class Report(NamedTuple):
         nodes: how many nodes the graph has, bodies of called functions included.
         accepted: findings that a baseline accepts; they are not among `findings`.
         not_understood: what may be batch norm, and is in none of `layers`.
+        details: names of ops, where they were asked for.
     """
 
     path: str
@@ -182,6 +237,7 @@ class Report(NamedTuple):
     nodes: int = 0
     accepted: tuple[Finding, ...] = ()
     not_understood: tuple[NotUnderstood, ...] = ()
+    details: Details | None = None
 
     @property
     def errors(self) -> tuple[Finding, ...]:
@@ -239,16 +295,18 @@ def printable(text: str) -> str:
 
 
 def names_in_brief(names: Sequence[str]) -> str:
-    """Names of layers in few words: those that differ by a number are one; of more than three of these, three.
+    """Names of layers: all of up to three; of more, those that differ by a number are one, and three of these.
 
     >>> names_in_brief(["net/bn", "net/bn_1", "net/bn_2", "net/bn_3", "net/bn_5"])
     'net/bn[_1…_3,_5] (5 layers)'
-    >>> names_in_brief(["conv1/bn", "conv2/bn", "logits/bn"])
-    'conv[1,2]/bn, logits/bn'
+    >>> names_in_brief(["conv1/bn", "conv2/bn", "conv4/bn", "logits/bn"])
+    'conv[1,2,4]/bn, logits/bn (4 layers)'
     """
+    if len(names) <= _MOST_NAMES:
+        return printable(", ".join(names))
     joined = _joined(names)
     shown = ", ".join(joined[:_MOST_NAMES]) + (", …" if len(joined) > _MOST_NAMES else "")
-    return printable(shown) + (f" ({len(names)} layers)" if len(names) > _MOST_NAMES else "")
+    return f"{printable(shown)} ({len(names)} layers)"
 
 
 def _joined(names: Sequence[str]) -> list[str]:

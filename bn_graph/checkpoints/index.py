@@ -6,6 +6,7 @@ whether a tensor is all 0 or all 1 is known without its data (`is_filled_with`).
 (V1) are tables too, with the values in them.
 """
 
+import glob
 import math
 import os
 import re
@@ -20,7 +21,7 @@ from bn_graph.checkpoints.files import checkpoint_files, first_bytes, reading
 from bn_graph.graphs import protos
 from bn_graph.graphs.errors import AuditError
 
-__all__ = ["Checkpoint", "Entry", "Slice", "equals", "is_filled_with", "read_checkpoint"]
+__all__ = ["Checkpoint", "Entry", "Slice", "equals", "is_filled_with", "read_checkpoint", "read_value"]
 
 
 _VALUES = 1_000_000
@@ -53,6 +54,7 @@ class Entry(NamedTuple):
         crc32c: unmasked CRC-32C of its bytes; None where the file has none (slices, strings, V1).
         value: the tensor, where the file itself holds it and it is small (V1 checkpoints); else None.
         slices: the blocks that a partitioned variable is stored in; empty for others.
+        at: number of the ``.data`` file and the offset in it; None for slices, and in V1.
     """
 
     dtype: str
@@ -60,6 +62,7 @@ class Entry(NamedTuple):
     crc32c: int | None = None
     value: np.ndarray | None = None
     slices: tuple[Slice, ...] = ()
+    at: tuple[int, int] | None = None
 
 
 class Checkpoint(NamedTuple):
@@ -149,6 +152,32 @@ def equals(entry: Entry, array: np.ndarray) -> bool | None:
     return _has_crcs(entry, lambda part: crc32c(_bytes_of(array[_block(part.start, part.shape)], entry.dtype)))
 
 
+def read_value(checkpoint: Checkpoint, key: str) -> np.ndarray | None:
+    """A small tensor's value, from the checkpoint itself (V1) or from its ``.data`` file.
+
+    Returns:
+        The array; None if there is no such key, the file is not there or is another's (its CRC differs), or the tensor is
+        stored in slices, has no numbers or more than a million.
+
+    >>> read_value(Checkpoint("no/such/model.ckpt", {}), "bn/moving_mean") is None
+    True
+    """
+    entry = checkpoint.entries.get(key)
+    if entry is None or entry.value is not None or entry.at is None:
+        return None if entry is None else entry.value
+    if not _NUMERIC.fullmatch(entry.dtype) or math.prod(entry.shape) > _VALUES:
+        return None
+    shard, offset = entry.at
+    files = glob.glob(f"{glob.escape(checkpoint.prefix)}.data-{shard:05d}-of-*")
+    if len(files) != 1:
+        return None
+    dtype = np.dtype(entry.dtype).newbyteorder("<")
+    with reading(files[0], "a checkpoint's data"), open(files[0], "rb") as file:
+        file.seek(offset)
+        data = file.read(math.prod(entry.shape) * dtype.itemsize)
+    return np.frombuffer(data, dtype).reshape(entry.shape) if crc32c(data) == entry.crc32c else None
+
+
 def _has_crcs(entry: Entry, expected: Callable[[Slice], int]) -> bool | None:
     """False if a slice has another CRC than expected; True if all have it and make up the tensor; else None."""
     slices = entry.slices or (Slice((0,) * len(entry.shape), entry.shape, entry.crc32c),)
@@ -188,7 +217,8 @@ def _read_v2(rows: dict[bytes, bytes]) -> dict[str, Entry]:
         dtype, shape = _dtype(message.dtype), _shape(message.shape)
         slices = [_slice(key, proto, shape, rows) for proto in message.slices]
         crc = None if slices else _entry_crc(message)
-        entries[key.decode()] = Entry(dtype, shape, crc, slices=tuple(slices))
+        at = None if slices else (message.shard_id, message.offset)
+        entries[key.decode()] = Entry(dtype, shape, crc, slices=tuple(slices), at=at)
     return entries
 
 

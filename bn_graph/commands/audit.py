@@ -120,6 +120,8 @@ def run(arguments: argparse.Namespace) -> int:
         "select": select,
         "ignore": ignore,
     }
+    if arguments.format == "html":
+        options["details"] = True
     tasks = find_tasks(arguments.paths)
     codes = tuple(rule.code for rule in rules)
     style = Style(wants_colour(sys.stdout), arguments.verbose, os.getcwd(), len(tasks) > 1, codes)

@@ -12,14 +12,19 @@ from bn_graph.audit.formats.json_format import as_json, from_json
 from bn_graph.audit.formats.text import wants_colour
 from bn_graph.audit.report import (
     CannotTell,
+    Details,
     Finding,
+    Histogram,
+    LayerDetails,
     LayerRow,
     Level,
     Mode,
+    NotUnderstood,
     Report,
     Saved,
     State,
     SubjectKind,
+    UpdateOp,
     names_in_brief,
     printable,
 )
@@ -73,7 +78,7 @@ conv3/bn  fused V3  batch     population  none     yes    initial     BN001
         "    in all 9 layers: Adam ← gradients",
         "    fix: Depend on them.",
         "BN007 warning: No train op runs the updates.",
-        "    in conv[1,2]/bn: Adam ← gradients",
+        "    in conv1/bn, conv2/bn: Adam ← gradients",
         "    fix: Depend on them.",
         "BN101 advice: No train op runs the updates.",
         "    in conv1/bn: Adam ← gradients",
@@ -176,7 +181,7 @@ def test_among_many_a_clean_report_is_a_line():
     clean = report(findings=(), undetermined=())
     text = render([clean, report(), clean], "text", style=Style(many=True))
     assert [line for line in text.splitlines() if "nothing found" in line] == [text.splitlines()[0]] * 2
-    assert text.count("conv2/bn") == 1
+    assert text.count("conv3/bn") == 1
 
 
 def test_several_reports_end_with_how_many_are_faulty():
@@ -236,10 +241,11 @@ def test_lone_surrogates_of_a_path_can_be_printed():
         (("a", "b", "c", "d"), "a, b, c, … (4 layers)"),
         (("d/bn", "d/bn_1", "d/bn_2", "d/bn_3", "d/bn_4"), "d/bn[_1…_4] (5 layers)"),
         (("bn_1", "bn_2", "bn_3", "bn_7"), "bn_[1…3,7] (4 layers)"),
-        (("bn", "bn1", "bn2"), "bn, bn[1,2]"),
+        (("bn1", "bn2", "bn3"), "bn1, bn2, bn3"),
+        (("bn", "bn1", "bn2", "bn3"), "bn, bn[1…3] (4 layers)"),
         (NAMES, "conv[1…9]/bn (9 layers)"),
         (tuple(f"b{b}/u_{u}/bn" for b in (1, 2) for u in (1, 2, 3)), "b[1,2]/u_[1…3]/bn (6 layers)"),
-        (("a", "a/b_1", "a/b_2"), "a, a/b_[1,2]"),
+        (("a", "a/b_1", "a/b_2", "c"), "a, a/b_[1,2], c (4 layers)"),
     ],
 )
 def test_many_layers_are_named_in_few_words(names, text):
@@ -290,6 +296,10 @@ def test_the_words_for_modes_and_states_are_those_of_json_version_1_in_every_for
 def test_a_report_can_be_made_again_from_its_json():
     layers = (row(training=Mode.BATCH, inference=Mode.MOVING, saved=Saved.SOME, statistics=State.MISSING),)
     whole = report(kind=SubjectKind.META_GRAPH, layers=layers, accepted=(finding("BN101"),))
+    layer = LayerDetails(
+        {"moving_mean": Histogram(0.0, 1.0, (2, 3))}, "x", ("switch",), updates=(UpdateOp("a", "b", ("Adam",)),)
+    )
+    whole = whole._replace(details=Details(("Adam",), ("logits",), ("x",), {"bn": layer}))
     again = from_json(json.loads(json.dumps(as_json(whole))))
     assert again == whole
     assert isinstance(again.kind, SubjectKind) and isinstance(again.findings[0].level, Level)
@@ -378,6 +388,13 @@ def test_sarif_has_the_undetermined_as_notifications_and_not_as_alerts():
     assert note["associatedRule"] == {"id": "BN004"} and "placeholder" in note["message"]["text"]
 
 
+@pytest.mark.parametrize("form", ["sarif", "html"])
+def test_what_is_not_understood_is_named(form):
+    entry = NotUnderstood("block/moving_variance", "Mul", "nothing normalizes by it")
+    text = render([report(not_understood=(entry,))], form)
+    assert all(part in text for part in entry)
+
+
 def test_sarif_has_accepted_findings_as_suppressed():
     (result,) = json.loads(render([report(findings=(), accepted=(finding(),))], "sarif"))["runs"][0]["results"]
     assert result["ruleId"] == "BN001" and result["suppressions"][0]["kind"] == "external"
@@ -445,7 +462,7 @@ def test_github_names_no_file_for_a_live_graph():
 
 
 def test_an_unknown_form_is_refused():
-    with pytest.raises(ValueError, match=r"github, json, jsonl, junit, sarif, text, got 'xml'"):
+    with pytest.raises(ValueError, match=r"github, html, json, jsonl, junit, sarif, text, got 'xml'"):
         render([], "xml")
 
 

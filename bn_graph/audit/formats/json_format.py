@@ -22,8 +22,11 @@ from collections.abc import Iterable, Iterator
 from bn_graph.audit.formats import Style
 from bn_graph.audit.report import (
     CannotTell,
+    Details,
     Finding,
+    Histogram,
     Lack,
+    LayerDetails,
     LayerRow,
     Level,
     Mode,
@@ -33,6 +36,7 @@ from bn_graph.audit.report import (
     State,
     SubjectKind,
     Unread,
+    UpdateOp,
 )
 
 __all__ = ["as_json", "from_json", "render"]
@@ -68,6 +72,7 @@ def as_json(result: Report | Unread) -> dict:
     """A report, or a file without one, as dictionaries and lists."""
     if isinstance(result, Unread):
         return {"path": result.path, "reason": result.reason}
+    details = {} if result.details is None else {"details": _details(result.details)}
     return {
         "path": result.path,
         "kind": result.kind,
@@ -78,7 +83,16 @@ def as_json(result: Report | Unread) -> dict:
         "cannot_tell": [entry._asdict() for entry in result.undetermined],
         "accepted": [finding._asdict() for finding in result.accepted],
         "not_understood": [entry._asdict() for entry in result.not_understood],
+        **details,
     }
+
+
+def _details(details: Details) -> dict:
+    layers = {}
+    for name, layer in details.layers.items():
+        values = {role: histogram._asdict() for role, histogram in layer.values.items()}
+        layers[name] = layer._asdict() | {"updates": [update._asdict() for update in layer.updates], "values": values}
+    return details._asdict() | {"layers": layers}
 
 
 def from_json(whole: dict) -> Report:
@@ -99,7 +113,17 @@ def from_json(whole: dict) -> Report:
         whole["nodes"],
         _findings(whole["accepted"]),
         tuple(NotUnderstood(**entry) for entry in whole["not_understood"]),
+        _details_from(whole["details"]) if "details" in whole else None,
     )
+
+
+def _details_from(details: dict) -> Details:
+    layers = {}
+    for name, layer in details["layers"].items():
+        updates = tuple(UpdateOp(**_with_tuples(update)) for update in layer["updates"])
+        values = {role: Histogram(**_with_tuples(histogram)) for role, histogram in layer["values"].items()}
+        layers[name] = LayerDetails(**_with_tuples(layer) | {"updates": updates, "values": values})
+    return Details(**_with_tuples(details) | {"layers": layers})
 
 
 def _findings(found: list[dict]) -> tuple[Finding, ...]:

@@ -16,6 +16,7 @@ from bn_graph.audit.report import (
     Finding,
     Lack,
     Level,
+    NotUnderstood,
     Report,
     SubjectKind,
     Unread,
@@ -42,6 +43,7 @@ def render(results: Iterable[Report | Unread], style: Style) -> Iterator[str]:
             found += [_result(result, finding) for finding in result.findings]
             found += [_result(result, finding) | _ACCEPTED for finding in result.accepted]
             notes += [_note(result, entry) for entry in result.undetermined]
+            notes += [_not_understood(result, entry) for entry in result.not_understood]
     run = {
         "tool": {"driver": {"name": "bn_graph audit", "rules": [_rule(rule) for rule in RULES.values()]}},
         "invocations": [
@@ -104,6 +106,11 @@ def _note(report: Report, entry: CannotTell) -> dict:
         "associatedRule": {"id": entry.code},
         "locations": [_location(report, entry.layers)],
     }
+
+
+def _not_understood(report: Report, entry: NotUnderstood) -> dict:
+    text = f"Not understood, and maybe batch norm: {entry.name} ({entry.op}), {entry.reason}"
+    return {"level": "note", "message": {"text": text}, "locations": [_location(report, (entry.name,))]}
 
 
 def _location(report: Report, layers: Sequence[str]) -> dict:
