@@ -18,7 +18,7 @@ def frozen(mean=(1.0, 2.0), name="bn"):
     """A frozen graph with one layer, whose statistics are constants."""
     graph = GraphDef()
     graph.node.add(name="x", op="Placeholder").attr["dtype"].type = 1
-    for each, values in zip(NAMES, (mean, (1.0, 1.0), (1.0, 1.0), (0.0, 0.0)), strict=True):
+    for each, values in zip(NAMES, (mean, (1.0, 1.0), (1.5, 0.5), (0.0, 0.1)), strict=True):
         node = graph.node.add(name=f"{name}/{each}", op="Const")
         node.attr["dtype"].type = node.attr["value"].tensor.dtype = 1
         node.attr["value"].tensor.tensor_shape.dim.add(size=len(values))

@@ -94,7 +94,7 @@ def test_rules_are_chosen_by_code_or_beginning(option, given, codes, audited):
         (["a", "--select", "BN9"], "BN9"),
         (["a", "--ignore", "BN001,E5"], "E5"),
         (["a", "--select", "BN001,"], "''"),
-        (["--explain", "BN009"], "BN009"),
+        (["--explain", "BN099"], "BN099"),
     ],
 )
 def test_an_unknown_rule_is_one_line_that_lists_the_known(argv, named, audited, capsys):
