@@ -205,7 +205,7 @@ def _graph_report(subject: subjects.Subject, rules: Sequence[Rule], details: boo
 
 
 def _checkpoint_report(subject: subjects.Subject, rules: Sequence[Rule], details: bool) -> Report:
-    stored = layers_by_name(subject.checkpoint)
+    stored = layers_by_name(subject.checkpoint, only_batch_norm=subject.kind == SubjectKind.KERAS)
     findings, undetermined = collect((rule, rule.check_checkpoint(stored)) for rule in rules if rule.check_checkpoint)
     rows = [_stored_row(layer) for layer in stored.layers]
     report = _report(subject, rows, findings, undetermined)

@@ -88,6 +88,7 @@ class SubjectKind(_Word):
     SAVED_MODEL = "saved model"
     GRAPH = "graph"
     CHECKPOINT = "checkpoint"
+    KERAS = "Keras file"
     LIVE_GRAPH = "live graph"
 
 

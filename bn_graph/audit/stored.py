@@ -147,11 +147,19 @@ class StoredLayer(NamedTuple):
 
 
 class StoredLayers(NamedTuple):
-    """A checkpoint without its graph: its prefix, its layers, and whether none of their gammas and betas was trained."""
+    """A checkpoint without its graph.
+
+    Attributes:
+        prefix: of the checkpoint.
+        layers: those with statistics.
+        is_untrained: whether none of their gammas and betas was trained.
+        lacking: of each layer known to be batch norm that has no statistics, by its name, a key that it has.
+    """
 
     prefix: str
     layers: tuple[StoredLayer, ...]
     is_untrained: bool
+    lacking: Mapping[str, str]
 
 
 _VARIANCE_NAMES = {
@@ -174,12 +182,25 @@ _PARAMETER_NAMES = {Role.GAMMA: ("gamma", "scale", "weight"), Role.BETA: ("beta"
 _AVERAGE, _OBJECT = "/ExponentialMovingAverage", "/.ATTRIBUTES/VARIABLE_VALUE"
 
 
-def layers_by_name(checkpoint: Checkpoint) -> StoredLayers:
-    """The layers of a checkpoint, by the names that people and libraries give to statistics."""
+def layers_by_name(checkpoint: Checkpoint, *, only_batch_norm: bool = False) -> StoredLayers:
+    """The layers of a checkpoint, by the names that people and libraries give to statistics.
+
+    Args:
+        checkpoint: the checkpoint.
+        only_batch_norm: whether nothing else is in it, as of a file of Keras, so that what lacks statistics is known.
+    """
     layers = tuple(_layers(checkpoint))
     parameters = [(checkpoint.entries[key], role) for layer in layers for role, key in layer.parameters.items()]
     is_untrained = bool(parameters) and all(is_initial(entry, role) for entry, role in parameters)
-    return StoredLayers(checkpoint.prefix, layers, is_untrained)
+    return StoredLayers(
+        checkpoint.prefix, layers, is_untrained, _lacking(checkpoint, layers) if only_batch_norm else {}
+    )
+
+
+def _lacking(checkpoint: Checkpoint, layers: Iterable[StoredLayer]) -> dict[str, str]:
+    complete = {layer.name for layer in layers}
+    scopes = {key.rpartition("/")[0]: key for key in reversed(checkpoint.entries)}
+    return {scope: key for scope, key in sorted(scopes.items()) if scope not in complete}
 
 
 def _layers(checkpoint: Checkpoint) -> Iterator[StoredLayer]:

@@ -20,6 +20,7 @@ from bn_graph.checkpoints.files import (
     without_step,
 )
 from bn_graph.checkpoints.index import Checkpoint, read_checkpoint
+from bn_graph.checkpoints.keras_files import is_keras_file, read_keras
 from bn_graph.checkpoints.table import is_table, varint
 from bn_graph.graphs import protos
 from bn_graph.graphs.errors import AuditError, NoModelError
@@ -52,6 +53,7 @@ def read(path: str, checkpoint: str | None = None) -> list[Subject]:
     - a checkpoint's prefix, its ``.index``, or a V1 checkpoint; so does the ``.meta`` beside them to them;
     - a SavedModel's directory, or its ``saved_model.pb`` or ``.pbtxt``: a subject for each of its meta graphs;
     - a GraphDef, MetaGraphDef or SavedModel in a file of any name, binary or text;
+    - a file of Keras: ``.h5``, ``.weights.h5``, ``.keras``;
     - a file named ``checkpoint``, where a Saver notes its latest;
     - a directory, searched with all below it except hidden ones. If it has a ``checkpoint`` file, of the steps of that
       model only the latest is read (and other models in the same directory as well): the one the file names, also if
@@ -149,6 +151,9 @@ def load(source: Source | AuditError, checkpoint: str | None = None) -> Iterator
         if source.graph is None:
             yield _checkpoint_alone(source.prefix, other)
             return
+        if is_keras_file(first_bytes(source.graph)):
+            yield Subject(source.graph, SubjectKind.KERAS, None, read_keras(source.graph))
+            return
         kind, graphs = _parse(source.graph)
     except AuditError as error:
         if not source.searched or isinstance(error, NoModelError) or _meant(source):
@@ -192,7 +197,8 @@ def _named(path: str) -> list[Source]:
         return [Source(None, path.removesuffix(".index"))]  # reading it will say what is wrong with it
     if source is None:
         raise AuditError(
-            f"{path}: is no graph, SavedModel or checkpoint (expected a .meta, .index, .pb, .pbtxt or V1 checkpoint)."
+            f"{path}: is no graph, SavedModel or checkpoint (expected a .meta, .index, .pb, .pbtxt, .h5, "
+            ".keras or V1 checkpoint)."
         )
     return [source]
 
@@ -312,7 +318,7 @@ def _meant(source: Source | AuditError) -> bool:
 
 def _meant_by_name(path: str) -> bool:
     name = os.path.basename(path)
-    return name.endswith((".meta", ".index")) or name in ("saved_model.pb", "saved_model.pbtxt")
+    return name.endswith((".meta", ".index", ".keras")) or name in ("saved_model.pb", "saved_model.pbtxt")
 
 
 def _starts_with_node(path: str) -> bool:
@@ -341,6 +347,8 @@ def _kinds(path: str) -> tuple[SubjectKind, ...]:
     with reading(path, "a graph or checkpoint"):
         if is_table(path):
             return (SubjectKind.CHECKPOINT,)
+        if is_keras_file(head):
+            return (SubjectKind.KERAS,)
         return _text_kinds(head) if _is_text(head) else _binary_kinds(path, os.path.getsize(path))
 
 

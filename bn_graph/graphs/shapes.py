@@ -9,6 +9,7 @@ from bn_graph.graphs.values import constant_node, few_integers, strip
 __all__ = ["Shape", "rank", "static_shape", "stored_shape"]
 
 _MOST_STEPS = 20
+_SAME_SHAPE = SAME_RANK - ARITHMETIC - {"Maximum"} | {"BiasAdd"}  # the rest broadcasts
 
 Shape = list[int | None]
 """The length of each dimension; None where it is unknown."""
@@ -46,8 +47,8 @@ def static_shape(graph: Graph, ref: Ref) -> Shape | None:
             return found[:1] + columns if columns and len(found) == 2 else None if columns else found
         if op == "MatMul" and len(inputs) > 1 and not graph.protos[node].attr["transpose_a"].b:
             columns = columns or [_columns(graph, node)]
-        elif op not in SAME_RANK - ARITHMETIC - {"Maximum"} or not inputs:
-            return None  # arithmetic broadcasts
+        elif op not in _SAME_SHAPE or not inputs:
+            return None
         ref = inputs[0]
     return None
 

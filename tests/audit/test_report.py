@@ -58,6 +58,18 @@ def report(path="logs/model.meta", kind="meta graph", **changed):
     return whole._replace(**changed)
 
 
+def test_what_is_not_understood_is_in_text_and_json_and_comes_back():
+    listed = tuple(NotUnderstood(f"bn_{number}/moving_variance", "Rsqrt", "read by r") for number in range(5))
+    whole = report(layers=(), findings=(), undetermined=(), not_understood=listed)
+    text = render([whole], "text")
+    assert "5 not understood" in text.splitlines()[0]
+    assert "not understood, and maybe batch norm: bn_2/moving_variance (Rsqrt), read by r" in text
+    assert "… and 2 more that are not understood" in text
+    assert "bn_4/moving_variance" in render([whole], "text", style=Style(verbose=True))
+    assert json.loads(render([whole], "json"))["reports"][0]["not_understood"][4] == listed[4]._asdict()
+    assert from_json(json.loads(json.dumps(as_json(whole)))) == whole
+
+
 # --- text -------------------------------------------------------------------------------------------------------------
 
 

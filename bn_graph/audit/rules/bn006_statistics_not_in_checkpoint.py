@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from bn_graph.audit.model import Model
 from bn_graph.audit.report import Level
 from bn_graph.audit.rules import ARTICLE, Rule, Undetermined, Verdict
+from bn_graph.audit.stored import StoredLayers
 
 RULE = Rule(
     code="BN006",
@@ -56,3 +57,9 @@ def check(model: Model) -> Iterator[Verdict | Undetermined]:
             yield Verdict(layer.name, [f"{prefix} has {present[0]}, not {', '.join(absent[:2])}"])
         elif absent and not layer.parameters:
             yield Undetermined(layer.name, _UNKNOWN)
+
+
+def check_checkpoint(stored: StoredLayers) -> Iterator[Verdict]:
+    """The same for a file that says without a graph which layers it has."""
+    for layer, key in stored.lacking.items():
+        yield Verdict(layer, [f"{stored.prefix} has {key}, not {layer}/moving_mean"])

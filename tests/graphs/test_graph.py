@@ -1,0 +1,123 @@
+"""The model of a graph, made from protos alone: what damaged files lack, static shapes, outputs, initializers."""
+
+import pytest
+
+from bn_graph.graphs import graph, shapes
+from bn_graph.graphs.modes import sinks
+from bn_graph.graphs.ops import ABSENT
+from bn_graph.graphs.protos import GraphDef, NodeDef
+from bn_graph.graphs.statistics import Kind, is_named_moving_variance
+from bn_graph.graphs.updates import find_updates, targets
+
+
+def node(name, op, *inputs, **attributes):
+    made = NodeDef(name=name, op=op, input=inputs)
+    for attribute, sizes in attributes.items():
+        shape = made.attr[attribute].tensor.tensor_shape if attribute == "value" else made.attr[attribute].shape
+        for size in sizes:
+            shape.dim.add(size=size)
+    return made
+
+
+def constant(name, *numbers):
+    made = NodeDef(name=name, op="Const")
+    tensor = made.attr["value"].tensor
+    tensor.dtype = 3
+    tensor.tensor_shape.dim.add(size=len(numbers))
+    tensor.int_val.extend(numbers)
+    return made
+
+
+def built(*nodes):
+    return graph.build(GraphDef(node=nodes))
+
+
+@pytest.mark.parametrize(
+    ("op", "fewest"), [("Sub", 2), ("Rsqrt", 1), ("Select", 3), ("FusedBatchNormV3", 5), ("Assign", 2)]
+)
+def test_inputs_that_a_damaged_file_lacks_are_absent_nodes(op, fewest):
+    made = built(node("one", op))
+    inputs = made.inputs[made.ids["one"]]
+    assert [made.ops[source] for source, _ in inputs] == [ABSENT] * fewest
+    assert len({source for source, _ in inputs}) == fewest  # no two are taken for the same tensor
+    assert made.node_count == 1
+
+
+def test_what_is_there_stays_in_its_place():
+    made = built(node("x", "Placeholder"), node("less", "Sub", "x", "^x"))
+    first, second = made.inputs[made.ids["less"]]
+    assert first == (made.ids["x"], 0) and made.ops[second[0]] == ABSENT
+
+
+@pytest.mark.parametrize(
+    ("nodes", "shape"),
+    [
+        ([node("y", "Placeholder", shape=[1, -1])], [1, None]),
+        ([node("y", "VariableV2", shape=[3])], [3]),
+        ([node("y", "Const", value=[2, 3])], [2, 3]),
+        ([node("x", "Mystery"), constant("to", -1, 4), node("y", "Reshape", "x", "to")], [None, 4]),
+        ([node("x", "Placeholder", shape=[5, 2]), node("y", "Relu", "x")], [5, 2]),
+        (
+            [
+                node("x", "Placeholder", shape=[1, 3]),
+                node("v", "VariableV2", shape=[3, 7]),
+                node("w", "VariableV2", shape=[7, 2]),
+                node("b", "VariableV2", shape=[2]),
+                node("h", "MatMul", "x", "v"),
+                node("xw", "MatMul", "h", "w"),
+                node("y", "BiasAdd", "xw", "b"),
+            ],
+            [1, 2],
+        ),
+        (
+            [
+                node("x", "Placeholder", shape=[1, 2]),
+                node("z", "Placeholder", shape=[9, 2]),
+                node("y", "Add", "x", "z"),
+            ],
+            None,
+        ),
+        ([node("y", "Identity", "y")], None),  # a cycle
+    ],
+)
+def test_static_shapes_are_those_that_ops_state_or_imply(nodes, shape):
+    made = built(*nodes)
+    assert shapes.static_shape(made, (made.ids["y"], 0)) == shape
+
+
+def test_the_end_of_a_loop_is_an_output_only_if_there_is_no_other():
+    loop = [node("x", "Placeholder"), node("in", "Enter", "x"), node("out", "Exit", "in")]
+    for more, names in (([], ["out"]), ([node("y", "Softmax", "x")], ["y"])):
+        made = built(*loop, *more)
+        ends = sinks(made, graph.uses(made), [(made.ids["x"], 0)], frozenset())
+        assert [made.names[end] for end in ends] == names
+
+
+def test_an_initializer_from_a_batch_is_no_update():
+    made = built(
+        node("x", "Placeholder", shape=[-1, 3]),
+        constant("axes", 0),
+        node("mean", "Mean", "x", "axes"),
+        node("moving_mean", "VariableV2", shape=[3]),
+        node("moving_mean/Assign", "Assign", "moving_mean", "mean"),
+        node("Assign", "Assign", "moving_mean", "mean"),
+    )
+    statistics = {(made.ids["mean"], 0): Kind.MEAN}
+    updates = find_updates(made, targets(made), statistics, ())
+    assert [made.names[update.node] for update in updates] == ["Assign"]
+
+
+@pytest.mark.parametrize(
+    ("name", "is_named"),
+    [
+        ("bn/moving_variance", True),
+        ("bn/moving_variance/part_0", True),
+        ("bn/running_var/read/_12__cf__12", True),
+        ("pop_var_1", True),
+        ("bn/moving_variance/Adam", False),
+        ("bn/moving_variance/Initializer/ones", False),
+        ("bn/moving_mean", False),
+    ],
+)
+def test_names_of_moving_variances(name, is_named):
+    assert is_named_moving_variance(name) == is_named
