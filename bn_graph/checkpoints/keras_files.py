@@ -11,12 +11,12 @@ file                what is read
 h5py reads them (the extra ``keras``); neither Keras nor TensorFlow is imported, and nothing of the configuration is run.
 """
 
-import io
+import contextlib
 import json
 import re
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any
 
 from bn_graph.checkpoints.index import Checkpoint, Entry
@@ -57,37 +57,37 @@ def read_keras(path: str) -> Checkpoint:
         NoModelError: an HDF5 file or zip archive of something else; an HDF5 file without h5py.
         AuditError: the file is damaged, or h5py is not installed.
     """
-    with _opened(path) as (weights, config):
-        if weights is None:
-            raise NoModelError(f"{path}: is no file of Keras' weights.")
-        entries = dict(_entries(weights, config))
+    try:
+        with _opened(path) as (weights, config):
+            if weights is None:
+                raise NoModelError(f"{path}: is no file of Keras' weights.")
+            entries = dict(_entries(weights, config))
+    except AuditError:
+        raise
+    except (OSError, KeyError, RuntimeError, ValueError, TypeError, zlib.error, zipfile.BadZipFile) as error:
+        raise AuditError(f"{path}: can't be read as Keras' file: {' '.join(str(error).split())}.") from error
     return Checkpoint(path, dict(sorted(entries.items())))
 
 
-@contextmanager
+@contextlib.contextmanager
 def _opened(path: str) -> Iterator[tuple[Any, Mapping[str, Any]]]:
     """The group that holds the weights, None if there is none, and the model's configuration so far as it is there."""
     config: Any = {}
     source: Any = path
-    try:
+    with contextlib.ExitStack() as opened:
         if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                if _WEIGHTS not in archive.namelist():
-                    yield None, {}
-                    return
-                source = io.BytesIO(archive.read(_WEIGHTS))
-                config = json.loads(archive.read(_CONFIG)) if _CONFIG in archive.namelist() else {}
-        h5py = _h5py(path)
-        with h5py.File(source, "r") as file:
-            if "model_config" in file.attrs:
-                config = json.loads(_text(file.attrs["model_config"]))
-            root = file.get("model_weights", file)
-            named = "layer_names" in root.attrs or any(name in root for name in _CONTAINERS)
-            yield (root if named or "vars" in root else None), config if isinstance(config, dict) else {}
-    except (OSError, KeyError, RuntimeError, ValueError, TypeError, zipfile.BadZipFile) as error:
-        if isinstance(error, AuditError):
-            raise
-        raise AuditError(f"{path}: can't be read as Keras' file: {' '.join(str(error).split())}.") from error
+            archive = opened.enter_context(zipfile.ZipFile(path))
+            if _WEIGHTS not in archive.namelist():
+                yield None, {}
+                return
+            source = opened.enter_context(archive.open(_WEIGHTS))  # stored as it is, so that arrays can be sought
+            config = json.loads(archive.read(_CONFIG)) if _CONFIG in archive.namelist() else {}
+        file = opened.enter_context(_h5py(path).File(source, "r"))
+        if "model_config" in file.attrs:
+            config = json.loads(_text(file.attrs["model_config"]))
+        root = file.get("model_weights", file)
+        named = "layer_names" in root.attrs or any(name in root for name in _CONTAINERS)
+        yield (root if named or "vars" in root else None), config if isinstance(config, dict) else {}
 
 
 def _h5py(path: str) -> Any:
