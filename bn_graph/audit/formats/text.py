@@ -86,7 +86,7 @@ def _heading(report: Report, style: Style) -> str:
 
 
 def _with_checkpoint(report: Report, style: Style) -> str:
-    if not report.checkpoint or report.kind == SubjectKind.CHECKPOINT:
+    if not report.checkpoint or report.kind in (SubjectKind.CHECKPOINT, SubjectKind.KERAS):
         return ""
     folder = os.path.dirname(report.path)
     own = report.checkpoint in (report.path.removesuffix(".meta"), os.path.join(folder, "variables", "variables"))
