@@ -120,6 +120,7 @@ def readme_tables(loaded: Mapping[str, dict]) -> dict[str, str]:
     claims = claims_of(loaded)
     words = {
         "holds": "hold",
+        "holds, with a trap": "hold with a trap outside of the document's own case",
         "holds if": "hold under a condition",
         "does not hold": "do not hold",
         "dated": "are dated",

@@ -1,19 +1,34 @@
-"""What a measurement says of a claim: `Verdict`, its four kinds, and their counts. The words are defined here only."""
+"""What a measurement says of a claim: `Verdict`, its kinds, and their counts. The words are defined here only.
+
+A claim is judged as its sentence reads, in the document's own case first. Words with two readings are taken in the one
+that most people take, and the note says so.
+"""
 
 from collections import Counter
 from collections.abc import Iterable
 from typing import NamedTuple
 
-__all__ = ["KINDS", "MARKS", "Verdict", "counts", "dated", "does_not_hold", "holds", "holds_if", "kind_of"]
+__all__ = [
+    "KINDS",
+    "MARKS",
+    "Verdict",
+    "counts",
+    "dated",
+    "does_not_hold",
+    "holds",
+    "holds_if",
+    "holds_with_a_trap",
+    "kind_of",
+]
 
-MARKS = {"holds": "✓", "holds if": "◐", "does not hold": "✗", "dated": "○"}
+MARKS = {"holds": "✓", "holds, with a trap": "⚠", "holds if": "◐", "does not hold": "✗", "dated": "○"}
 """The kinds of verdicts, each with the sign that the report gives it."""
 
 KINDS = tuple(MARKS)
 
 
 class Verdict(NamedTuple):
-    """The verdict, the measured figure in short, and a note of two sentences at most."""
+    """The verdict, the measured figures in a sentence, and a note of two sentences at most."""
 
     verdict: str
     measured: str
@@ -21,8 +36,13 @@ class Verdict(NamedTuple):
 
 
 def holds(measured: str, note: str) -> Verdict:
-    """The claim holds as it stands."""
+    """In the document's own case, and wherever it was tried."""
     return Verdict("holds", measured, note)
+
+
+def holds_with_a_trap(trap: str, measured: str, note: str) -> Verdict:
+    """In the document's own case; outside of it there is a trap, which is named."""
+    return Verdict(f"holds, with a trap: {trap}", measured, note)
 
 
 def holds_if(condition: str, measured: str, note: str) -> Verdict:
@@ -31,17 +51,17 @@ def holds_if(condition: str, measured: str, note: str) -> Verdict:
 
 
 def does_not_hold(measured: str, note: str) -> Verdict:
-    """The measurement contradicts the claim."""
+    """Not in the document's own case, or false as said; the note names what would make it true, if anything does."""
     return Verdict("does not hold", measured, note)
 
 
 def dated(measured: str, note: str) -> Verdict:
-    """The API is gone; the note says what replaces it."""
+    """The interface is gone; the note names its successor."""
     return Verdict("dated", measured, note)
 
 
 def kind_of(verdict: str) -> str:
-    """Which of `KINDS` a verdict is: "holds if …" names its condition."""
+    """Which of `KINDS` a verdict is: "holds, with a trap: …" names its trap."""
     return max((kind for kind in KINDS if verdict.startswith(kind)), key=len)
 
 
