@@ -11,6 +11,7 @@ from pathlib import Path
 
 from bn_graph.audit.report import Finding, Report
 from bn_graph.checkpoints.files import written_beside
+from bn_graph.checkpoints.storage import is_url
 from bn_graph.graphs.errors import AuditError
 
 __all__ = ["Known", "known_findings", "read", "with_accepted", "write"]
@@ -79,6 +80,6 @@ def with_accepted(report: Report, known: Known, path: str) -> Report:
 
 
 def _seen_from(baseline: str, path: str) -> str:
-    if "://" in path:
+    if is_url(path):
         return path
     return Path(os.path.relpath(path, os.path.dirname(os.path.abspath(baseline)))).as_posix()

@@ -14,6 +14,7 @@ from typing import Any
 from bn_graph.audit.formats.json_format import as_json, from_json
 from bn_graph.audit.report import Report, Unread
 from bn_graph.audit.subject import Source, Subject
+from bn_graph.checkpoints import storage
 from bn_graph.checkpoints.files import checkpoint_files, latest_checkpoint, reading, written_beside
 from bn_graph.graphs.errors import AuditError
 
@@ -50,7 +51,7 @@ def through(
         with written_beside(path, replace=True) as beside:
             Path(beside).write_text(json.dumps([as_json(result) for result in results]), encoding="ascii")
     kept = Path(path).read_text(encoding="ascii")
-    for name, stands_for in ((base, _PATH), (prefix, _PREFIX)):
+    for name, stands_for in ((base, _PATH), (prefix or base, _PREFIX)):  # a file of Keras is its own checkpoint
         kept = kept.replace(json.dumps(stands_for)[1:-1], json.dumps(name)[1:-1])
     return [from_json(each) for each in json.loads(kept)]
 
@@ -62,7 +63,7 @@ def _files(source: Source, other: str | None) -> tuple[str, list[str]]:
     if checkpoint is None:
         return "", graph
     with reading(checkpoint, "a checkpoint"):
-        if other and os.path.isdir(other):
+        if other and storage.is_dir(other):
             checkpoint = latest_checkpoint(other) or other
         prefix, files = checkpoint_files(checkpoint)
     return prefix, graph + files
@@ -73,7 +74,7 @@ def _key(files: list[str], source: Source, options: Mapping[str, Any]) -> str:
     about = [bool(source.graph), bool(source.prefix), bool(options.get("checkpoint")), others]
     digest = hashlib.sha256(f"{_version()} {json.dumps(about, sort_keys=True)}".encode())
     for file in files:
-        with reading(file, "a graph or checkpoint"), open(file, "rb") as opened:
+        with reading(file, "a graph or checkpoint"), storage.open_binary(file) as opened:
             content = opened.read()
         digest.update(len(content).to_bytes(8, "big") + content)
     return digest.hexdigest()

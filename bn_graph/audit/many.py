@@ -57,6 +57,8 @@ def audit_tasks(
     run = _Run(dict(options), cache_in)
     if jobs is None:
         jobs = 1 if len(tasks) < _FEW else _cores()
+    if any(task.path.startswith("memory://") for task in tasks):
+        jobs = 1  # of this process's memory
     results = map(run, tasks) if min(jobs, len(tasks)) < 2 else _in_processes(run, tasks, jobs)
     found: set[str] = set()
     for (task, each), following in zip(zip(tasks, results, strict=True), [*tasks[1:], None], strict=True):

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from google.protobuf import text_format
 
 from bn_graph.audit.report import SubjectKind
+from bn_graph.checkpoints import storage
 from bn_graph.checkpoints.files import (
     base_name,
     checkpoint_state,
@@ -47,7 +48,7 @@ class Subject(NamedTuple):
 def read(path: str, checkpoint: str | None = None) -> list[Subject]:
     """Reads every graph and checkpoint that a path stands for.
 
-    A path is one of:
+    A path is one of these, on this machine or behind a URL (`bn_graph.checkpoints.storage`):
 
     - a ``.meta``; the checkpoint of the same prefix beside it, if any, belongs to it;
     - a checkpoint's prefix, its ``.index``, or a V1 checkpoint; so does the ``.meta`` beside them to them;
@@ -134,7 +135,7 @@ def find(path: str) -> list[Source | AuditError]:
     path = os.fspath(path)
     try:
         with reading(path, "a graph or checkpoint"):
-            if not os.path.isdir(path):
+            if not storage.is_dir(path):
                 return _named(path)
             return [each if isinstance(each, AuditError) else each._replace(searched=True) for each in _search(path)]
     except AuditError as error:
@@ -173,7 +174,7 @@ def _checkpoint_alone(prefix: str, other: Checkpoint | None) -> Subject:
     if other:
         raise AuditError(f"{prefix}: is a checkpoint without a .meta; pair the other checkpoint with a graph.")
     index = prefix + ".index"
-    return Subject(index if os.path.lexists(index) else prefix, SubjectKind.CHECKPOINT, None, read_checkpoint(prefix))
+    return Subject(index if storage.exists(index) else prefix, SubjectKind.CHECKPOINT, None, read_checkpoint(prefix))
 
 
 # From a path to files.
@@ -181,7 +182,7 @@ def _checkpoint_alone(prefix: str, other: Checkpoint | None) -> Subject:
 
 def _named(path: str) -> list[Source]:
     """The files that a path stands for that is no directory."""
-    if not os.path.lexists(path):
+    if not storage.exists(path):
         if not _is_there(path):
             raise AuditError(f"{path}: no file, directory or checkpoint of that name is there.")
         return [_with_graph(path)]
@@ -211,11 +212,11 @@ def _search(top: str) -> list[Source | AuditError]:
         directory = directories.pop()
         try:
             with reading(directory, "a directory"):
-                status = os.stat(directory)
-                if (status.st_dev, status.st_ino) in seen:
+                identity = storage.identity(directory)
+                if identity in seen:
                     continue
-                seen.add((status.st_dev, status.st_ino))
-                names = sorted(os.listdir(directory))
+                seen.add(identity)
+                names = storage.names_in(directory)
                 directories += _below(directory, names)
                 found.update(_in_directory(directory, names))
         except AuditError as error:
@@ -226,8 +227,10 @@ def _search(top: str) -> list[Source | AuditError]:
 def _below(directory: str, names: list[str]) -> list[str]:
     # A SavedModel's variables belong to it.
     own = {"variables"} if {"saved_model.pb", "saved_model.pbtxt"} & set(names) else set()
-    paths = [os.path.join(directory, name) for name in names if not name.startswith(".") and name not in own]
-    return [path for path in paths if os.path.isdir(path)]
+    paths = [
+        os.path.join(directory, name) for name in names if not name.startswith(".") and name.rstrip("/") not in own
+    ]
+    return [path for path in paths if storage.is_dir(path)]
 
 
 def _in_directory(directory: str, names: list[str]) -> dict[str, Source | AuditError]:
@@ -251,10 +254,10 @@ def _source_in_search(path: str, names: list[str]) -> Source | None:
     name = os.path.basename(path)
     if re.search(r"\.(data-\d{5}-of-\d{5}|ldb|sst)$", name):  # the last two are tables of LevelDB itself
         return None
-    if not os.path.lexists(path) or os.path.isdir(path):
+    if not storage.exists(path) or storage.is_dir(path):
         return None
     with reading(path, "a graph or checkpoint"):
-        if os.path.exists(path) and not stat.S_ISREG(os.stat(path).st_mode):
+        if not storage.is_url(path) and os.path.exists(path) and not stat.S_ISREG(os.stat(path).st_mode):
             return None
         source = _source(path)
     prefix = name.removesuffix(".index")
@@ -302,11 +305,11 @@ def _source(path: str) -> Source | None:
 
 def _with_graph(prefix: str) -> Source:
     meta = prefix + ".meta"
-    return Source(meta if os.path.lexists(meta) else None, prefix if has_tensors(prefix) else None)
+    return Source(meta if storage.exists(meta) else None, prefix if has_tensors(prefix) else None)
 
 
 def _is_there(prefix: str) -> bool:
-    return os.path.lexists(prefix + ".meta") or has_tensors(prefix)
+    return storage.exists(prefix + ".meta") or has_tensors(prefix)
 
 
 def _meant(source: Source | AuditError) -> bool:
@@ -329,7 +332,7 @@ def _starts_with_node(path: str) -> bool:
 
 
 def _other_checkpoint(path: str) -> Checkpoint:
-    if not os.path.isdir(path):
+    if not storage.is_dir(path):
         return read_checkpoint(path)
     with reading(path, "a checkpoint directory"):
         prefix = latest_checkpoint(path)
@@ -349,7 +352,7 @@ def _kinds(path: str) -> tuple[SubjectKind, ...]:
             return (SubjectKind.CHECKPOINT,)
         if is_keras_file(head):
             return (SubjectKind.KERAS,)
-        return _text_kinds(head) if _is_text(head) else _binary_kinds(path, os.path.getsize(path))
+        return _text_kinds(head) if _is_text(head) else _binary_kinds(path, storage.size(path))
 
 
 def _is_text(head: bytes) -> bool:
@@ -368,7 +371,7 @@ def _text_kinds(head: bytes) -> tuple[SubjectKind, ...]:
 
 def _binary_kinds(path: str, size: int) -> tuple[SubjectKind, ...]:
     """Tells TensorFlow's messages apart by the numbers and wire types of their first fields."""
-    with open(path, "rb") as file:
+    with storage.open_binary(path) as file:
         fields = list(itertools.islice(_fields(file, size), 64))
     if not fields or None in fields:
         return ()
@@ -407,7 +410,7 @@ def _fields(file, size: int) -> Iterator[tuple[int, int] | None]:
 def _parse(path: str) -> tuple[SubjectKind, list[Any]]:
     """A graph file's kind and meta graphs."""
     kinds = _kinds(path)
-    if os.path.getsize(path) >= 1 << 31:
+    if storage.size(path) >= 1 << 31:
         raise AuditError(f"{path}: is larger than 2 GB, which no protobuf message can be.")
     errors = []
     for kind in kinds:
@@ -425,7 +428,7 @@ def _parse_as(kind: SubjectKind, path: str) -> list[Any]:
     message = {SubjectKind.SAVED_MODEL: saved, SubjectKind.META_GRAPH: single, SubjectKind.GRAPH: single.graph_def}[
         kind
     ]
-    with open(path, "rb") as file:
+    with storage.open_binary(path) as file:
         data = file.read()
     if _is_text(data[:4096]):
         text_format.Parse(data.decode("utf-8-sig"), message, allow_unknown_field=True)

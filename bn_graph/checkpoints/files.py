@@ -1,7 +1,6 @@
 """Files of checkpoints, without TensorFlow: which a path stands for, how they are read and how they are written."""
 
 import contextlib
-import glob
 import os
 import re
 import stat
@@ -12,6 +11,7 @@ from collections.abc import Iterator
 from google.protobuf import text_format
 from google.protobuf.message import DecodeError
 
+from bn_graph.checkpoints import storage
 from bn_graph.graphs import protos
 from bn_graph.graphs.errors import AuditError, BnGraphError, NoModelError
 
@@ -48,7 +48,7 @@ def checkpoint_prefix(path: str | os.PathLike) -> str:
     """
     path = os.fspath(path)
     prefix = path.removesuffix(".index")
-    if os.path.lexists(prefix + ".index") or not os.path.isdir(path):
+    if storage.exists(prefix + ".index") or not storage.is_dir(path):
         return prefix
     latest = latest_checkpoint(path)
     if latest is None:
@@ -66,7 +66,7 @@ def latest_checkpoint(directory: str) -> str | None:
         return _highest_step(directory)
     name = state.model_checkpoint_path
     for prefix in (os.path.join(directory, name), os.path.join(directory, base_name(name))):
-        if base_name(prefix) and (has_tensors(prefix) or os.path.lexists(prefix + ".meta")):
+        if base_name(prefix) and (has_tensors(prefix) or storage.exists(prefix + ".meta")):
             return os.path.normpath(prefix) if os.path.isabs(name) else prefix
     return _highest_step(directory, without_step(base_name(name)))
 
@@ -77,10 +77,10 @@ def checkpoint_state(directory: str) -> "protos.CheckpointState | None":
     state = protos.CheckpointState()
     try:
         with reading(path, "a checkpoint state"):
-            if not os.path.isfile(path) or os.path.getsize(path) > 1 << 24:
+            if not storage.is_file(path) or storage.size(path) > 1 << 24:
                 return None
-            with open(path, encoding="utf-8") as file:
-                text_format.Parse(file.read(), state, allow_unknown_field=True)
+            with storage.open_binary(path) as file:
+                text_format.Parse(file.read().decode("utf-8"), state, allow_unknown_field=True)
     except AuditError:
         return None
     return state if state.model_checkpoint_path else None
@@ -88,27 +88,33 @@ def checkpoint_state(directory: str) -> "protos.CheckpointState | None":
 
 def _highest_step(directory: str, stem: str | None = None) -> str | None:
     """The prefix with the highest step in a directory, or the newest; of that stem, if it has any of that stem."""
-    names = {name.rpartition(".")[0] for name in os.listdir(directory or ".") if name.endswith((".index", ".meta"))}
+    names = {name.rpartition(".")[0] for name in storage.names_in(directory) if name.endswith((".index", ".meta"))}
     names = {name for name in names if without_step(name) == stem} or names
 
     def rank(name: str) -> tuple[int, float, str]:
         path = os.path.join(directory, name)
         step = re.search(r"-(\d+)$", name)
-        files = [path + suffix for suffix in (".index", ".meta") if os.path.exists(path + suffix)]
-        return int(step[1]) if step else -1, max(map(os.path.getmtime, files), default=0.0), name
+        files = [path + suffix for suffix in (".index", ".meta") if storage.exists(path + suffix)]
+        return int(step[1]) if step else -1, max(map(storage.modified, files), default=0.0), name
 
     return os.path.join(directory, max(names, key=rank)) if names else None
 
 
 def has_tensors(prefix: str) -> bool:
     """Whether there is a checkpoint of that prefix: an index, a V1 checkpoint or a shard of one."""
-    if os.path.lexists(prefix + ".index") or os.path.isfile(prefix):
+    if storage.exists(prefix + ".index") or storage.is_file(prefix):
         return True
+    return bool(_shards(prefix))
+
+
+def _shards(prefix: str) -> list[str]:
+    """The shards of a V1 checkpoint, sorted."""
     directory, name = os.path.split(prefix)
+    shard = re.compile(re.escape(name) + r"-\d{5}-of-\d{5}")
     with contextlib.suppress(OSError):
-        shard = re.compile(re.escape(name) + r"-\d{5}-of-\d{5}")
-        return any(shard.fullmatch(other) for other in os.listdir(directory or "."))
-    return False
+        near = [other for other in storage.names_in(directory) if other.startswith(name)]
+        return [os.path.join(directory, other) for other in near if shard.fullmatch(other)]
+    return []
 
 
 def base_name(path: str) -> str:
@@ -128,13 +134,13 @@ def checkpoint_files(path: str) -> tuple[str, list[str]]:
         AuditError: nothing is there, or some of the shards are not.
     """
     prefix = re.sub(r"\.(index|data-\d{5}-of-\d{5})$", "", path)
-    if prefix + ".index" == path or os.path.lexists(prefix + ".index"):
+    if prefix + ".index" == path or storage.exists(prefix + ".index"):
         return prefix, [prefix + ".index"]
     shard = re.fullmatch(r"(.*)-\d{5}-of-(\d{5})", path)
-    prefix = shard[1] if shard and os.path.lexists(path) else path
-    if not shard and os.path.lexists(path):
+    prefix = shard[1] if shard and storage.exists(path) else path
+    if not shard and storage.exists(path):
         return path, [path]
-    shards = sorted(glob.glob(f"{glob.escape(prefix)}-[0-9][0-9][0-9][0-9][0-9]-of-[0-9][0-9][0-9][0-9][0-9]"))
+    shards = _shards(prefix)
     if shard:
         shards = [file for file in shards if file.endswith(shard[2])]
     if not shards:
@@ -175,11 +181,12 @@ def first_bytes(path: str) -> bytes:
         AuditError: it is missing, a symbolic link to nowhere, no regular file, or gzipped.
     """
     with reading(path, "a file"):
-        if os.path.islink(path) and not os.path.exists(path):
-            raise AuditError(f"{path}: is a symbolic link to {os.readlink(path)}, which is not there.")
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise AuditError(f"{path}: is no regular file.")
-        with open(path, "rb") as file:
+        if not storage.is_url(path):
+            if os.path.islink(path) and not os.path.exists(path):
+                raise AuditError(f"{path}: is a symbolic link to {os.readlink(path)}, which is not there.")
+            if not stat.S_ISREG(os.stat(path).st_mode):
+                raise AuditError(f"{path}: is no regular file.")
+        with storage.open_binary(path) as file:
             head = file.read(4096)
         if not head:
             raise NoModelError(f"{path}: is empty.")

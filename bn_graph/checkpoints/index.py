@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bn_graph.checkpoints import table
+from bn_graph.checkpoints import storage, table
 from bn_graph.checkpoints.crc32c import crc32c, crc32c_of_repeated, unmasked
 from bn_graph.checkpoints.files import checkpoint_files, first_bytes, reading
 from bn_graph.graphs import protos
@@ -193,7 +193,7 @@ def _block(start: tuple[int, ...], shape: tuple[int, ...]) -> tuple[slice, ...]:
 
 def _read_file(path: str, entries: dict[str, Entry], parts: dict[str, list["_Part"]]) -> None:
     first_bytes(path)
-    with open(path, "rb") as file:
+    with storage.open_binary(path) as file:
         rows = table.rows(file)
         key, header = next(rows, (None, b""))
         if key != b"":

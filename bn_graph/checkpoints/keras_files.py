@@ -19,6 +19,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from bn_graph.checkpoints import storage
 from bn_graph.checkpoints.index import Checkpoint, Entry
 from bn_graph.graphs.errors import AuditError, NoModelError
 
@@ -73,10 +74,10 @@ def read_keras(path: str) -> Checkpoint:
 def _opened(path: str) -> Iterator[tuple[Any, Mapping[str, Any]]]:
     """The group that holds the weights, None if there is none, and the model's configuration so far as it is there."""
     config: Any = {}
-    source: Any = path
     with contextlib.ExitStack() as opened:
-        if zipfile.is_zipfile(path):
-            archive = opened.enter_context(zipfile.ZipFile(path))
+        source: Any = opened.enter_context(storage.open_binary(path)) if storage.is_url(path) else path
+        if zipfile.is_zipfile(source):
+            archive = opened.enter_context(zipfile.ZipFile(source))
             if _WEIGHTS not in archive.namelist():
                 yield None, {}
                 return

@@ -5,6 +5,7 @@ import struct
 from collections.abc import Iterator
 from typing import BinaryIO
 
+from bn_graph.checkpoints import storage
 from bn_graph.checkpoints.crc32c import crc32c, unmasked
 
 __all__ = ["is_table", "rows", "varint"]
@@ -22,7 +23,7 @@ def is_table(path: str) -> bool:
     >>> is_table(__file__)
     False
     """
-    with open(path, "rb") as file:
+    with storage.open_binary(path) as file:
         size = file.seek(0, os.SEEK_END)
         if size < _FOOTER:
             return False

@@ -218,3 +218,13 @@ def test_what_could_not_be_read_is_not_kept(folder, tmp_path):
     where = tmp_path / "cache"
     assert results(folder / "run4", cache_in=str(where)) == results(folder / "run4")
     assert not list(where.glob("*")) and not list(Path(where.parent).glob(".*"))
+
+
+def test_a_file_of_keras_is_kept_under_its_own_name(tmp_path, audited):
+    pytest.importorskip("h5py")
+    from tests.audit.test_keras_files import write_keras3
+
+    for name in ("a.keras", "b.keras"):
+        path = write_keras3(tmp_path / name, {"bn": [[1.5], [0.5], [0.0], [1.0]]})
+        assert results(path, cache_in=str(tmp_path / "cache")) == results(path)
+    assert len(audited) == 3

@@ -23,6 +23,7 @@ from bn_graph.audit.report import (
     evidence_in_brief,
 )
 from bn_graph.audit.rules import RULES, Rule, explanation, one_line
+from bn_graph.checkpoints.storage import is_url
 
 __all__ = ["render"]
 
@@ -123,5 +124,7 @@ def _location(report: Report, layers: Sequence[str]) -> dict:
 
 def _file(path: str) -> dict:
     plain = Path(path)
+    if is_url(path):
+        return {"physicalLocation": {"artifactLocation": {"uri": quote(os.fsencode(path), safe="/:")}}}
     uri = plain.as_uri() if plain.is_absolute() else quote(os.fsencode(plain.as_posix()))
     return {"physicalLocation": {"artifactLocation": {"uri": uri}}}
