@@ -17,7 +17,7 @@ from bn_graph.tf1 import legacy_layers, tf
 from bn_graph.training import train_op as library
 from experiments.machinery import harness
 from experiments.machinery.harness import Mode, Settings
-from experiments.machinery.verdicts import Verdict, dated, does_not_hold, holds, holds_if
+from experiments.machinery.verdicts import Verdict, dated, does_not_hold, holds, holds_with_a_trap
 from experiments.missing_update_ops import KEY, reason
 
 # The article's.
@@ -55,13 +55,15 @@ def printed_entries() -> dict[str, list[str]]:
 
 def judge_article_10(result: dict) -> Verdict:
     printed = result["printed"]
-    today = printed["rank 4, resource variables"]
-    measured = "; ".join(today)
+    default = "rank 4, resource variables"
+    today = printed[default]
+    measured = f"Today it prints {' and '.join(today) or 'nothing'}."
     as_printed = [kind for kind, entries in printed.items() if entries == DOCUMENT_PRINTS]
-    if "rank 4, resource variables" in as_printed:
+    if default in as_printed:
         return holds(measured, "Digit for digit.")
     if as_printed:
-        return holds_if(f"built with {' or '.join(as_printed)}", measured, "Today's default prints something else.")
+        note = f"With {' or '.join(as_printed)}, which were the document's, it prints what stands there."
+        return holds_with_a_trap("today's default prints something else", measured, note)
     if len(today) != 2 or not all("AssignMovingAvg" in entry for entry in today):
         return does_not_hold(measured, f"{len(today)} entries, and not all of them AssignMovingAvg.")
     note = "There are two still, but no float32_ref tensors: today they are operations on resource variables. "
@@ -148,20 +150,23 @@ def train_op_of(outputs: tf.Tensor, scope: str | None) -> tf.Operation:
 def judge_solver_10(result: dict) -> Verdict:
     cases = result["scopes"]
     wrong = [case for case in cases if case["missed"] or case["foreign"]]
-    measured = "; ".join(
-        f"{case['models']}: '{case['scope']}' takes {case['taken']}, own {case['own']}" for case in cases
+    scopes = "; ".join(
+        f"'{case['scope']}' of the models {case['models']} takes {case['taken']} ops where {case['own']} are its own"
+        for case in wrong
     )
+    measured = f"In {len(cases) - len(wrong)} of {len(cases)} cases a scope takes its own update ops and no others"
+    measured += f"; {scopes}." if wrong else "."
     unscoped = result["consequences"]["the document's two, without scope"].split(":")[0]
     silent = result["consequences"]["bn beside bn2, both in training"].removeprefix("runs; ")
     note = (
-        f"The scope is the beginning of a regular expression: {len(wrong)} of {len(cases)} cases go wrong, and a step of bn "
-        f"beside bn2 {silent}. With no scope, training the document's no_norm alone: {unscoped}."
+        f"The scope is the beginning of a regular expression, and a step of bn beside bn2 {silent}. With no scope, training "
+        f"the document's no_norm alone: {unscoped}."
     )
     if not wrong:
         return holds(measured, note)
     # The document's own pair.
     if cases[0] not in wrong:
-        return holds_if("no name, read as a regular expression, begins another's", measured, note)
+        return holds_with_a_trap("a name that begins another's takes its update ops too", measured, note)
     return does_not_hold(measured, note)
 
 

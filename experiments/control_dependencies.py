@@ -21,7 +21,7 @@ from bn_graph.tf1 import tf
 from experiments.machinery import harness
 from experiments.machinery.figures import BLUE, GREY, ORANGE, figure
 from experiments.machinery.harness import Mode, Settings
-from experiments.machinery.verdicts import Verdict, does_not_hold, holds, holds_if
+from experiments.machinery.verdicts import Verdict, does_not_hold, holds, holds_with_a_trap
 
 # The document's.
 FIRST, SECOND, ASSIGNED = 1, 2, 10
@@ -77,28 +77,31 @@ def count_sums(use_resource: bool, sessions: int) -> dict[str, dict[str, int]]:
 def judge_article_09(result: dict) -> Verdict:
     certain = {"alone": str(FIRST + SECOND), "after": str(ASSIGNED + SECOND)}
     outcomes = result["outcomes"]
+
+    def sums(way: str) -> str:
+        return " and ".join(f"{_counts(outcomes[kind][way])} with {kind} variables" for kind in outcomes)
+
     wrong = [
         f"{kind}, {WAYS[way]}: {_counts(outcomes[kind][way])}"
         for kind in outcomes
         for way, expected in certain.items()
         if set(outcomes[kind][way]) != {expected}
     ]
-    measured = "; ".join(
-        f"{WAYS[way]}: {', '.join(f'{kind} {_counts(outcomes[kind][way])}' for kind in outcomes)}" for way in WAYS
+    measured = (
+        f"In {result['sessions']} sessions each, the sum without the assign is {sums('alone')}, and under the control "
+        f"dependency {sums('after')}; where the assign runs beside it, {sums('beside')}."
     )
     if wrong:
-        return does_not_hold(
-            measured, f"Over {result['sessions']} sessions each, some came out otherwise: {'; '.join(wrong)}."
-        )
+        return does_not_hold(measured, f"Some came out otherwise than claimed: {'; '.join(wrong)}.")
     stale = [kind for kind in outcomes if set(outcomes[kind]["read before"]) != {certain["after"]}]
     if stale:
-        return holds_if(
-            "the value is read inside the block",
-            measured,
-            f"Read before the block, the sum is not always 12 ({' and '.join(stale)} variables): the dependency orders the "
-            "add, and not the read that feeds it.",
+        note = (
+            f"Of a value read before the block the sum is {sums('read before')}: the dependency orders the add, and not "
+            "the read that feeds it."
         )
-    return holds(measured, f"In {result['sessions']} sessions each, even from a value read before the block.")
+        trap = f"a {' or '.join(stale)} variable that is read before the block may keep its old value"
+        return holds_with_a_trap(trap, measured, note)
+    return holds(measured, "Also of a value that is read before the block.")
 
 
 def _counts(counter: dict[str, int]) -> str:

@@ -18,7 +18,7 @@ import bn_graph
 from bn_graph.tf1 import legacy_layers, tf
 from experiments.machinery import harness
 from experiments.machinery.harness import Mode, Settings
-from experiments.machinery.verdicts import Verdict, does_not_hold, holds, holds_if
+from experiments.machinery.verdicts import Verdict, does_not_hold, holds, holds_with_a_trap
 from experiments.model_solver import BATCH_SIZE, build_pair
 
 # Whose loss is looked at; enough for a loss that moves with each.
@@ -81,17 +81,16 @@ def judge_solver_05(result: dict) -> Verdict:
     fixed = found["moved_by_inference"] == 0.0 and found["inference_less_moving_statistics"] < 1e-5
     averaged = found["update_less_moving_average"] < 1e-5
     measured = (
-        f"training output changed by {changed:.1g} when the moving statistics were overwritten; inference used them "
-        f"(difference {found['inference_less_moving_statistics']:.1g}) and moved them by {found['moved_by_inference']:.1g}"
+        f"Training averages the batches' statistics (to {found['update_less_moving_average']:.0e}); inference normalizes with "
+        f"the averages (to {found['inference_less_moving_statistics']:.0e}) and moves them by "
+        f"{found['moved_by_inference']:.1g}; overwriting them changes training's output by {changed:.1g}."
     )
     if not (fixed and averaged):
         return does_not_hold(measured, "The moving statistics are not averaged in training, or not fixed at inference.")
     if changed > 1e-3:
         return holds(measured, "Training normalizes with the moving statistics, and inference keeps them fixed.")
-    note = (
-        "Training normalizes with the batch's own mean and deviation; the moving averages are only kept for inference."
-    )
-    return holds_if("μ and σ are those that inference uses", measured, note)
+    note = "Read as the μ and σ that the test uses. Training itself normalizes with the batch's own mean and deviation."
+    return holds_with_a_trap("training does not normalize with the moving averages", measured, note)
 
 
 # --- solver-08: (55000, 784) and 1718 steps an epoch ------------------------------------------------------------------
@@ -112,7 +111,7 @@ def train_shape(dataset: bn_graph.Dataset) -> dict:
 
 def judge_solver_08(result: dict) -> Verdict:
     found = result["train_shape"]
-    measured = f"{tuple(found['shape'])}; {found['steps']}"
+    measured = f"The training images are {tuple(found['shape'])}, and an epoch has {found['steps']:,} steps."
     if found["shape"] == [55_000, 784] and found["steps"] == 1718:
         return holds(measured, f"The {found['left_out']} images that are left do not fill a batch.")
     return does_not_hold(measured, "The document has (55000, 784) and 1718.")
@@ -147,8 +146,8 @@ def judge_solver_15(result: dict) -> Verdict:
     found = result["returned_loss"]
     steps = found["steps"]
     measured = (
-        f"{found['values']} values; the last equals the batch's loss before the update in {found['equal_to_before']} of "
-        f"{steps} steps, after it in {found['equal_to_after']}"
+        f"It returns {found['values']} values; the last equals the batch's loss before the update in "
+        f"{found['equal_to_before']} of {steps} steps, and the loss after it in {found['equal_to_after']}."
     )
     if found["equal_to_before"] == steps:
         when = "before the update, by the batch's own statistics"
@@ -159,8 +158,8 @@ def judge_solver_15(result: dict) -> Verdict:
     if found["values"] == 1:
         return holds(measured, f"It is the loss {when}.")
     first = "None for the train op" if found["nothing_first"] else "the train op's value"
-    note = f"The list holds {first} and the loss {when}."
-    return holds_if(f"the last of the {found['values']} values is meant", measured, note)
+    note = f"The list holds {first} and the loss {when}; the document's loop unpacks it."
+    return holds_with_a_trap(f"the loss is the last of the {found['values']} values in a list", measured, note)
 
 
 if __name__ == "__main__":

@@ -20,8 +20,9 @@ def test_a_resource_variable_read_before_the_block_can_keep_its_old_value(result
     assert result["outcomes"]["resource"]["read before"].get("3", 0) > result["sessions"] / 2
 
 
-def test_the_verdict_names_the_condition(result):
-    assert result["claims"]["article-09"]["verdict"] == "holds if the value is read inside the block"
+def test_the_verdict_names_the_trap(result):
+    trap = "a resource variable that is read before the block may keep its old value"
+    assert result["claims"]["article-09"]["verdict"] == f"holds, with a trap: {trap}"
 
 
 def test_one_session_that_comes_out_otherwise_makes_the_claim_not_hold(result):
@@ -30,7 +31,7 @@ def test_one_session_that_comes_out_otherwise_makes_the_claim_not_hold(result):
     assert control_dependencies.judge_article_09(contradicting).verdict == "does not hold"
 
 
-def test_reads_that_always_see_the_assign_make_it_hold_without_a_condition(result):
+def test_reads_that_always_see_the_assign_make_it_hold_without_a_trap(result):
     contradicting = copy.deepcopy(result)
     for kind in contradicting["outcomes"]:
         contradicting["outcomes"][kind]["read before"] = {"12": result["sessions"]}
