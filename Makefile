@@ -16,7 +16,7 @@ ARGS    = --mode $(MODE) --output $(OUTPUT) $(if $(DATA),--data $(DATA)) $(if $(
 ALL     = --output $(OUTPUT) $(if $(FRESH),--fresh)
 
 .DEFAULT_GOAL := help
-.PHONY: help install reproduce reproduce-quick report readmes reference restore-demo mend-demo audit-cost bench distributed \
+.PHONY: help install verbatim reproduce reproduce-quick report readmes reference restore-demo mend-demo audit-cost bench distributed \
   mnist eras test test-versions lint format clean $(EXPERIMENTS)
 
 help:  ## list the commands
@@ -109,6 +109,12 @@ mnist: $(VENV)/.installed  ## download MNIST into MNIST_data (needs a network)
 # PYTHON36, PYTHON37: interpreters, where they are neither on the PATH nor in pyenv
 eras: $(VENV)/.installed  ## environments of TensorFlow 1.0.1 to 1.15.5 in .eras, for comparisons (Python 3.6 and 3.7)
 	@$(RUN) experiments.machinery.eras
+
+# DOCUMENTS: folder of the five text files. PROGRAMS="r2rt flags/as-printed", VERSIONS="1.15.5 2.21": only these
+DOCUMENTS ?= documents
+verbatim: $(VENV)/.installed  ## the documents' own programs, as they stand, in six TensorFlows (DOCUMENTS=folder; make eras first)
+	@$(RUN) experiments.machinery.verbatim --documents $(DOCUMENTS) --output $(OUTPUT) $(if $(PROGRAMS),--program $(PROGRAMS)) \
+	  $(if $(VERSIONS),--version $(VERSIONS)) $(if $(SEED),--seed $(SEED)) $(if $(FRESH),--fresh)
 
 # In as many processes as there are cores; `pytest` alone runs them in one.
 test: lint  ## lint and tests; those that train on MNIST run where MNIST_DIR is set

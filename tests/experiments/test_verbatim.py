@@ -1,0 +1,206 @@
+"""The documents' programs: taken out of texts, indented and edited by rules, run, and kept. The texts here are made up."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from experiments.machinery.programs import UsageError
+from experiments.machinery.verbatim import runner, texts
+from experiments.machinery.verbatim.runner import Environment
+
+# A page whose program has lost its indentation, between prose; lines 3 to 9.
+PAGE = """A heading
+
+def double(value):
+if value > 3:
+return value * 2
+return -value
+total = double(4) + double(1) * offset
+print("total", total)
+>>> total
+total 7
+"""
+RULES = """
+[documents]
+page = "page.txt"
+
+[[program]]
+document = "page"
+name = "double"
+shows = "a function"
+steps = ["lines 3-8", "example 9"]
+sha256 = "{sha256}"
+depths = "4:1 5:2 6:1 7:0"
+printed = "10"
+keep = ["total", "double"]
+statistical = true
+short = {{ "double(4)" = "double(5)" }}
+[[program.change]]
+why = "offset is not given"
+error = "'offset'"
+edits = [{{ line = 7, insert = "offset = 1" }}]
+[[program.change]]
+why = "a case that the page describes"
+error = "never called for"
+edits = [{{ line = 8, drop = true }}]
+"""
+HERE = Environment("here", Path(sys.executable), "as it stands")
+
+
+@pytest.fixture
+def rules(tmp_path):
+    """Rules for the page, with its checksum; the page is in the same folder."""
+    (tmp_path / "page.txt").write_text(PAGE)
+    path = tmp_path / "rules.toml"
+    path.write_text(RULES.format(sha256="?"))
+    with pytest.raises(UsageError) as error:
+        texts.steps(texts.programs(path)["page/double"], tmp_path)
+    sha256 = str(error.value).split("begins ")[1].split(",")[0]
+    path.with_name("checked.toml").write_text(RULES.format(sha256=sha256))
+    return path.with_name("checked.toml")
+
+
+@pytest.fixture
+def program(rules):
+    return texts.programs(rules)["page/double"]
+
+
+def test_indentation_is_restored_by_the_rule_and_prompts_are_taken_off(program, tmp_path):
+    source, example = texts.steps(program, tmp_path)
+    assert source["line"] == 3 and example == {"kind": "source", "name": "", "text": "total", "line": 9}
+    assert source["text"].splitlines()[:4] == [
+        "def double(value):",
+        "    if value > 3:",
+        "        return value * 2",
+        "    return -value",
+    ]
+
+
+def test_edits_replace_insert_and_drop_at_the_depth_of_their_line(program, tmp_path):
+    edits = ({"line": 5, "insert": "value += 1"}, {"line": 5, "old": "* 2", "new": "* 3"}, {"line": 8, "drop": True})
+    source = texts.steps(program, tmp_path, [texts.Change("for the test", edits)])[0]["text"].splitlines()
+    assert source[2:4] == ["        value += 1", "        return value * 3"] and source[-1].startswith("total =")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [PAGE.replace("* 2", "* 3"), PAGE.replace("total 7", "total 8"), "\n" + PAGE, PAGE[:60]],
+    ids=["another program", "another output", "moved by a line", "cut off"],
+)
+def test_another_text_is_refused(program, tmp_path, text):
+    (tmp_path / "page.txt").write_text(text)
+    with pytest.raises(UsageError, match=r"page\.txt: the lines of page/double \(3 to 10\) are not those .* expected"):
+        texts.steps(program, tmp_path)
+
+
+def test_a_folder_without_the_document_is_reported(program, tmp_path):
+    with pytest.raises(UsageError, match=r"page\.txt: No such file.*page/double needs this document"):
+        texts.steps(program, tmp_path / "elsewhere")
+
+
+def test_prose_around_the_program_may_change(program, tmp_path):
+    (tmp_path / "page.txt").write_text(PAGE.replace("A heading", "Another heading"))
+    assert len(texts.steps(program, tmp_path)) == 2
+
+
+@pytest.mark.parametrize(
+    "printed, numbers",
+    [
+        ("ACCURACY: 0.02", [["ACCURACY", [0.02]]]),
+        ("LIST: [np.int64(8), np.int64(-1)]", [["LIST", [8, -1]]]),
+        ("out [[ 9. 11.]\n [ 1e-3  2.]]", [["out", [9.0, 11.0, 0.001, 2.0]]]),
+        ("loss 0.5(94.19%) vs none 1.5\n\n(0.25, 3)", [["loss", [0.5, 94.19]], ["vs none", [1.5]], ["", [0.25, 3]]]),
+        ("Extracting a-3.gz\n1/4 [=====] - ETA: 0s\nfloat32 v2:0", [["float32 v2", [0]]]),
+    ],
+    ids=["one", "NumPy 2's scalars", "over lines", "after an empty line", "progress and names"],
+)
+def test_numbers_are_read_with_the_words_before_them(printed, numbers):
+    assert texts.readings(printed) == numbers
+
+
+def test_a_program_is_run_as_printed_and_again_with_the_change_that_its_error_calls_for(program, tmp_path):
+    first, second = runner.run_program(program, HERE, tmp_path, seed=0)
+    assert first["changes"] == [] and first["error"] == {
+        "type": "NameError",
+        "message": "name 'offset' is not defined",
+        "line": 7,
+    }
+    assert second["error"] is None and second["changes"] == [
+        {"why": "offset is not given", "edits": ["before line 7: offset = 1"]}
+    ]
+    assert second["printed"] == [["total", [7]], ["", [7]]]  # printed by the program, and shown as a notebook shows it
+    assert second["variables"]["total"] == 7 and "function double" in second["variables"]["double"]
+
+
+def test_a_syntax_error_and_a_process_that_dies_are_results(program, tmp_path):
+    broken = texts.Change("for the test", ({"line": 4, "old": ":", "new": ""},))
+    (entry,) = runner.run_program(program._replace(changes=(broken,)), HERE, tmp_path, seed=0)
+    assert entry["error"]["type"] == "SyntaxError" and entry["error"]["line"] == 4
+    dying = program._replace(changes=(), steps=("code import os; os._exit(3)", *program.steps))
+    (entry,) = runner.run_program(dying, HERE, tmp_path, seed=0)
+    assert entry["error"]["message"].startswith("the interpreter ended with status 3")
+
+
+def test_curves_are_thinned_and_pictures_written(program, tmp_path):
+    drawing = "import matplotlib.pyplot as plt; curve = [i / 7 for i in range(800)]; _ = plt.plot(curve)"
+    drawn = program._replace(changes=(), keep=("curve",), steps=(f"code {drawing}", "example 9"), sha256="", printed="")
+    drawn = drawn._replace(steps=drawn.steps[:1])
+    (entry,) = runner.run_program(drawn, HERE, tmp_path, seed=0, pictures=tmp_path / "pictures")
+    curve = entry["variables"]["curve"]
+    assert (
+        curve["of"] == 800 and len(curve["values"]) == 81 and curve["at"][-1] == 799 and curve["values"][-1] == 114.14
+    )
+    assert entry["figures"] == [{"axes": 1, "points": [800]}] and (tmp_path / "pictures" / "figure1.png").exists()
+
+
+def test_what_is_there_from_the_same_rules_is_kept(rules, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(runner, "environments", lambda folder: [HERE])
+    monkeypatch.setattr(texts, "programs", lambda read=texts.programs: read(rules))
+    arguments = ["--documents", str(tmp_path), "--output", str(tmp_path), "--seed", "0", "1"]
+    assert runner.main(arguments) == 0
+    assert capsys.readouterr().out.count("page/double") == 4  # two seeds, each as printed and with the change
+    path = tmp_path / "verbatim" / "page" / "double" / "here.json"
+    result = json.loads(path.read_text())
+    assert [(entry["seed"], len(entry["changes"])) for entry in result["runs"]] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert result["document_printed"] == [["total", [7]]]
+    assert runner.main([*arguments, "2"]) == 0
+    assert capsys.readouterr().out.count("page/double") == 2  # seed 2 alone
+    rules.write_text(rules.read_text().replace("offset = 1", "offset = 2"))
+    texts._rules.cache_clear()
+    assert runner.main(arguments) == 0
+    assert capsys.readouterr().out.count("page/double") == 4
+
+
+def test_what_is_unknown_is_refused(rules, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(runner, "environments", lambda folder: [HERE])
+    for option, name in (("--program", "page/none"), ("--version", "0.9")):
+        assert runner.main(["--documents", str(tmp_path), option, name]) == 2
+        assert f"{name}; there are: " in capsys.readouterr().err
+
+
+def test_the_rules_quote_no_line_of_a_program_and_name_what_there_is():
+    programs = texts.programs()
+    assert {program.document for program in programs.values()} == {"qa", "solver", "r2rt", "flags", "article"}
+    for program in programs.values():
+        assert program.shows and all(change.why and change.edits for change in program.changes), program.key
+        numbers = {number for step in program.steps for number in texts.line_numbers(_ranges(step))}
+        edited = {edit["line"] for change in program.changes for edit in change.edits}
+        assert edited <= numbers, program.key
+        assert bool(program.sha256) == bool(numbers), program.key
+
+
+def _ranges(step):
+    return " ".join(word for word in step.split() if word[0].isdigit() and step.startswith(texts.LINES))
+
+
+DOCUMENTS = Path(__file__).parents[3] / "shared" / "documents"
+
+
+@pytest.mark.skipif(not DOCUMENTS.is_dir(), reason="the documents are not part of the project")
+def test_every_program_of_the_documents_is_python_once_its_changes_are_made():
+    for program in texts.programs().values():
+        for step in texts.steps(program, DOCUMENTS, program.changes):
+            if step["kind"] == "source":
+                compile(step["text"], program.key, "exec")
