@@ -20,6 +20,7 @@ from bn_graph.audit import rules
 from experiments.machinery import programs, register, results
 from experiments.machinery.programs import UsageError
 from experiments.machinery.results import write_json, write_text
+from experiments.machinery.verbatim import table as verbatim
 from experiments.machinery.verdicts import MARKS, counts, kind_of
 
 ROOT = Path(__file__).parents[2]
@@ -135,6 +136,7 @@ def readme_tables(loaded: Mapping[str, dict]) -> dict[str, str]:
         ),
         "experiments": _experiments_table(loaded),
         "verdicts": _verdicts(claims),
+        "verbatim": verbatim.described(REFERENCE / "verbatim", loaded),
         "small batches": loaded.get("small_batches", {}).get("advice", ""),
         "rules": rules.table(),
     }

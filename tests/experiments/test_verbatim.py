@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from experiments.machinery import report
 from experiments.machinery.programs import UsageError
-from experiments.machinery.verbatim import runner, texts
+from experiments.machinery.verbatim import runner, table, texts
 from experiments.machinery.verbatim.runner import Environment
 
 # A page whose program has lost its indentation, between prose; lines 3 to 9.
@@ -204,3 +205,51 @@ def test_every_program_of_the_documents_is_python_once_its_changes_are_made():
         for step in texts.steps(program, DOCUMENTS, program.changes):
             if step["kind"] == "source":
                 compile(step["text"], program.key, "exec")
+
+
+def test_the_committed_results_are_whole_runs_by_these_rules():
+    programs = texts.programs()
+    for (key, environment), result in table.load_runs(report.REFERENCE / "verbatim").items():
+        assert result["rules"] == runner.digest(programs[key]), (key, environment)
+        assert not any(run["short"] for run in result["runs"])
+
+
+def test_a_cell_shows_what_seeds_have_in_common_or_their_spread_and_marks_changed_programs():
+    row = table.Row("page/double", "total", lambda run: run["variables"]["total"])
+
+    def result(environment, *runs):
+        return {"environment": environment, "runs": list(runs)}
+
+    def run(seed, total, error=None):
+        return {"seed": seed, "error": error, "variables": {"total": total}}
+
+    raised = run(0, None, {"type": "NameError"})
+    assert table.cell(row, [result("1.0.1", run(0, 0.5), run(1, 0.5))]) == "0.5"
+    assert table.cell(row, [result("1.0.1", run(0, 0.5), run(1, 0.75))]) == "0.5000 ← 0.6250 → 0.7500"
+    assert table.cell(row, [result("1.0.1", raised)]) == "raises NameError"
+    assert table.cell(row, [result("1.0.1", raised, run(0, "text"))]) == "text †"
+    assert (
+        table.cell(row, [result("2.21 Keras 3", run(0, [1.0, 2])), result("2.21 legacy Keras", run(0, [1.0, 2]))])
+        == "1 2"
+    )
+    assert table.cell(row, [result("2.21 Keras 3", run(0, 1)), result("2.21 legacy Keras", run(0, 2))]) == (
+        "Keras 3: 1; legacy Keras: 2"
+    )
+
+
+def test_errors_are_listed_once_with_their_versions_and_what_helps():
+    def result(*runs):
+        return {"runs": [{"seed": 0} | run for run in runs]}
+
+    raised = {"changes": [], "error": {"type": "NameError", "message": "name 'x' is not defined", "line": 3}}
+    other = {"changes": [], "error": {"type": "ValueError", "message": "gone", "line": 5}}
+    ran = {"changes": [{"why": "x is not given"}], "error": None}
+    found = {
+        ("a/b", "1.15.5"): result(raised, ran),
+        ("a/b", "1.4.1"): result(raised, ran),
+        ("a/b", "2.21"): result(other),
+    }
+    assert table.failures_table(found)[1] == [
+        ["a/b", "1.4.1, 1.15.5", "NameError: name 'x' is not defined (line 3)", "x is not given"],
+        ["a/b", "2.21", "ValueError: gone (line 5)", "nothing small: what it needs is not in this version"],
+    ]

@@ -315,8 +315,10 @@ def build_helper(names, seed):
     tf = names["tf"]
     names["images"] = tf.placeholder(tf.float32, [None, 784])
     names["labels"] = tf.placeholder(tf.float32, [None, CLASSES])
-    ewma = tf.train.ExponentialMovingAverage(decay=0.99)
-    names["bn1"], names["bn2"] = (names["ConvolutionalBatchNormalizer"](depth, 0.001, ewma, True) for depth in (8, 16))
+    averages = tf.train.ExponentialMovingAverage(0.99)
+    names["bn1"], names["bn2"] = (
+        names["ConvolutionalBatchNormalizer"](depth, 0.001, averages, True) for depth in (8, 16)
+    )
     random = np.random.RandomState(seed)
     shapes = [(5, 5, 1, 8), (5, 5, 8, 16), (7 * 7 * 16, CLASSES)]
     values = [random.normal(size=shape) / np.sqrt(np.prod(shape[:-1])) for shape in shapes]

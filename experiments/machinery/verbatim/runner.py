@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -191,13 +192,16 @@ def _kept(path: Path, rules: str) -> dict[tuple[int, bool], list[dict]]:
     return kept
 
 
-def _digest(program: Program) -> str:
-    return hashlib.sha256(repr(program).encode()).hexdigest()[: texts.DIGITS]
+def digest(program: Program) -> str:
+    """Of all rules that decide what a program gives; a reason may be worded anew."""
+    edits = [(change.error, change.edits) for change in program.changes]
+    rules = (program.steps, program.sha256, program.depths, program.keep, edits, program.short)
+    return hashlib.sha256(repr(rules).encode()).hexdigest()[: texts.DIGITS]
 
 
 def _run_seeds(program: Program, environment: Environment, given: argparse.Namespace) -> Iterator[str]:
     """Runs what is not kept yet, writes the result after each seed, and yields a line about each run."""
-    path, rules = result_path(given.output, program, environment.name), _digest(program)
+    path, rules = result_path(given.output, program, environment.name), digest(program)
     kept = {} if given.fresh else _kept(path, rules)
     for seed in given.seed if program.statistical else given.seed[:1]:
         if (seed, given.short) in kept:
@@ -205,7 +209,7 @@ def _run_seeds(program: Program, environment: Environment, given: argparse.Names
         how = {"data": given.data_directory, "short": given.short, "pictures": path.with_suffix("")}
         entries = run_program(program, environment, given.documents, seed, **how)
         kept[seed, given.short] = entries
-        results.write_json(
+        _write(
             path,
             {
                 "format": results.FORMAT,
@@ -222,6 +226,30 @@ def _run_seeds(program: Program, environment: Environment, given: argparse.Names
         )
         for entry in entries:
             yield _line(program, environment, entry)
+
+
+def _write(path: Path, content: dict) -> None:
+    """As JSON, with a list of numbers on one line."""
+    text = re.sub(r"\[[^][{}]*\]", lambda found: " ".join(found[0].split()), json.dumps(content, indent=1))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    results.write_text(path, text + "\n")
+
+
+def take_reference(output: Path, reference: Path) -> int:
+    """Copies the results of whole runs, the table and the figure to where git keeps them; returns how many results.
+
+    Raises:
+        UsageError: one of the results is of a short run.
+    """
+    found = sorted((output / "verbatim").glob("*/*/*.json"))
+    for path in found:
+        if any(run["short"] for run in json.loads(path.read_text(encoding="utf-8"))["runs"]):
+            raise UsageError(f"{path} has short runs; the reference takes whole ones only.")
+    for path in [*found, output / "verbatim" / "verbatim.png"]:
+        target = reference / path.relative_to(output)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
+    return len(found)
 
 
 def _line(program: Program, environment: Environment, entry: dict) -> str:
@@ -261,6 +289,8 @@ def _work(given: argparse.Namespace) -> int | None:
     folder = given.output / "verbatim"
     table.write(folder)
     print(f"Files  {folder / 'table.md'}   {folder / 'verbatim.png'}")
+    if given.take_reference:
+        print(f"{take_reference(given.output, table.REFERENCE)} results are the reference now.")
     return None
 
 
@@ -282,5 +312,6 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--output", type=Path, default=Path("results"), help="folder of results (default: %(default)s)")
     parser.add_argument("--short", action="store_true", help="a few steps in place of all, to see whether it runs")
+    parser.add_argument("--take-reference", action="store_true", help="keep the results as the committed reference")
     parser.add_argument("--fresh", action="store_true", help="run again what has been run")
     return programs.run(parser, argv, _work, stopped="stopped. The same command goes on with what is missing.")

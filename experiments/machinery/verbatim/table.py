@@ -1,7 +1,478 @@
-"""The table and the figure of what the documents' programs gave."""
+"""What the documents' programs gave, as a table: printed in the document, its own program in each TensorFlow, our network.
 
+Everything is read from the results in ``verbatim/<document>/<program>/<environment>.json`` and the experiments' reference.
+"""
+
+import itertools
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from experiments.machinery import eras
+from experiments.machinery.figures import BLUE, GREY, ORANGE, figure
+from experiments.machinery.results import column, load, write_text
+
+__all__ = ["COLUMNS", "ROWS", "Row", "failures_table", "load_runs", "results_table", "write"]
+
+TODAY = "2.21"
+COLUMNS = (*eras.ERAS, TODAY)
+"""Of the table: TensorFlow 1 oldest first, and today's, which for Keras's programs is two environments."""
+
+REFERENCE = Path(__file__).parents[2] / "reference"
+CHANGED = "†"
+"""Marks a value of a program that raised as printed, and ran after the changes in the second table."""
+
+
+class Row(NamedTuple):
+    """A figure that a program gives.
+
+    Attributes:
+        program: its key.
+        what: the figure.
+        read: from a run to the figure.
+        document: from the readings of what the document prints to its figure; None if it prints none.
+        ours: from the experiments' reference results, by name, to the project's own figures; None if there are none.
+        digits: of a number that a run gives.
+    """
+
+    program: str
+    what: str
+    read: Callable[[dict], object]
+    document: Callable[[list], object] | None = None
+    ours: Callable[[Mapping[str, dict]], object] | None = None
+    digits: int = 4
+
+
+def after(words: str, place: int = -1) -> Callable[[list], list]:
+    """Reads the numbers that were printed after those words, the last time or at another `place`."""
+    return lambda readings: [numbers for label, numbers in readings if label.endswith(words)][place]
+
+
+def printed(reading: Callable[[list], object]) -> Callable[[dict], object]:
+    """The same reading of what a run printed."""
+    return lambda run: reading(run["printed"])
+
+
+def measured(*keys: str) -> Callable[[dict], object]:
+    """What was measured under those keys, one inside the other."""
+
+    def read(run: dict) -> object:
+        value = run["measured"]
+        for key in keys:
+            value = value[key]
+        return value
+
+    return read
+
+
+def _accuracy(readings: list) -> float:
+    return after("ACCURACY")(readings)[0]
+
+
+def _classes(readings: list) -> str:
+    classes = sorted(set(after("PREDICTIONS")(readings)))
+    return f"{len(classes)} ({classes[0]})" if len(classes) == 1 else str(len(classes))
+
+
+def _first_pixel(readings: list) -> list:
+    return after("out", 0)(readings)[:4]
+
+
+def _first(readings: list) -> list:
+    return readings[0][1]
+
+
+def _unlabelled(place: int) -> Callable[[list], list]:
+    """What a notebook shows of an expression, by its place among the numbers without words."""
+    return lambda readings: [numbers for label, numbers in readings if not label][place]
+
+
+def _epochs_ahead(split: str) -> Callable[[list], str]:
+    """In how many epochs the loss with batch norm was the lower one, of those printed."""
+
+    def read(readings: list) -> str:
+        pairs = [
+            (numbers[0], other[0])
+            for (label, numbers), (_, other) in itertools.pairwise(readings)
+            if label.startswith(split)
+        ]
+        return f"{sum(with_ < without for with_, without in pairs)} of {len(pairs)}"
+
+    return read
+
+
+def _ops(run: dict) -> str:
+    """The kind of thing that UPDATE_OPS prints."""
+    texts = run["variables"]["update_ops"]
+    kinds = {
+        text.split("type=")[-1].rstrip(">") if "Operation" in text else text.split()[-1].rstrip(">") for text in texts
+    }
+    return f"{len(texts)} × {' or '.join(sorted(kinds))}"
+
+
+def _ops_of_the_document(readings: list) -> str:
+    return f"{sum('AssignMovingAvg' in label for label, _ in readings)} × dtype=float32_ref"
+
+
+def _extremes(run: dict) -> list:
+    """Least and largest value of the moving mean, and of the moving variance."""
+    moving = run["measured"]["moving statistics"]
+    return [round(each, 3) for name in sorted(moving) for each in moving[name]]
+
+
+def _differences(name: str) -> Callable[[dict], str]:
+    def read(run: dict) -> str:
+        found = run["measured"][name]
+        gone, new = found["printed and not there"], found["there and not printed"]
+        parts = [f"lacks {', '.join(gone)}"] * bool(gone) + [f"has {', '.join(new)}"] * bool(new)
+        return "; ".join(parts + [f"{each}={value}" for each, value in found["other defaults"].items()]) or "as printed"
+
+    return read
+
+
+def _averaged(run: dict) -> str:
+    counts = run["measured"]["averaged"]
+    return f"{counts['this step' + chr(39) + 's mean']} of {sum(counts.values())}"
+
+
+def _flags(training: bool, trainable: bool) -> Callable[[Mapping[str, dict]], dict]:
+    """The cell of the experiment's table for tf.layers."""
+    return lambda reference: next(
+        cell
+        for cell in reference["training_vs_trainable"]["cells"]["tf.layers"]
+        if (cell["training"], cell["trainable"]) == (training, trainable)
+    )
+
+
+def _final(name: str) -> Callable[[dict], float]:
+    return lambda run: run["variables"][name]["values"][-1]
+
+
+_FF, _TF, _TT = _flags(False, False), _flags(True, False), _flags(True, True)
+_MOVING = "training-true-trainable-true"
+
+ROWS = (
+    Row(
+        "r2rt/first-half",
+        "accuracy without batch norm",
+        _final("acc"),
+        None,
+        lambda r: column(r["bn_vs_plain"], "final_plain"),
+    ),
+    Row(
+        "r2rt/first-half",
+        "accuracy with batch norm",
+        _final("acc_BN"),
+        None,
+        lambda r: column(r["bn_vs_plain"], "final_batch"),
+    ),
+    Row(
+        "r2rt/first-half",
+        "classes predicted for 100 images alone",
+        printed(_classes),
+        _classes,
+        lambda r: [_classes([["PREDICTIONS", each]]) for each in column(r["single_example"], "predictions_before")],
+    ),
+    Row(
+        "r2rt/first-half",
+        "their accuracy",
+        printed(_accuracy),
+        _accuracy,
+        lambda r: column(r["single_example"], "accuracy_before"),
+    ),
+    Row(
+        "r2rt/second-half",
+        "final accuracy",
+        printed(lambda readings: after("Final accuracy")(readings)[0]),
+        lambda readings: after("Final accuracy")(readings)[0],
+        lambda r: [each["document_loop"]["last_score"] for each in r["scoring_leak"]["runs"]],
+    ),
+    Row(
+        "r2rt/second-half",
+        "accuracy one by one, restored",
+        printed(_accuracy),
+        _accuracy,
+        lambda r: column(r["single_example"], "accuracy_after"),
+    ),
+    Row(
+        "solver/training",
+        "test loss and accuracy with batch norm",
+        printed(_unlabelled(-2)),
+        _unlabelled(-2),
+        lambda r: [each["test"]["with"] for each in r["model_solver"]["runs"]],
+    ),
+    Row(
+        "solver/training",
+        "the same without",
+        printed(_unlabelled(-1)),
+        _unlabelled(-1),
+        lambda r: [each["test"]["without"] for each in r["model_solver"]["runs"]],
+    ),
+    Row(
+        "solver/training",
+        "epochs with the lower training loss",
+        printed(_epochs_ahead("TRAIN")),
+        _epochs_ahead("TRAIN"),
+    ),
+    Row(
+        "solver/training",
+        "epochs with the lower validation loss",
+        printed(_epochs_ahead("VALID")),
+        _epochs_ahead("VALID"),
+    ),
+    Row(
+        "flags/training-false-trainable-false",
+        "first pixel",
+        printed(_first_pixel),
+        _first_pixel,
+        lambda r: [_FF(r)["first_pixel_rounded"]],
+    ),
+    Row(
+        "flags/training-true-trainable-false",
+        "first pixel",
+        printed(_first_pixel),
+        _first_pixel,
+        lambda r: [_TF(r)["first_pixel_rounded"]],
+    ),
+    Row(
+        "flags/training-true-trainable-false", "moving mean after a run", printed(after("moving_avg", 0)), None, None, 9
+    ),
+    Row(
+        f"flags/{_MOVING}",
+        "moving mean after a run",
+        printed(after("moving_avg", 0)),
+        after("moving_avg"),
+        lambda r: _TT(r)["printed_mean"][0],
+        9,
+    ),
+    Row(
+        f"flags/{_MOVING}",
+        "moving variance",
+        printed(after("moving_variance", 0)),
+        after("moving_variance"),
+        lambda r: _TT(r)["printed_variance"][0],
+        9,
+    ),
+    Row("article/wrong-use-in-a-network", "accuracy with training=True", measured("accuracy, training=True")),
+    Row("article/wrong-use-in-a-network", "accuracy with training=False", measured("accuracy, training=False")),
+    Row("article/wrong-use-in-a-network", "moving mean and variance, least to largest", _extremes),
+    Row("article/right-use-in-a-network", "accuracy with training=False", measured("accuracy, training=False")),
+    Row("article/contrib-in-a-network", "accuracy with is_training=False", measured("accuracy, training=False")),
+    Row(
+        "article/wrapper-in-a-network",
+        "accuracy by the population, restored",
+        measured("restored", "accuracy, training=False"),
+    ),
+    Row(
+        "article/wrapper-in-a-network",
+        "moved by ten predictions",
+        measured("trained", "population moved by ten predictions"),
+    ),
+    Row("article/control-dependency", "sum without the dependency", printed(after("Add")), after("Add")),
+    Row(
+        "article/control-dependency", "sum with it", printed(after("Add_with_dependency")), after("Add_with_dependency")
+    ),
+    Row("article/update-ops", "what UPDATE_OPS prints", _ops, _ops_of_the_document),
+    Row("article/saver-of-trainables", "restored by a Saver of all", measured("by a Saver of all variables")),
+    Row("article/saver-of-trainables", "by the same Saver", measured("by this Saver")),
+    Row(
+        "article/saver-of-trainables",
+        "by the same Saver, initialized",
+        measured("by this Saver, after the initializer"),
+    ),
+    Row("article/saver-by-name", "restored by the same Saver", measured("by this Saver")),
+    Row("article/signatures", "tf.layers against the list", _differences("tf.layers.batch_normalization")),
+    Row("article/signatures", "contrib against the list", _differences("tf.contrib.layers.batch_norm")),
+    Row("qa/helper-in-a-network", "accuracy by its averages", measured("accuracy by the averages")),
+    Row("qa/helper-in-a-network", "steps whose own mean was averaged", _averaged),
+    Row("qa/keras-one-example", "output", printed(_first), _first, None, 9),
+    Row("qa/keras-two-examples", "output", printed(_first), _first, None, 9),
+    Row("qa/keras-feature-axis", "output", printed(_first), _first, None, 9),
+    Row("qa/keras-hard-wired-training", "moved by a call", measured("moved by a call")),
+    Row(
+        "qa/keras-hard-wired-training",
+        "prediction, alone against among ten",
+        measured("predict, alone against among ten"),
+    ),
+)
+
+
+def load_runs(folder: Path) -> dict[tuple[str, str], dict]:
+    """The results in `folder`, by program and environment."""
+    found = {}
+    for path in sorted(folder.glob("*/*/*.json")):
+        result = json.loads(path.read_text(encoding="utf-8"))
+        found[f"{result['document']}/{result['program']}", result["environment"]] = result
+    return found
+
+
+def _last_runs(result: dict) -> list[dict]:
+    """The run of each seed that ended well, or the last that did not."""
+    return list({run["seed"]: run for run in result["runs"]}.values())
+
+
+def _called_changes(result: dict) -> bool:
+    """Whether a program of that result raised and was changed."""
+    return any(run["error"] for run in result["runs"]) and not any(run["error"] for run in _last_runs(result))
+
+
+def cell(row: Row, results: Iterable[dict]) -> str:
+    """What a program gave in the environments of one column."""
+    texts = {}
+    for result in results:
+        runs = _last_runs(result)
+        good = [run for run in runs if run["error"] is None]
+        text = shown([row.read(run) for run in good], row.digits) if good else f"raises {runs[-1]['error']['type']}"
+        texts[result["environment"]] = text + f" {CHANGED}" * _called_changes(result)
+    if len(set(texts.values())) == 1:
+        return next(iter(texts.values()))
+    return "; ".join(f"{environment.removeprefix(TODAY).strip()}: {text}" for environment, text in texts.items())
+
+
+def shown(values: Sequence, digits: int) -> str:
+    """Values of several seeds: what they have in common, or min ← median → max of numbers (of each number of a list)."""
+    if isinstance(values, str):
+        return values.strip("[]")
+    values = [value if isinstance(value, list) else [value] for value in values]
+    if all(value == values[0] for value in values):
+        return " ".join(_number(each, digits) for each in values[0])
+    if any(isinstance(each, str) for value in values for each in value):
+        return ", ".join(" ".join(map(str, value)) for value in values)
+    spreads = [
+        f"{np.min(each):.{digits}f} ← {np.median(each):.{digits}f} → {np.max(each):.{digits}f}"
+        for each in np.transpose(values)
+    ]
+    return ", ".join(spreads)
+
+
+def _number(value: object, digits: int) -> str:
+    return f"{round(value, digits):g}" if isinstance(value, float) and digits < 9 else str(value)
+
+
+def _ours(row: Row, reference: Mapping[str, dict]) -> str:
+    try:
+        return "" if row.ours is None else shown(row.ours(reference), row.digits)
+    except KeyError:  # no such experiment in this reference
+        return ""
+
+
+def results_table(
+    found: Mapping[tuple[str, str], dict], reference: Mapping[str, dict]
+) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the first table; programs that were not run are left out."""
+    lines = []
+    for row in ROWS:
+        columns = [
+            [result for (key, place), result in found.items() if key == row.program and place.split()[0] == each]
+            for each in COLUMNS
+        ]
+        there = [result for each in columns for result in each]
+        if not there:
+            continue
+        document = "" if row.document is None else shown([row.document(there[0]["document_printed"])], 9)
+        cells = [cell(row, each) if each else "" for each in columns]
+        lines.append([row.program, row.what, document, *cells, _ours(row, reference)])
+    return ["program", "figure", "printed", *COLUMNS, "the project's"], lines
+
+
+def failures_table(found: Mapping[tuple[str, str], dict]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the second table: each error, where it is raised, and what helps."""
+    grouped: dict[tuple, dict] = {}
+    for (program, place), result in found.items():
+        first = [run for run in result["runs"] if run["seed"] == result["runs"][0]["seed"]]
+        for run, after_it in zip(first, [*first[1:], None], strict=True):
+            if run["error"] is None:
+                continue
+            error = run["error"] | ({"line": None} if run["changes"] else {})  # lines that were put in count too
+            helps = (
+                after_it["changes"][-1]["why"] if after_it else "nothing small: what it needs is not in this version"
+            )
+            entry = grouped.setdefault((program, error["type"], helps), {"error": error, "places": []})
+            entry["places"].append(place)
+            if error["line"] and not entry["error"]["line"]:
+                entry["error"] = error
+    rows = []
+    for (program, kind, helps), entry in grouped.items():
+        places = sorted(entry["places"], key=lambda place: [int(part) for part in place.split()[0].split(".")])
+        everywhere = {place.split()[0] for place in places} == {
+            place.split()[0] for key, place in found if key == program
+        }
+        error = entry["error"]
+        message = f"{kind}: {error['message'][:100]}" + (f" (line {error['line']})" if error["line"] else "")
+        rows.append([program, "all" if everywhere else ", ".join(places), message, helps])
+    return ["program", "TensorFlow", "raises", "what helps"], rows
+
+
+def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    cells = [
+        [str(each).replace("|", "\\|").replace("\n", " ") for each in line]
+        for line in [header, ["---"] * len(header), *rows]
+    ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
+
+
+def described(folder: Path, reference: Mapping[str, dict]) -> str:
+    """Both tables, with what their reader must know."""
+    found = load_runs(folder)
+    if not found:
+        return "There are no results yet."
+    shim = next((run["shim"] for result in found.values() for run in result["runs"] if run["shim"]), [])
+    seeds = {key: sorted({run["seed"] for run in result["runs"]}) for key, result in found.items()}
+    several = ", ".join(
+        f"{key[0]} in {key[1]}: {' '.join(map(str, each))}" for key, each in seeds.items() if len(each) > 1
+    )
+    return "\n\n".join(
+        [
+            markdown(*results_table(found, reference)),
+            f"{CHANGED} raised as printed; what helped is in the next table. Seeds: 0"
+            + (f"; {several}." if several else "."),
+            f"In TensorFlow {TODAY} through the shim, which does this and no more: {'; '.join(shim)}. "
+            "Keras's programs run without it.",
+            markdown(*failures_table(found)),
+        ]
+    )
+
+
+# --- the figure ------------------------------------------------------------------------------------------------------------
+def draw(found: Mapping[tuple[str, str], dict], path: Path) -> None:
+    """Accuracies by TensorFlow, a dot a seed; the document's own as a line."""
+    panels = {
+        "r2rt, 40,000 steps: with and without": ("r2rt/first-half", [_final("acc_BN"), _final("acc")], [None, None]),
+        "r2rt, the first 100 images one by one: fixed, as it was": (
+            ("r2rt/second-half", "r2rt/first-half"),
+            [printed(_accuracy), printed(_accuracy)],
+            [_accuracy, _accuracy],
+        ),
+        "r2rt, 10,000 steps: final accuracy": ("r2rt/second-half", [ROWS[4].read], [ROWS[4].document]),
+        "Model and Solver, test accuracy: with and without": (
+            "solver/training",
+            [lambda run, place=place: _unlabelled(place)(run["printed"])[1] for place in (-2, -1)],
+            [lambda readings, place=place: _unlabelled(place)(readings)[1] for place in (-2, -1)],
+        ),
+    }
+    with figure(path, nrows=2, ncols=2, figsize=(10, 6.4)) as (_, axes):
+        for axis, (title, (program, reads, documents)) in zip(axes.flat, panels.items(), strict=True):
+            keys = program if isinstance(program, tuple) else [program] * len(reads)
+            for key, read, document, colour in zip(keys, reads, documents, (BLUE, ORANGE), strict=False):
+                there = {place: result for (name, place), result in found.items() if name == key}
+                for place, result in there.items():
+                    good = [read(run) for run in _last_runs(result) if run["error"] is None]
+                    axis.plot([COLUMNS.index(place)] * len(good), good, "o", color=colour, alpha=0.7)
+                if document and there:
+                    axis.axhline(
+                        document(next(iter(there.values()))["document_printed"]), color=GREY, linewidth=1, zorder=0
+                    )
+            axis.set_title(title, fontsize=10)
+            axis.set_xticks(range(len(COLUMNS)), COLUMNS)
+            axis.set_xlim(-0.5, len(COLUMNS) - 0.5)
 
 
 def write(folder: Path) -> None:
     """Writes ``table.md`` and ``verbatim.png`` from the results in `folder`."""
+    reference = {path.parent.name: load(path) for path in REFERENCE.glob("*/result.json")}
+    write_text(folder / "table.md", described(folder, reference) + "\n")
+    draw(load_runs(folder), folder / "verbatim.png")
