@@ -20,7 +20,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["ERAS", "FOLDER", "EnvironmentFailed", "Recipe", "environment_python", "find_python", "make_environment"]
+__all__ = [
+    "ERAS",
+    "FOLDER",
+    "RELEASES",
+    "EnvironmentFailed",
+    "Recipe",
+    "environment_python",
+    "find_python",
+    "make_environment",
+]
 
 FOLDER = Path(__file__).parents[2] / ".eras"
 """Where the environments are; each is named for its version of TensorFlow."""
@@ -71,10 +80,26 @@ ERAS = {
 }
 """The versions of TensorFlow 1 that can still be installed and that the documents' time spans, oldest first."""
 
+_KERAS_WEIGHTS = (*_OLD_PACKAGES, "h5py<3")
+RELEASES = ERAS | {
+    era.tensorflow: era
+    for era in (
+        *(
+            Recipe(version, "3.6", _OLD_PACKAGES, _OLD_PIP)
+            for version in ("1.1.0", "1.2.1", "1.3.0", "1.5.1", "1.6.0", "1.7.1")
+        ),
+        *(
+            Recipe(version, "3.6", _KERAS_WEIGHTS, _OLD_PIP)
+            for version in ("1.9.0", "1.10.1", "1.11.0", "1.13.2", "1.14.0")
+        ),
+    )
+}
+"""The releases between them too, which are made only where they are named: for the release that changed something."""
+
 
 def environment_python(version: str, folder: Path = FOLDER) -> Path | None:
     """The interpreter of the environment of that version, or None if it was not made or not finished."""
-    recipe = ERAS[version]
+    recipe = RELEASES[version]
     return _interpreter(folder / version) if _is_finished(folder / version, recipe) else None
 
 
@@ -185,18 +210,18 @@ def _run(command: Sequence[object]) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Makes the environments asked for; returns 0 if all are there, 1 if some could not be made."""
     parser = argparse.ArgumentParser(prog="python -m experiments.machinery.eras", description=__doc__.splitlines()[0])
-    parser.add_argument("version", nargs="*", help=f"of {', '.join(ERAS)} (default: all)")
+    parser.add_argument("version", nargs="*", help=f"of {', '.join(RELEASES)} (default: {', '.join(ERAS)})")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="default: .eras")
     given = parser.parse_args(arguments)
-    unknown = [version for version in given.version if version not in ERAS]
+    unknown = [version for version in given.version if version not in RELEASES]
     if unknown:
         print(
-            f"eras: there is no recipe for TensorFlow {', '.join(unknown)}; there are: {', '.join(ERAS)}",
+            f"eras: there is no recipe for TensorFlow {', '.join(unknown)}; there are: {', '.join(RELEASES)}",
             file=sys.stderr,
         )
         return 2
     missing = []
-    for recipe in [ERAS[version] for version in given.version or ERAS]:
+    for recipe in [RELEASES[version] for version in given.version or ERAS]:
         name, started = f"TensorFlow {recipe.tensorflow:7} Python {recipe.python}", time.monotonic()
         try:
             python = make_environment(given.folder / recipe.tensorflow, recipe)

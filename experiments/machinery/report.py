@@ -20,7 +20,7 @@ from bn_graph.audit import rules
 from experiments.machinery import programs, register, results
 from experiments.machinery.programs import UsageError
 from experiments.machinery.results import write_json, write_text
-from experiments.machinery.verbatim import table as verbatim
+from experiments.machinery.verbatim import summary as verbatim
 from experiments.machinery.verdicts import MARKS, counts, kind_of
 
 ROOT = Path(__file__).parents[2]

@@ -8,7 +8,7 @@ import pytest
 
 from experiments.machinery import report
 from experiments.machinery.programs import UsageError
-from experiments.machinery.verbatim import runner, table, texts
+from experiments.machinery.verbatim import runner, table, texts, timeline
 from experiments.machinery.verbatim.runner import Environment
 
 # A page whose program has lost its indentation, between prose; lines 3 to 9.
@@ -47,7 +47,7 @@ why = "a case that the page describes"
 error = "never called for"
 edits = [{{ line = 8, drop = true }}]
 """
-HERE = Environment("here", Path(sys.executable), "as it stands")
+HERE = Environment("9.9", Path(sys.executable), "as it stands")
 
 
 @pytest.fixture
@@ -162,7 +162,7 @@ def test_what_is_there_from_the_same_rules_is_kept(rules, tmp_path, monkeypatch,
     arguments = ["--documents", str(tmp_path), "--output", str(tmp_path), "--seed", "0", "1"]
     assert runner.main(arguments) == 0
     assert capsys.readouterr().out.count("page/double") == 4  # two seeds, each as printed and with the change
-    path = tmp_path / "verbatim" / "page" / "double" / "here.json"
+    path = tmp_path / "verbatim" / "page" / "double" / "9.9.json"
     result = json.loads(path.read_text())
     assert [(entry["seed"], len(entry["changes"])) for entry in result["runs"]] == [(0, 0), (0, 1), (1, 0), (1, 1)]
     assert result["document_printed"] == [["total", [7]]]
@@ -252,4 +252,33 @@ def test_errors_are_listed_once_with_their_versions_and_what_helps():
     assert table.failures_table(found)[1] == [
         ["a/b", "1.4.1, 1.15.5", "NameError: name 'x' is not defined (line 3)", "x is not given"],
         ["a/b", "2.21", "ValueError: gone (line 5)", "nothing small: what it needs is not in this version"],
+    ]
+
+
+@pytest.mark.parametrize(
+    "outcomes, words",
+    [
+        ("yyyy", "in all"),
+        ("nnnn", "in none"),
+        ("nnyy", "from 1.10.1 on (not in 1.9.0)"),
+        ("ynnn", "up to 1.8.0 (not in 1.9.0)"),
+        ("nyyn", "from 1.9.0 on (not in 1.8.0) and up to 1.10.1 (not in 1.11.0)"),
+        ("ynny", "up to 1.8.0 (not in 1.9.0); from 1.11.0 on (not in 1.10.1)"),
+    ],
+)
+def test_a_timeline_says_since_and_until_when_with_the_neighbours_that_were_run(outcomes, words):
+    versions = ("1.8.0", "1.9.0", "1.10.1", "1.11.0")
+    assert timeline.phrase(dict(zip(versions, (outcome == "y" for outcome in outcomes), strict=True))) == words
+
+
+def test_a_fact_of_the_timeline_is_asked_of_each_version_in_the_order_of_their_releases():
+    fact = timeline.Fact("flags-06", "it runs", "a/b", lambda result: result["runs"][0]["error"] is None, "")
+    found = {
+        ("a/b", place): {"runs": [{"error": error}]}
+        for place, error in (("1.10.1", None), ("1.9.0", {}), ("2.21", None))
+    }
+    assert list(timeline.outcomes(fact, found | {("a/c", "1.0.1"): {}}).items()) == [
+        ("1.9.0", False),
+        ("1.10.1", True),
+        ("2.21", True),
     ]

@@ -8,5 +8,7 @@ what the text lost (indentation) or lacks.
 ``around``   what is put around a program that is a part of one: a network, a data set, a measurement (Python 3.6 and up)
 ``shim``     makes today's TensorFlow look like that of the documents' time, and lists what it did
 ``runner``   runs programs in the environments there are, and keeps what they gave; ``python -m`` of this package calls it
-``table``    the table and the figure of what they gave
+``table``    the figures that the programs gave, beside the documents' and the project's; what does not run
+``timeline`` since or until which TensorFlow a claim holds
+``summary``  the tables and pictures that are written of it all
 """

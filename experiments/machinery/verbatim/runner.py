@@ -23,7 +23,7 @@ from typing import NamedTuple
 import bn_graph
 from experiments.machinery import eras, programs, results
 from experiments.machinery.programs import UsageError
-from experiments.machinery.verbatim import table, texts
+from experiments.machinery.verbatim import summary, texts
 from experiments.machinery.verbatim.texts import Program
 
 __all__ = ["Environment", "environments", "main", "run_program"]
@@ -44,8 +44,8 @@ class Environment(NamedTuple):
 
 
 def environments(folder: Path) -> list[Environment]:
-    """TensorFlow 1 as far as `make eras` has made it in `folder`, oldest first, and today's in three modes."""
-    old = {version: eras.environment_python(version, folder) for version in eras.ERAS}
+    """TensorFlow 1 as far as `make eras` has made it in `folder`, and today's in three modes."""
+    old = {version: eras.environment_python(version, folder) for version in eras.RELEASES}
     today = [(TODAY, "shim"), (LEGACY, "legacy Keras"), (KERAS3, "Keras 3")]
     return [Environment(version, python, "as it stands") for version, python in old.items() if python] + [
         Environment(name, Path(sys.executable), mode) for name, mode in today
@@ -245,7 +245,7 @@ def take_reference(output: Path, reference: Path) -> int:
     for path in found:
         if any(run["short"] for run in json.loads(path.read_text(encoding="utf-8"))["runs"]):
             raise UsageError(f"{path} has short runs; the reference takes whole ones only.")
-    for path in [*found, output / "verbatim" / "verbatim.png"]:
+    for path in [*found, *(output / "verbatim" / name for name in summary.FIGURES)]:
         target = reference / path.relative_to(output)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target)
@@ -278,7 +278,9 @@ def _work(given: argparse.Namespace) -> int | None:
             f"verbatim: without TensorFlow {', '.join(missing)}; `make eras` makes their environments", file=sys.stderr
         )
     chosen = [every[key] for key in _chosen(given.program or (), every, "program")]
-    places = [there[name] for name in _chosen(given.version or (), there, "environment")]
+    # The releases between the documents' are run where they are named.
+    usual = [name for name in there if name in eras.ERAS or name not in eras.RELEASES]
+    places = [there[name] for name in (_chosen(given.version, there, "environment") if given.version else usual)]
     for program in chosen:  # before the first of them trains for a minute
         texts.steps(program, given.documents)
     for program in chosen:
@@ -287,10 +289,10 @@ def _work(given: argparse.Namespace) -> int | None:
                 for line in _run_seeds(program, environment, given):
                     print(line, flush=True)
     folder = given.output / "verbatim"
-    table.write(folder)
+    summary.write(folder)
     print(f"Files  {folder / 'table.md'}   {folder / 'verbatim.png'}")
     if given.take_reference:
-        print(f"{take_reference(given.output, table.REFERENCE)} results are the reference now.")
+        print(f"{take_reference(given.output, summary.REFERENCE)} results are the reference now.")
     return None
 
 
@@ -302,7 +304,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--program", nargs="+", help="as r2rt/second-half, or r2rt for all of a document (default: all)"
     )
-    parser.add_argument("--version", nargs="+", help="as 1.15.5 or 2.21 (default: all there are)")
+    parser.add_argument("--version", nargs="+", help="as 1.15.5 or 2.21 (default: 1.0.1 to 1.15.5 and today's)")
     parser.add_argument("--seed", type=whole, nargs="+", default=[0], help="of programs that train (default: 0)")
     parser.add_argument(
         "--eras", type=Path, default=eras.FOLDER, help="folder of the old environments (default: .eras)"

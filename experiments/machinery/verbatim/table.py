@@ -12,16 +12,28 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments.machinery import eras
-from experiments.machinery.figures import BLUE, GREY, ORANGE, figure
-from experiments.machinery.results import column, load, write_text
+from experiments.machinery.results import column
 
-__all__ = ["COLUMNS", "ROWS", "Row", "failures_table", "load_runs", "results_table", "write"]
+__all__ = [
+    "COLUMNS",
+    "ROWS",
+    "TODAY",
+    "Row",
+    "after",
+    "cell",
+    "differences",
+    "failures_table",
+    "last_runs",
+    "load_runs",
+    "markdown",
+    "printed",
+    "results_table",
+]
 
 TODAY = "2.21"
 COLUMNS = (*eras.ERAS, TODAY)
 """Of the table: TensorFlow 1 oldest first, and today's, which for Keras's programs is two environments."""
 
-REFERENCE = Path(__file__).parents[2] / "reference"
 CHANGED = "†"
 """Marks a value of a program that raised as printed, and ran after the changes in the second table."""
 
@@ -68,7 +80,8 @@ def measured(*keys: str) -> Callable[[dict], object]:
     return read
 
 
-def _accuracy(readings: list) -> float:
+def accuracy(readings: list) -> float:
+    """Of the predictions one by one."""
     return after("ACCURACY")(readings)[0]
 
 
@@ -85,7 +98,7 @@ def _first(readings: list) -> list:
     return readings[0][1]
 
 
-def _unlabelled(place: int) -> Callable[[list], list]:
+def unlabelled(place: int) -> Callable[[list], list]:
     """What a notebook shows of an expression, by its place among the numbers without words."""
     return lambda readings: [numbers for label, numbers in readings if not label][place]
 
@@ -123,7 +136,7 @@ def _extremes(run: dict) -> list:
     return [round(each, 3) for name in sorted(moving) for each in moving[name]]
 
 
-def _differences(name: str) -> Callable[[dict], str]:
+def differences(name: str) -> Callable[[dict], str]:
     def read(run: dict) -> str:
         found = run["measured"][name]
         gone, new = found["printed and not there"], found["there and not printed"]
@@ -147,7 +160,8 @@ def _flags(training: bool, trainable: bool) -> Callable[[Mapping[str, dict]], di
     )
 
 
-def _final(name: str) -> Callable[[dict], float]:
+def final(name: str) -> Callable[[dict], float]:
+    """The last value of a list that the program leaves."""
     return lambda run: run["variables"][name]["values"][-1]
 
 
@@ -158,14 +172,14 @@ ROWS = (
     Row(
         "r2rt/first-half",
         "accuracy without batch norm",
-        _final("acc"),
+        final("acc"),
         None,
         lambda r: column(r["bn_vs_plain"], "final_plain"),
     ),
     Row(
         "r2rt/first-half",
         "accuracy with batch norm",
-        _final("acc_BN"),
+        final("acc_BN"),
         None,
         lambda r: column(r["bn_vs_plain"], "final_batch"),
     ),
@@ -179,8 +193,8 @@ ROWS = (
     Row(
         "r2rt/first-half",
         "their accuracy",
-        printed(_accuracy),
-        _accuracy,
+        printed(accuracy),
+        accuracy,
         lambda r: column(r["single_example"], "accuracy_before"),
     ),
     Row(
@@ -193,22 +207,22 @@ ROWS = (
     Row(
         "r2rt/second-half",
         "accuracy one by one, restored",
-        printed(_accuracy),
-        _accuracy,
+        printed(accuracy),
+        accuracy,
         lambda r: column(r["single_example"], "accuracy_after"),
     ),
     Row(
         "solver/training",
         "test loss and accuracy with batch norm",
-        printed(_unlabelled(-2)),
-        _unlabelled(-2),
+        printed(unlabelled(-2)),
+        unlabelled(-2),
         lambda r: [each["test"]["with"] for each in r["model_solver"]["runs"]],
     ),
     Row(
         "solver/training",
         "the same without",
-        printed(_unlabelled(-1)),
-        _unlabelled(-1),
+        printed(unlabelled(-1)),
+        unlabelled(-1),
         lambda r: [each["test"]["without"] for each in r["model_solver"]["runs"]],
     ),
     Row(
@@ -284,8 +298,8 @@ ROWS = (
         measured("by this Saver, after the initializer"),
     ),
     Row("article/saver-by-name", "restored by the same Saver", measured("by this Saver")),
-    Row("article/signatures", "tf.layers against the list", _differences("tf.layers.batch_normalization")),
-    Row("article/signatures", "contrib against the list", _differences("tf.contrib.layers.batch_norm")),
+    Row("article/signatures", "tf.layers against the list", differences("tf.layers.batch_normalization")),
+    Row("article/signatures", "contrib against the list", differences("tf.contrib.layers.batch_norm")),
     Row("qa/helper-in-a-network", "accuracy by its averages", measured("accuracy by the averages")),
     Row("qa/helper-in-a-network", "steps whose own mean was averaged", _averaged),
     Row("qa/keras-one-example", "output", printed(_first), _first, None, 9),
@@ -309,21 +323,21 @@ def load_runs(folder: Path) -> dict[tuple[str, str], dict]:
     return found
 
 
-def _last_runs(result: dict) -> list[dict]:
+def last_runs(result: dict) -> list[dict]:
     """The run of each seed that ended well, or the last that did not."""
     return list({run["seed"]: run for run in result["runs"]}.values())
 
 
 def _called_changes(result: dict) -> bool:
     """Whether a program of that result raised and was changed."""
-    return any(run["error"] for run in result["runs"]) and not any(run["error"] for run in _last_runs(result))
+    return any(run["error"] for run in result["runs"]) and not any(run["error"] for run in last_runs(result))
 
 
 def cell(row: Row, results: Iterable[dict]) -> str:
     """What a program gave in the environments of one column."""
     texts = {}
     for result in results:
-        runs = _last_runs(result)
+        runs = last_runs(result)
         good = [run for run in runs if run["error"] is None]
         text = shown([row.read(run) for run in good], row.digits) if good else f"raises {runs[-1]['error']['type']}"
         texts[result["environment"]] = text + f" {CHANGED}" * _called_changes(result)
@@ -413,66 +427,3 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
         for line in [header, ["---"] * len(header), *rows]
     ]
     return "\n".join(f"| {' | '.join(line)} |" for line in cells)
-
-
-def described(folder: Path, reference: Mapping[str, dict]) -> str:
-    """Both tables, with what their reader must know."""
-    found = load_runs(folder)
-    if not found:
-        return "There are no results yet."
-    shim = next((run["shim"] for result in found.values() for run in result["runs"] if run["shim"]), [])
-    seeds = {key: sorted({run["seed"] for run in result["runs"]}) for key, result in found.items()}
-    several = ", ".join(
-        f"{key[0]} in {key[1]}: {' '.join(map(str, each))}" for key, each in seeds.items() if len(each) > 1
-    )
-    return "\n\n".join(
-        [
-            markdown(*results_table(found, reference)),
-            f"{CHANGED} raised as printed; what helped is in the next table. Seeds: 0"
-            + (f"; {several}." if several else "."),
-            f"In TensorFlow {TODAY} through the shim, which does this and no more: {'; '.join(shim)}. "
-            "Keras's programs run without it.",
-            markdown(*failures_table(found)),
-        ]
-    )
-
-
-# --- the figure ------------------------------------------------------------------------------------------------------------
-def draw(found: Mapping[tuple[str, str], dict], path: Path) -> None:
-    """Accuracies by TensorFlow, a dot a seed; the document's own as a line."""
-    panels = {
-        "r2rt, 40,000 steps: with and without": ("r2rt/first-half", [_final("acc_BN"), _final("acc")], [None, None]),
-        "r2rt, the first 100 images one by one: fixed, as it was": (
-            ("r2rt/second-half", "r2rt/first-half"),
-            [printed(_accuracy), printed(_accuracy)],
-            [_accuracy, _accuracy],
-        ),
-        "r2rt, 10,000 steps: final accuracy": ("r2rt/second-half", [ROWS[4].read], [ROWS[4].document]),
-        "Model and Solver, test accuracy: with and without": (
-            "solver/training",
-            [lambda run, place=place: _unlabelled(place)(run["printed"])[1] for place in (-2, -1)],
-            [lambda readings, place=place: _unlabelled(place)(readings)[1] for place in (-2, -1)],
-        ),
-    }
-    with figure(path, nrows=2, ncols=2, figsize=(10, 6.4)) as (_, axes):
-        for axis, (title, (program, reads, documents)) in zip(axes.flat, panels.items(), strict=True):
-            keys = program if isinstance(program, tuple) else [program] * len(reads)
-            for key, read, document, colour in zip(keys, reads, documents, (BLUE, ORANGE), strict=False):
-                there = {place: result for (name, place), result in found.items() if name == key}
-                for place, result in there.items():
-                    good = [read(run) for run in _last_runs(result) if run["error"] is None]
-                    axis.plot([COLUMNS.index(place)] * len(good), good, "o", color=colour, alpha=0.7)
-                if document and there:
-                    axis.axhline(
-                        document(next(iter(there.values()))["document_printed"]), color=GREY, linewidth=1, zorder=0
-                    )
-            axis.set_title(title, fontsize=10)
-            axis.set_xticks(range(len(COLUMNS)), COLUMNS)
-            axis.set_xlim(-0.5, len(COLUMNS) - 0.5)
-
-
-def write(folder: Path) -> None:
-    """Writes ``table.md`` and ``verbatim.png`` from the results in `folder`."""
-    reference = {path.parent.name: load(path) for path in REFERENCE.glob("*/result.json")}
-    write_text(folder / "table.md", described(folder, reference) + "\n")
-    draw(load_runs(folder), folder / "verbatim.png")

@@ -1,0 +1,101 @@
+"""What is written of all results: the tables in Markdown, and the figures."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from experiments.machinery.figures import BLUE, GREY, ORANGE, figure
+from experiments.machinery.results import load, write_text
+from experiments.machinery.verbatim import table, timeline
+
+__all__ = ["FIGURES", "REFERENCE", "described", "draw", "write"]
+
+REFERENCE = Path(__file__).parents[2] / "reference"
+FIGURES = ("verbatim.png", "timeline.png")
+
+
+def described(folder: Path, reference: Mapping[str, dict]) -> str:
+    """The tables of the results in `folder`, with what their reader must know.
+
+    Args:
+        folder: of the results, ``…/verbatim``.
+        reference: the experiments' results by name, for the project's own figures.
+    """
+    found = table.load_runs(folder)
+    if not found:
+        return "There are no results yet."
+    shim = next((run["shim"] for result in found.values() for run in result["runs"] if run["shim"]), [])
+    return "\n\n".join(
+        [
+            table.markdown(*table.results_table(found, reference)),
+            f"{table.CHANGED} raised as printed; what helped is below. Several seeds: least ← median → most. {_seeds(found)}",
+            f"In TensorFlow {table.TODAY} through the shim, which does this and no more: {'; '.join(shim)}. "
+            "Keras's programs run without it.",
+            "What is not the same in all versions, and since or until which TensorFlow it is so:",
+            table.markdown(["claim", "what", "TensorFlow", "reason"], timeline.rows(found)),
+            "What does not run as printed, and the smallest change that helps:",
+            table.markdown(*table.failures_table(found)),
+        ]
+    )
+
+
+def _seeds(found: Mapping[tuple[str, str], dict]) -> str:
+    """Which seeds were run, of programs with more than seed 0."""
+    places: dict[tuple, list[str]] = {}
+    for (program, place), result in found.items():
+        seeds = tuple(sorted({run["seed"] for run in result["runs"]}))
+        if seeds != (0,):
+            places.setdefault((program, seeds), []).append(place)
+    parts = [
+        f"{program} with {', '.join(map(str, seeds))} in {', '.join(sorted(there, key=timeline.order))}"
+        for (program, seeds), there in places.items()
+    ]
+    return f"Seeds: {'; '.join([*parts, 'all others with 0'])}."
+
+
+def draw(found: Mapping[tuple[str, str], dict], path: Path) -> None:
+    """Accuracies by TensorFlow, a dot a seed; the document's own as a line."""
+    final_accuracy = next(row for row in table.ROWS if row.what == "final accuracy")
+    panels = {
+        "r2rt, 40,000 steps: with and without": (
+            "r2rt/first-half",
+            [table.final("acc_BN"), table.final("acc")],
+            [None, None],
+        ),
+        "r2rt, the first 100 images one by one: fixed, as it was": (
+            ("r2rt/second-half", "r2rt/first-half"),
+            [table.printed(table.accuracy), table.printed(table.accuracy)],
+            [table.accuracy, table.accuracy],
+        ),
+        "r2rt, 10,000 steps: final accuracy": ("r2rt/second-half", [final_accuracy.read], [final_accuracy.document]),
+        "Model and Solver, test accuracy: with and without": (
+            "solver/training",
+            [lambda run, place=place: table.unlabelled(place)(run["printed"])[1] for place in (-2, -1)],
+            [lambda readings, place=place: table.unlabelled(place)(readings)[1] for place in (-2, -1)],
+        ),
+    }
+    with figure(path, nrows=2, ncols=2, figsize=(10, 6.4)) as (_, axes):
+        for axis, (title, (program, reads, documents)) in zip(axes.flat, panels.items(), strict=True):
+            keys = program if isinstance(program, tuple) else [program] * len(reads)
+            for key, read, document, colour in zip(keys, reads, documents, (BLUE, ORANGE), strict=False):
+                there = {
+                    place: result for (name, place), result in found.items() if name == key and place in table.COLUMNS
+                }
+                for place, result in there.items():
+                    good = [read(run) for run in table.last_runs(result) if run["error"] is None]
+                    axis.plot([table.COLUMNS.index(place)] * len(good), good, "o", color=colour, alpha=0.7)
+                if document and there:
+                    axis.axhline(
+                        document(next(iter(there.values()))["document_printed"]), color=GREY, linestyle="--", zorder=1
+                    )
+            axis.set_title(title, fontsize=10)
+            axis.set_xticks(range(len(table.COLUMNS)), table.COLUMNS)
+            axis.set_xlim(-0.5, len(table.COLUMNS) - 0.5)
+
+
+def write(folder: Path) -> None:
+    """Writes ``table.md`` and the figures from the results in `folder`."""
+    reference = {path.parent.name: load(path) for path in REFERENCE.glob("*/result.json")}
+    write_text(folder / "table.md", described(folder, reference) + "\n")
+    found = table.load_runs(folder)
+    draw(found, folder / FIGURES[0])
+    timeline.draw(found, folder / FIGURES[1])
