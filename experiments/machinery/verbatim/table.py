@@ -48,6 +48,7 @@ class Row(NamedTuple):
         document: from the readings of what the document prints to its figure; None if it prints none.
         ours: from the experiments' reference results, by name, to the project's own figures; None if there are none.
         digits: of a number that a run gives.
+        why: the reason where the columns differ.
     """
 
     program: str
@@ -56,6 +57,7 @@ class Row(NamedTuple):
     document: Callable[[list], object] | None = None
     ours: Callable[[Mapping[str, dict]], object] | None = None
     digits: int = 4
+    why: str = ""
 
 
 def after(words: str, place: int = -1) -> Callable[[list], list]:
@@ -165,6 +167,20 @@ def final(name: str) -> Callable[[dict], float]:
     return lambda run: run["variables"][name]["values"][-1]
 
 
+def _sums(reference: Mapping[str, dict], way: str) -> str:
+    """The sums that came out over all sessions, for ref variables."""
+    return " or ".join(reference["control_dependencies"]["outcomes"]["ref"][way])
+
+
+def _restored(reference: Mapping[str, dict], how: str, saved: str) -> object:
+    """What restoring gave: the error, or the accuracy of each seed."""
+    outcomes = [
+        each for key, each in reference["checkpoint_variables"]["restored"][how].items() if key.endswith(f"/{saved}")
+    ]
+    errors = [each["raised"] for each in outcomes if each["raised"]]
+    return errors[0] if errors else [each["accuracy"] for each in outcomes]
+
+
 _FF, _TF, _TT = _flags(False, False), _flags(True, False), _flags(True, True)
 _MOVING = "training-true-trainable-true"
 
@@ -175,6 +191,7 @@ ROWS = (
         final("acc"),
         None,
         lambda r: column(r["bn_vs_plain"], "final_plain"),
+        why="chance: another seed, or another order of sums",
     ),
     Row(
         "r2rt/first-half",
@@ -182,6 +199,7 @@ ROWS = (
         final("acc_BN"),
         None,
         lambda r: column(r["bn_vs_plain"], "final_batch"),
+        why="chance: another seed, or another order of sums",
     ),
     Row(
         "r2rt/first-half",
@@ -189,6 +207,7 @@ ROWS = (
         printed(_classes),
         _classes,
         lambda r: [_classes([["PREDICTIONS", each]]) for each in column(r["single_example"], "predictions_before")],
+        why="which class depends on the weights drawn",
     ),
     Row(
         "r2rt/first-half",
@@ -203,6 +222,7 @@ ROWS = (
         printed(lambda readings: after("Final accuracy")(readings)[0]),
         lambda readings: after("Final accuracy")(readings)[0],
         lambda r: [each["document_loop"]["last_score"] for each in r["scoring_leak"]["runs"]],
+        why="chance: another seed, or another order of sums",
     ),
     Row(
         "r2rt/second-half",
@@ -210,6 +230,7 @@ ROWS = (
         printed(accuracy),
         accuracy,
         lambda r: column(r["single_example"], "accuracy_after"),
+        why="chance: the standard error of 100 images is 0.01 to 0.02",
     ),
     Row(
         "solver/training",
@@ -217,6 +238,7 @@ ROWS = (
         printed(unlabelled(-2)),
         unlabelled(-2),
         lambda r: [each["test"]["with"] for each in r["model_solver"]["runs"]],
+        why="chance: another seed, or another order of sums",
     ),
     Row(
         "solver/training",
@@ -224,6 +246,7 @@ ROWS = (
         printed(unlabelled(-1)),
         unlabelled(-1),
         lambda r: [each["test"]["without"] for each in r["model_solver"]["runs"]],
+        why="chance: another seed, or another order of sums",
     ),
     Row(
         "solver/training",
@@ -252,7 +275,13 @@ ROWS = (
         lambda r: [_TF(r)["first_pixel_rounded"]],
     ),
     Row(
-        "flags/training-true-trainable-false", "moving mean after a run", printed(after("moving_avg", 0)), None, None, 9
+        "flags/training-true-trainable-false",
+        "moving mean after a run",
+        printed(after("moving_avg", 0)),
+        None,
+        None,
+        9,
+        why="updates of a frozen layer were left out later; see the next table",
     ),
     Row(
         f"flags/{_MOVING}",
@@ -261,6 +290,7 @@ ROWS = (
         after("moving_avg"),
         lambda r: _TT(r)["printed_mean"][0],
         9,
+        why="1 − momentum in float32 or not; see the next table",
     ),
     Row(
         f"flags/{_MOVING}",
@@ -269,47 +299,154 @@ ROWS = (
         after("moving_variance"),
         lambda r: _TT(r)["printed_variance"][0],
         9,
+        why="Bessel's correction by the fused kernel; see the next table",
     ),
-    Row("article/wrong-use-in-a-network", "accuracy with training=True", measured("accuracy, training=True")),
-    Row("article/wrong-use-in-a-network", "accuracy with training=False", measured("accuracy, training=False")),
+    Row(
+        "article/wrong-use-in-a-network",
+        "accuracy with training=True",
+        measured("accuracy, training=True"),
+        None,
+        lambda r: [each["without"]["training_true"][1] for each in r["missing_update_ops"]["runs"]],
+        4,
+    ),
+    Row(
+        "article/wrong-use-in-a-network",
+        "accuracy with training=False",
+        measured("accuracy, training=False"),
+        None,
+        lambda r: [each["without"]["training_false"][1] for each in r["missing_update_ops"]["runs"]],
+        4,
+        why="the project's network is Model and Solver's, with two such layers, after an epoch",
+    ),
     Row("article/wrong-use-in-a-network", "moving mean and variance, least to largest", _extremes),
-    Row("article/right-use-in-a-network", "accuracy with training=False", measured("accuracy, training=False")),
+    Row(
+        "article/right-use-in-a-network",
+        "accuracy with training=False",
+        measured("accuracy, training=False"),
+        None,
+        lambda r: [each["with"]["training_false"][1] for each in r["missing_update_ops"]["runs"]],
+        4,
+    ),
     Row("article/contrib-in-a-network", "accuracy with is_training=False", measured("accuracy, training=False")),
     Row(
         "article/wrapper-in-a-network",
         "accuracy by the population, restored",
         measured("restored", "accuracy, training=False"),
+        why="its offset starts at random values by default",
     ),
     Row(
         "article/wrapper-in-a-network",
         "moved by ten predictions",
         measured("trained", "population moved by ten predictions"),
     ),
-    Row("article/control-dependency", "sum without the dependency", printed(after("Add")), after("Add")),
     Row(
-        "article/control-dependency", "sum with it", printed(after("Add_with_dependency")), after("Add_with_dependency")
+        "article/control-dependency",
+        "sum without the dependency",
+        printed(after("Add")),
+        after("Add"),
+        lambda r: _sums(r, "alone"),
+        4,
     ),
-    Row("article/update-ops", "what UPDATE_OPS prints", _ops, _ops_of_the_document),
-    Row("article/saver-of-trainables", "restored by a Saver of all", measured("by a Saver of all variables")),
-    Row("article/saver-of-trainables", "by the same Saver", measured("by this Saver")),
+    Row(
+        "article/control-dependency",
+        "sum with it",
+        printed(after("Add_with_dependency")),
+        after("Add_with_dependency"),
+        lambda r: _sums(r, "after"),
+        4,
+    ),
+    Row("article/update-ops", "what UPDATE_OPS prints", _ops, _ops_of_the_document, why="see the next table"),
+    Row(
+        "article/saver-of-trainables",
+        "restored by a Saver of all",
+        measured("by a Saver of all variables"),
+        None,
+        lambda r: _restored(r, "all variables", "trainables only"),
+        4,
+    ),
+    Row(
+        "article/saver-of-trainables",
+        "by the same Saver",
+        measured("by this Saver"),
+        None,
+        lambda r: _restored(r, "trainables, not initialized", "trainables only"),
+        4,
+    ),
     Row(
         "article/saver-of-trainables",
         "by the same Saver, initialized",
         measured("by this Saver, after the initializer"),
+        None,
+        lambda r: _restored(r, "trainables, initialized", "trainables only"),
+        4,
+        why="the project's network has two such layers, and weights from N(0, 1)",
     ),
-    Row("article/saver-by-name", "restored by the same Saver", measured("by this Saver")),
-    Row("article/signatures", "tf.layers against the list", differences("tf.layers.batch_normalization")),
-    Row("article/signatures", "contrib against the list", differences("tf.contrib.layers.batch_norm")),
-    Row("qa/helper-in-a-network", "accuracy by its averages", measured("accuracy by the averages")),
-    Row("qa/helper-in-a-network", "steps whose own mean was averaged", _averaged),
-    Row("qa/keras-one-example", "output", printed(_first), _first, None, 9),
-    Row("qa/keras-two-examples", "output", printed(_first), _first, None, 9),
-    Row("qa/keras-feature-axis", "output", printed(_first), _first, None, 9),
-    Row("qa/keras-hard-wired-training", "moved by a call", measured("moved by a call")),
+    Row(
+        "article/saver-by-name",
+        "restored by the same Saver",
+        measured("by this Saver"),
+        None,
+        lambda r: _restored(r, "all variables", "trainables and filter"),
+        4,
+    ),
+    Row(
+        "article/signatures",
+        "tf.layers against the list",
+        differences("tf.layers.batch_normalization"),
+        why="arguments were added over the releases",
+    ),
+    Row("article/signatures", "contrib against the list", differences("tf.contrib.layers.batch_norm"), why="the same"),
+    Row(
+        "qa/helper-in-a-network",
+        "accuracy by its averages",
+        measured("accuracy by the averages"),
+        None,
+        lambda r: [each["as suggested"]["accuracy"] for each in r["conv_normalizer"]["trained"]],
+        4,
+        why="the kernels are of 5 × 5 here, of 3 × 3 in the project",
+    ),
+    Row(
+        "qa/helper-in-a-network",
+        "steps whose own mean was averaged",
+        _averaged,
+        why="left to chance: the averaging is made outside of the dependency, and each executor has its own order",
+    ),
+    Row(
+        "qa/keras-one-example",
+        "output",
+        printed(_first),
+        _first,
+        lambda r: r["keras_modes"]["libraries"]["Keras 3"]["one_layer"]["one_example"],
+        9,
+        why="TensorFlow 1.0 has no tf.keras, 1.4 to 1.12 none that takes arrays",
+    ),
+    Row(
+        "qa/keras-two-examples",
+        "output",
+        printed(_first),
+        _first,
+        lambda r: [r["keras_modes"]["libraries"]["Keras 3"]["one_layer"]["two_examples_printed"]],
+        9,
+    ),
+    Row(
+        "qa/keras-feature-axis",
+        "output",
+        printed(_first),
+        _first,
+        lambda r: [r["keras_modes"]["libraries"]["Keras 3"]["one_layer"]["axis_0_printed"]],
+        9,
+    ),
+    Row(
+        "qa/keras-hard-wired-training",
+        "moved by a call",
+        measured("moved by a call"),
+        why="in a TensorFlow 1 graph a call moves nothing",
+    ),
     Row(
         "qa/keras-hard-wired-training",
         "prediction, alone against among ten",
         measured("predict, alone against among ten"),
+        why="Keras 3 predicts by the moving statistics all the same",
     ),
 )
 
@@ -369,7 +506,7 @@ def _number(value: object, digits: int) -> str:
 def _ours(row: Row, reference: Mapping[str, dict]) -> str:
     try:
         return "" if row.ours is None else shown(row.ours(reference), row.digits)
-    except KeyError:  # no such experiment in this reference
+    except (KeyError, StopIteration):  # no such experiment in this reference
         return ""
 
 
@@ -388,8 +525,8 @@ def results_table(
             continue
         document = "" if row.document is None else shown([row.document(there[0]["document_printed"])], 9)
         cells = [cell(row, each) if each else "" for each in columns]
-        lines.append([row.program, row.what, document, *cells, _ours(row, reference)])
-    return ["program", "figure", "printed", *COLUMNS, "the project's"], lines
+        lines.append([row.program, row.what, document, *cells, _ours(row, reference), row.why])
+    return ["program", "figure", "printed", *COLUMNS, "the project's", "where they differ"], lines
 
 
 def failures_table(found: Mapping[tuple[str, str], dict]) -> tuple[list[str], list[list[str]]]:
