@@ -256,9 +256,13 @@ def _line(program: Program, environment: Environment, entry: dict) -> str:
     error = entry["error"]
     where = "" if error is None or error["line"] is None or entry["changes"] else f" (line {error['line']})"
     outcome = "ran" if error is None else f"{error['type']}: {error['message'][:110]}{where}"
-    changed = f", {len(entry['changes'])} changes" if entry["changes"] else ", as printed"
+    count = len(entry["changes"])
+    changed = f", {count} change{'s' * (count > 1)}" if count else ", as printed"
     took = f"{entry.get('seconds', 0):.0f} s"
-    return f"{program.key:40} {environment.name:18} seed {entry['seed']}{changed}: {outcome} ({took})"
+    lines = [f"{program.key:40} {environment.name:18} seed {entry['seed']}{changed}: {outcome} ({took})"]
+    if entry["changes"] and error is None:
+        lines += [f"    {change['why']}: {edit}" for change in entry["changes"] for edit in change["edits"]]
+    return "\n".join([*lines, *(f"    shim: {each}" for each in entry["shim"] if error is None)])
 
 
 def _chosen(names: Iterable[str], known: Iterable[str], what: str) -> list[str]:
