@@ -16,6 +16,7 @@ __all__ = [
     "Stored",
     "StoredLayer",
     "StoredLayers",
+    "are_few",
     "is_initial",
     "layers_by_name",
     "look_up",
@@ -64,6 +65,17 @@ def statistics_state(statistics: Iterable[tuple[Entry, Role, np.ndarray | None]]
     if False in verdicts:
         return State.UPDATED
     return State.UNKNOWN if None in verdicts else State.INITIAL
+
+
+def are_few(untouched: int, known: int) -> bool:
+    """Whether so few layers are untouched, of those whose state is known, that they are inherited rather than a fault.
+
+    Example:
+        >>> from bn_graph.audit.stored import are_few
+        >>> are_few(1, 69), are_few(2, 5)
+        (True, False)
+    """
+    return untouched <= known / 4
 
 
 # --- With a graph -----------------------------------------------------------------------------------------------------

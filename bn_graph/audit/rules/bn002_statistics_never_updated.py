@@ -5,8 +5,9 @@ from collections.abc import Collection, Iterator
 from bn_graph.audit.model import Model
 from bn_graph.audit.report import Level, State
 from bn_graph.audit.rules import ARTICLE, Rule, Undetermined, Verdict
+from bn_graph.audit.rules.bn008_inference_mode_in_training import maybe_inherited
 from bn_graph.audit.rules.bn009_single_value_statistics import behind_single_values
-from bn_graph.audit.stored import StoredLayers
+from bn_graph.audit.stored import StoredLayers, are_few
 from bn_graph.graphs.graph import closure
 from bn_graph.graphs.layers import Layer
 from bn_graph.graphs.normalizations import Origin
@@ -44,9 +45,6 @@ and where the checkpoint was written before the first step, so that nothing in i
     fix="run the update ops in training, or compute the statistics now: python -m bn_graph recalibrate",
 )
 
-_FEW = 0.25
-"""Up to this part of all layers, untouched statistics beside many that moved are more likely inherited than a fault."""
-
 _INHERITED = (
     "moving statistics are what they were initialized to, though most other layers' have moved: inherited or frozen?"
 )
@@ -62,14 +60,14 @@ def check(model: Model) -> Iterator[Verdict | Undetermined]:
     initial = [layer for layer in model.layers if model.states[layer.name] == State.INITIAL]
     known = [layer for layer in model.layers if model.states[layer.name] in (State.INITIAL, State.UPDATED)]
     used = closure(model.graph, model.named) | model.training.closure if initial and model.named else None
-    behind = behind_single_values(model) if initial else set()
+    behind, inherited = (behind_single_values(model), maybe_inherited(model)) if initial else (set(), set())
     for layer in initial:
         if not _is_used(model, layer, used) or _may_stay_initial(model, layer, behind):
             continue
         evidence = [_evidence(model, layer)]
         if model.is_untrained:
             yield Undetermined(layer.name, _UNTRAINED)
-        elif len(initial) <= len(known) * _FEW and not _shows_fault(model, layer):
+        elif are_few(len(initial), len(known)) and not _shows_fault(model, layer, inherited):
             yield Verdict(layer.name, evidence, Level.WARNING, _INHERITED, _FIX_INHERITED)
         else:
             yield Verdict(layer.name, evidence)
@@ -91,13 +89,11 @@ def _may_stay_initial(model: Model, layer: Layer, behind: Collection[int]) -> bo
     return is_updated and any(place.node in behind for place in layer.places)
 
 
-def _shows_fault(model: Model, layer: Layer) -> bool:
-    """Whether the graph shows why the statistics have not moved: no train op runs the updates, or there are none."""
-    if not model.in_training(layer):
+def _shows_fault(model: Model, layer: Layer, inherited: Collection[str]) -> bool:
+    """Whether the graph shows why the statistics have not moved: no train op runs the updates, or there are none (BN008)."""
+    if not model.in_training(layer) or any(update.node in model.training.closure for update in layer.updates):
         return False
-    return not any(update.node in model.training.closure for update in layer.updates) and (
-        bool(layer.updates) or model.is_trained(layer)
-    )
+    return bool(layer.updates) or (model.is_trained(layer) and layer.name not in inherited)
 
 
 def _is_without_values(model: Model, layer: Layer) -> bool:
@@ -119,7 +115,7 @@ def check_checkpoint(stored: StoredLayers) -> Iterator[Verdict | Undetermined]:
         evidence = [f"{stored.prefix}: {layer.mean} is all 0, {layer.variance} as initialized"]
         if stored.is_untrained:
             yield Undetermined(layer.name, _UNTRAINED)
-        elif len(initial) <= len(stored.layers) * _FEW:
+        elif are_few(len(initial), len(stored.layers)):
             yield Verdict(layer.name, evidence, Level.WARNING, _INHERITED, _FIX_INHERITED)
         else:
             yield Verdict(layer.name, evidence)

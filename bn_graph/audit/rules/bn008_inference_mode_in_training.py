@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from bn_graph.audit.model import Model
 from bn_graph.audit.report import Level, State
 from bn_graph.audit.rules import FLAGS, Rule, Verdict
+from bn_graph.audit.stored import are_few
 from bn_graph.graphs.layers import Layer
 from bn_graph.graphs.modes import alternatives
 
@@ -41,6 +42,7 @@ trained before.""",
     fix="pass training=True (or the switch) where the training graph calls it",
 )
 
+_INHERITED = "; those of most such layers came with weights trained before, and this one's may have as they are"
 _MAY_BE_FROZEN = "; harmless only if they were trained before (frozen batch norm): no checkpoint is here to show it"
 
 
@@ -48,6 +50,7 @@ def check(model: Model) -> Iterator[Verdict]:
     """Reports trained layers that only ever use their moving statistics, unless the checkpoint has updated ones."""
     without_updates = {layer.name: layer for layer in model.layers if _is_never_updated(layer)}
     trained_by = _trained_by_copies(model, list(without_updates.values()))
+    inherited = maybe_inherited(model)
     for layer in without_updates.values():
         other = without_updates.get(trained_by.get(layer.name, ""))
         is_trained = other is not None or (model.in_training(layer) and model.is_trained(layer))
@@ -60,10 +63,20 @@ def check(model: Model) -> Iterator[Verdict]:
             evidence.append(
                 f"gradients that go through {layer.name} are applied to {other.name}, or the other way round"
             )
-        if states <= {State.INITIAL, State.MISSING}:
+        if layer.name in inherited:
+            yield Verdict(layer.name, evidence, Level.WARNING, RULE.message + _INHERITED)
+        elif states <= {State.INITIAL, State.MISSING}:
             yield Verdict(layer.name, evidence)
         else:
             yield Verdict(layer.name, evidence, Level.WARNING, RULE.message + _MAY_BE_FROZEN)
+
+
+def maybe_inherited(model: Model) -> set[str]:
+    """The untouched layers, by name, if most others that nothing updates are not: all came with published weights."""
+    states = {layer.name: model.states[layer.name] for layer in model.layers if _is_never_updated(layer)}
+    untouched = {name for name, state in states.items() if state == State.INITIAL}
+    moved = [name for name, state in states.items() if state == State.UPDATED]
+    return untouched if are_few(len(untouched), len(untouched) + len(moved)) else set()
 
 
 def _is_never_updated(layer: Layer) -> bool:

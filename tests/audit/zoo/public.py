@@ -175,15 +175,20 @@ def statistic_read_by_another_op(at):
 # ---------------------------------------------------------------------------------- untouched among many that moved
 
 
-def _inference_graph(at, untouched, dead=0, named=True):
-    """An export of five layers in a row, some of whose statistics never moved; `dead` more that no named output uses."""
+def _five_layers(at, untouched, dead=0, named=True, train=False, by_batch=()):
+    """An export of five layers in a row, some of whose statistics never moved; `dead` more that no named output uses.
+
+    With `train`, a graph that trains on from there; `by_batch` are the layers that it has in training mode.
+    """
     value = x = tf.placeholder(tf.float32, [None, 3], name="x")
     for number in range(5):
-        value = tf.nn.relu(tf_layers(dense(value, 3, f"dense_{number}"), False, name=f"bn_{number}"))
+        value = tf.nn.relu(tf_layers(dense(value, 3, f"dense_{number}"), number in by_batch, name=f"bn_{number}"))
     branch = x
     for number in range(dead):
         branch = tf.nn.relu(tf_layers(dense(branch, 3, f"dead_{number}"), False, name=f"dead_bn_{number}"))
     tf.identity(value, name="detection_boxes" if named else "last")
+    if train:
+        train_with_updates(tf.reduce_mean(tf.square(value - 1.0)))
     with session() as s:
         s.run(tf.global_variables_initializer())
         for variable in tf.global_variables():
@@ -193,11 +198,24 @@ def _inference_graph(at, untouched, dead=0, named=True):
     return Built(at / "model.ckpt.meta")
 
 
-register("dead_branch_beside_a_named_output", partial(_inference_graph, untouched=(), dead=3), silent="BN002", layers=8)
-register("one_untouched_layer_of_five", partial(_inference_graph, untouched=(0,)), must="BN002", layers=5)
-register("two_untouched_layers_of_five", partial(_inference_graph, untouched=(0, 3)), "BN002", layers=5)
+register("dead_branch_beside_a_named_output", partial(_five_layers, untouched=(), dead=3), silent="BN002", layers=8)
+register("one_untouched_layer_of_five", partial(_five_layers, untouched=(0,)), must="BN002", layers=5)
+register("two_untouched_layers_of_five", partial(_five_layers, untouched=(0, 3)), "BN002", layers=5)
+register("dead_layer_beside_an_unnamed_output", partial(_five_layers, untouched=(), dead=1, named=False), must="BN002")
+
+
+# Fine-tuning with batch norm frozen but for gamma and beta: one layer of the published weights is untouched.
 register(
-    "dead_layer_beside_an_unnamed_output", partial(_inference_graph, untouched=(), dead=1, named=False), must="BN002"
+    "one_untouched_layer_of_five_frozen_ones",
+    partial(_five_layers, untouched=(0,), named=False, train=True),
+    must="BN002 BN008",
+    layers=5,
+)
+register(
+    "one_layer_of_five_in_inference_mode",
+    partial(_five_layers, untouched=(0,), named=False, train=True, by_batch=(1, 2, 3, 4)),
+    "BN002 BN008",
+    layers=5,
 )
 
 
