@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "paths",
         metavar="PATH",
         nargs="*",
-        help=".meta, checkpoint prefix, .index, SavedModel, .pb, .pbtxt, or a directory of them",
+        help=".meta, checkpoint prefix, .index, SavedModel, .pb, .pbtxt, .h5, .keras, or a directory of them",
     )
     about_graph = parser.add_argument_group("about the graph")
     about_graph.add_argument("--checkpoint", metavar="PREFIX", help="look at the graph with this checkpoint")
