@@ -30,7 +30,7 @@ from experiments.machinery.classifiers import losses
 from experiments.machinery.figures import BLUE, GREY, ORANGE, figure
 from experiments.machinery.harness import Mode, Settings
 from experiments.machinery.results import spread
-from experiments.machinery.verdicts import Verdict, does_not_hold, holds, holds_if
+from experiments.machinery.verdicts import Verdict, does_not_hold, holds, holds_with_a_trap
 
 # r2rt's; its rate is that of the summed loss and of gradient descent.
 BATCH_SIZE, R2RT_RATE = 60, 0.01
@@ -161,21 +161,26 @@ def save_into_new_directories() -> dict[str, dict]:
 def judge_article_11(result: dict) -> Verdict:
     found = result["new_directory"]
     there, deeper = found[DOCUMENT_PATH], found[DEEPER_PATH]
-    outcomes = [each["raised"] or f"{each['variables']} variables saved" for each in (there, deeper)]
-    measured = f"one new directory: {outcomes[0]}; three: {outcomes[1]}"
+    outcomes = [
+        f"raises {each['raised']}" if each["raised"] else f"saves {each['variables']} variables"
+        for each in (there, deeper)
+    ]
+    measured = f"Into one new directory it {outcomes[0]}; into one three levels deep it {outcomes[1]}."
     if there["raised"]:
         return does_not_hold(measured, f"It raises: {there['message']}. bn_graph.save makes the directory first.")
     if there["variables"] != found["variables_of_the_layer"]:
         return does_not_hold(measured, "The file does not have all of the layer's variables.")
-    note = "TensorFlow makes the missing directory itself"
-    note += ", several levels of it too." if not deeper["raised"] else f", but one level only ({deeper['raised']})."
-    return holds(measured, note)
+    if not deeper["raised"]:
+        return holds(measured, "TensorFlow makes the missing directory itself, several levels of it too.")
+    note = "TensorFlow makes the missing directory itself; bn_graph.save makes all levels."
+    return holds_with_a_trap(f"of several missing levels it makes none ({deeper['raised']})", measured, note)
 
 
 # --- article-14: a Saver of the trainable variables -------------------------------------------------------------------
 def judge_article_14(result: dict) -> Verdict:
     outcomes = {way: outcomes_of(result, way, TRAINABLES) for way in WAYS}
-    measured = "; ".join(f"{way}: {outcomes_text(each)}" for way, each in outcomes.items())
+    texts = "; ".join(f"with {way}, {outcomes_text(each)}" for way, each in outcomes.items())
+    measured = f"Restored from the trainables' file {texts}."
     # The first way is the Saver that looks for everything.
     named = all(each["raised"] and "moving_" in each["message"] for each in outcomes[WAYS[0]])
     silent = [way for way in WAYS if any(each["raised"] is None for each in outcomes[way])]
@@ -187,7 +192,7 @@ def judge_article_14(result: dict) -> Verdict:
     right = median_accuracy(outcomes_of(result, WAYS[0], EVERYTHING))
     note = "With the trainables' Saver and the initializers run nothing is raised: the statistics stay 0 and 1, and single "
     note += f"images get {wrong:.3f} where {right:.3f} is right."
-    return holds_if("the restoring Saver looks for them", measured, note)
+    return holds_with_a_trap("a Saver of the trainables restores without a word, and wrongly", measured, note)
 
 
 # --- article-15: tf.moving_average_variables() ------------------------------------------------------------------------
@@ -211,7 +216,7 @@ def judge_article_15(result: dict) -> Verdict:
     listed = result["moving_average_collection"]
     layer = listed["tf.layers.batch_normalization"]
     averaged = listed["ExponentialMovingAverage.apply([w])"]
-    measured = f"tf.layers: {layer}; after ExponentialMovingAverage.apply([w]): {averaged}"
+    measured = f"After tf.layers it lists {layer or 'nothing'}, after ExponentialMovingAverage.apply([w]) {averaged}."
     note = f"ExponentialMovingAverage.apply fills it, with the averaged variable ({', '.join(averaged) or 'none'})"
     note += " and not with the average." if averaged == ["w"] else "."
     return (holds if not layer else does_not_hold)(measured, note)
@@ -249,8 +254,11 @@ def judge_article_16(result: dict) -> Verdict:
     missed = {label: each["missed"] for label, each in found.items() if each["missed"]}
     restored = outcomes_of(result, WAYS[0], FILTERED)
     good = median_accuracy(restored) >= median_accuracy(outcomes_of(result, WAYS[0], EVERYTHING))
-    measured = f"tf.layers: {len(layer['missed'])} of {len(layer['statistics'])} missed, restored "
-    measured += f"{outcomes_text(restored)}; other layers: {sum(map(len, missed.values()))} missed"
+    measured = (
+        f"The filter finds {len(layer['statistics']) - len(layer['missed'])} of {len(layer['statistics'])} statistics of "
+        f"tf.layers, and restoring them gives {outcomes_text(restored)}; of other layers it misses "
+        f"{sum(map(len, missed.values()))}."
+    )
     if layer["missed"] or not good:
         return does_not_hold(measured, "The filter does not save what tf.layers' own batch norm predicts with.")
     if not missed:
@@ -259,7 +267,7 @@ def judge_article_16(result: dict) -> Verdict:
         f"{label}: {', '.join(name.rpartition('bn/')[2].rpartition('normalization/')[2] for name in each)}"
         for label, each in missed.items()
     )
-    return holds_if("the statistics have those names", measured, f"It misses, without a word, {names}.")
+    return holds_with_a_trap("it misses statistics of other names without a word", measured, f"It misses {names}.")
 
 
 # --- article-17: saving everything ------------------------------------------------------------------------------------
@@ -268,7 +276,10 @@ def judge_article_17(result: dict) -> Verdict:
     resumed = {saver: [result["resumed"][f"{seed}/{saver}"] for seed in result["seeds"]] for saver in SAVERS}
     predicts = [saver for saver in SAVERS if not any(each["raised"] for each in outcomes[saver])]
     resumes = [saver for saver in SAVERS if not any(each["raised"] for each in resumed[saver])]
-    measured = f"predict: {', '.join(predicts) or 'none'}; training goes on from: {', '.join(resumes) or 'none'}"
+    measured = (
+        f"Of the {len(SAVERS)} files, {len(predicts)} predict ({', '.join(predicts) or 'none'}), and training goes on from "
+        f"{len(resumes)} ({', '.join(resumes) or 'none'})."
+    )
     larger = result["bytes"][EVERYTHING] / result["bytes"][INFERENCE]
     price = f"The price, with Adam, is a file {larger:.1f} times as large as what prediction needs."
     accuracies = {saver: median_accuracy(each) for saver, each in outcomes.items()}
@@ -276,7 +287,8 @@ def judge_article_17(result: dict) -> Verdict:
         return does_not_hold(measured, "The file of all variables does not predict best.")
     if resumes == [EVERYTHING]:
         return holds(measured, f"It is the only one of the four from which training goes on too. {price}")
-    return holds_if("the file is used as it is here", measured, f"Others serve as well: {', '.join(resumes)}. {price}")
+    others = ", ".join(saver for saver in resumes if saver != EVERYTHING)
+    return does_not_hold(measured, f"Others do as well, or all do not: {others or 'none resumes'}. {price}")
 
 
 # --- r2rt-21: must the graph be built twice? --------------------------------------------------------------------------
@@ -307,8 +319,10 @@ def judge_r2rt_21(result: dict) -> Verdict:
     once = list(result["one_graph"].values())
     twice = [each.get("accuracy", 0.0) for each in outcomes_of(result, WAYS[0], EVERYTHING)]
     training = [each["training graph, one at a time"] for each in result["own_accuracy"].values()]
-    measured = f"one at a time: built twice {spread(twice, 3)}, once with a bool tensor {spread(once, 3)}, "
-    measured += f"in the training graph {spread(training, 3)}"
+    measured = (
+        f"One image at a time, a second graph gets {spread(twice, 3)}, the training graph itself {spread(training, 3)}, and "
+        f"one graph whose is_training is a bool tensor {spread(once, 3)}."
+    )
     same = result["names"]["the same build"]
     broken = {label: each for label, each in result["names"].items() if label != "the same build"}
     works = {label: each["accuracy"] for label, each in broken.items() if each["raised"] is None}
@@ -317,11 +331,13 @@ def judge_r2rt_21(result: dict) -> Verdict:
     silent = ", ".join(f"{label} ({accuracy:.3f})" for label, accuracy in wrong.items())
     note = f"With automatic names, {len(broken) - len(works)} of {len(broken)} slightly different second builds raise"
     note += f" ({late} of them not before predicting)" if late else ""
-    note += f" and silently wrong is: {silent}." if silent else "."
+    note += f", and one is wrong without a word: {silent}." if silent else "."
     if max(training) >= min(twice) - TOLERANCE:
         return does_not_hold(measured, f"The training graph itself predicts single images as well. {note}")
     if np.median(once) >= np.median(twice) - TOLERANCE:
-        return holds_if("is_training is a Python bool", measured, f"A bool tensor does it in one graph. {note}")
+        note = f"Read of the document's wrapper, whose is_training is a Python bool; a bool tensor does it in one graph. {note}"
+    if broken:
+        return holds_with_a_trap("a second graph that is built differently may restore wrongly", measured, note)
     return holds(measured, note)
 
 
@@ -343,12 +359,15 @@ def judge_r2rt_23(result: dict) -> Verdict:
     there = {key: each for key, each in returned["restored"].items() if key.endswith(", there")}
     elsewhere = returned["restored"]["relative, elsewhere"]["raised"]
     failed = [key for key, each in there.items() if each["raised"]]
-    measured = f"{returned['type']} {returned['relative']!r}, with global_step=7 {returned['with_step']!r}; "
-    measured += f"restored: {len(there) - len(failed)} of {len(there)}"
+    measured = (
+        f"It returns the {returned['type']} {returned['relative']!r}, with global_step=7 {returned['with_step']!r}; "
+        f"{len(there) - len(failed)} of {len(there)} such paths restore."
+    )
     if failed or returned["type"] != "str":
         return does_not_hold(measured, f"Not restored: {', '.join(failed) or 'what is returned is no path'}.")
-    note = "It is the prefix of the files and not a file" if not returned["a_file_of_that_name"] else "It is a file"
-    note += f"; a relative one stays relative, and from another directory gives {elsewhere}." if elsewhere else "."
+    note = "It is a file." if returned["a_file_of_that_name"] else "It is the prefix of the files and not a file."
+    if elsewhere:
+        return holds_with_a_trap(f"a relative path gives {elsewhere} from another directory", measured, note)
     return holds(measured, note)
 
 

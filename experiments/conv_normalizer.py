@@ -29,7 +29,7 @@ from experiments.machinery.classifiers import losses, placeholders
 from experiments.machinery.figures import BLUE, GREY, ORANGE, figure
 from experiments.machinery.harness import Mode, Settings
 from experiments.machinery.results import spread
-from experiments.machinery.verdicts import Verdict, does_not_hold, holds, holds_if
+from experiments.machinery.verdicts import Verdict, does_not_hold, holds, holds_with_a_trap
 
 # The document's.
 EPSILON, DECAY = 0.001, 0.99
@@ -267,33 +267,30 @@ def counted(counter: dict[str, int]) -> str:
 
 
 def judge_qa_06(result: dict) -> Verdict:
-    sessions = result["sessions"]
+    sessions, race = result["sessions"], result["race"]
+
+    def fresh(order: str) -> dict[str, int]:
+        return {kind: race[order][kind]["outcomes"].get(FRESH, 0) for kind in KINDS}
 
     def counts(order: str) -> str:
-        return ", ".join(f"{kind} {counted(result['race'][order][kind]['outcomes'])}" for kind in KINDS)
+        return " and ".join(f"{count} of {sessions} with {kind} variables" for kind, count in fresh(order).items())
 
-    def is_fresh(order: str, kind: str) -> bool:
-        return set(result["race"][order][kind]["outcomes"]) == {FRESH}
-
-    measured = f"{SUGGESTED}: {counts(SUGGESTED)}; of {sessions} sessions each"
-    inside = [kind for kind in KINDS if is_fresh(INSIDE, kind)]
     ordered = result["ordered"][f"{SUGGESTED}, resource"]["writes_after_stores"]
     accuracy = {
         order: spread([each[order]["accuracy"] for each in result["trained"]], 3) for order in (SUGGESTED, LIBRARY)
     }
-    effect = f"Trained so, test accuracy is {accuracy[SUGGESTED]}; in bn_graph's order {accuracy[LIBRARY]}."
-    if all(is_fresh(SUGGESTED, kind) for kind in KINDS):
+    measured = (
+        f"Grouped as suggested, both averages hold this step's moments in {counts(SUGGESTED)}; trained so, the accuracy is "
+        f"{accuracy[SUGGESTED]}, and in bn_graph's order {accuracy[LIBRARY]}."
+    )
+    if set(fresh(SUGGESTED).values()) == {sessions}:
         if ordered:
-            return holds(measured, effect)
-        return holds_if("the threads happen to run so", measured, f"Nothing in the graph orders it. {effect}")
-    if inside:
-        both = "" if len(inside) == len(KINDS) else f" and variables are {inside[0]} variables"
-        return holds_if(
-            f"the averaging op is made under the dependency{both}",
-            measured,
-            f"As suggested, {ordered} of 2 averaging ops come after the assigns; made inside it is {counts(INSIDE)}. {effect}",
-        )
-    return does_not_hold(measured, f"Made under the dependency: {counts(INSIDE)}. {effect}")
+            return holds(measured, "The graph orders it.")
+        return holds_with_a_trap("nothing in the graph orders it", measured, "It came out so in every session.")
+    note = f"The graph puts {ordered} of the 2 averaging ops after the assigns."
+    if any(count == sessions for count in fresh(INSIDE).values()):
+        note += f" True where the averaging op is made under the control dependency: {counts(INSIDE)}."
+    return does_not_hold(measured, note)
 
 
 # --- qa-07: average() before apply and after, and what inference normalizes with --------------------------------------
@@ -329,23 +326,16 @@ def averages_before_and_after() -> dict:
 def judge_qa_07(result: dict) -> Verdict:
     average = result["average"]
     measured = (
-        f"before apply: {average['before_apply']}; shadows start at {average['starts_at'][0]} and {average['starts_at'][1]}; "
-        f"after one step {average['share_of_batch_after_one_step']:.2f} of the batch's mean"
+        f"Inference is {average['inference_from_averages']:.1g} from normalizing with the averages, which start at "
+        f"{average['starts_at'][0]} and {average['starts_at'][1]} and hold {average['share_of_batch_after_one_step']:.2f} of "
+        "the batch's mean after one step."
     )
     if average["inference_from_averages"] > TOLERANCE * 10:
-        return does_not_hold(
-            measured, f"Inference is {average['inference_from_averages']:.1g} away from using the averages."
-        )
+        return does_not_hold(measured, "Inference does not use the averages.")
     if average["before_apply"] == "None":
         raised = average["inference_before_apply_raises"]
-        failed = result["race"][SUGGESTED]["ref"]["initializer_raised"]
-        note = f"Before it average() returns None, and building inference raises {raised}."
-        if failed:
-            note += (
-                f" With ref variables the initializers of variables and averages, run together, raised in {failed} of "
-                f"{result['sessions']} sessions."
-            )
-        return holds_if("get_assigner was called before", measured, note)
+        note = f"The document calls it first. Before it average() returns None, and building inference raises {raised}."
+        return holds_with_a_trap("there is no average before get_assigner has been called", measured, note)
     return holds(measured, "average() gives a variable even before apply.")
 
 

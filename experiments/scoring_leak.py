@@ -21,7 +21,7 @@ from experiments.machinery import harness, kept_work
 from experiments.machinery.classifiers import losses, placeholders
 from experiments.machinery.harness import Mode, Settings
 from experiments.machinery.results import column, spread
-from experiments.machinery.verdicts import Verdict, does_not_hold, holds, holds_if
+from experiments.machinery.verdicts import Verdict, does_not_hold, holds, holds_with_a_trap
 from experiments.single_example import (
     BATCH_SIZE,
     DECAY,
@@ -206,9 +206,10 @@ def judge_r2rt_18(result: dict) -> Verdict:
     if abs(update["ratio_to_unbiased"] - 1) < abs(update["ratio_to_biased"] - 1):
         variance = "the paper's, with m/(m−1)"
     number = len(update["statistics"])
+    share = result["share_of_test_batches"]
     measured = (
-        f"{update['trainable']} of {number} trainable, {update['moved']} moved by one prediction; "
-        f"{result['share_of_test_batches']:.2%} of the average is test batches"
+        f"{update['trainable']} of {number} statistics are trainable, and a run that fetches the prediction alone moves "
+        f"{update['moved']}; at the end test batches make {share:.2%} of the average."
     )
     changes = [
         loop["population_accuracy"] - run["test_accuracy_after"]
@@ -216,16 +217,16 @@ def judge_r2rt_18(result: dict) -> Verdict:
     ]
     moved = np.median([loop["means_moved"] for loop in loops])
     note = (
-        f"So scoring the training graph on the test set leaks: it moved the means by {moved:.1e} standard deviations and the "
-        f"accuracy by {min(changes):+.4f} to {max(changes):+.4f}. The averaged variance is {variance}."
+        f"In the document's loop that moves the means by {moved:.1e} standard deviations and the accuracy by "
+        f"{min(changes):+.4f} to {max(changes):+.4f}. The averaged variance is {variance}."
     )
     if update["trainable"]:
         return does_not_hold(measured, f"{update['trainable']} of the statistics are trainable.")
     if update["moved"] < number:
-        return does_not_hold(
-            measured, f"A run that fetches the prediction alone moves {update['moved']} of {number} statistics."
-        )
-    return holds(measured, note)
+        return does_not_hold(measured, f"It moves {update['moved']} of {number} statistics.")
+    if share == 0:
+        return holds(measured, note)
+    return holds_with_a_trap("scoring the training graph on the test set updates them too", measured, note)
 
 
 # --- r2rt-19: the accuracy that the document prints -------------------------------------------------------------------
@@ -233,19 +234,19 @@ def judge_r2rt_19(result: dict) -> Verdict:
     runs, examples = result["runs"], 10_000  # of MNIST's test set
     step = runs[0]["document_loop"]["last_scored_step"]
     printed, population = [run["document_loop"]["last_score"] for run in runs], column(result, "test_accuracy_after")
-    measured = f"as printed there {spread(printed)}; by population statistics at the end {spread(population)}"
+    measured = (
+        f"The figure that the document prints is {spread(printed)} here; by population statistics at the end it is "
+        f"{spread(population)}."
+    )
     note = (
         f"acc[-1] is step {step:,}, by the test set's own batch statistics. The restored network that the text goes on to use "
         f"has population statistics and a median of {np.median(population):.4f}."
     )
-    as_printed, as_restored = agrees(printed, FINAL_ACCURACY, examples), agrees(population, FINAL_ACCURACY, examples)
-    if as_printed and as_restored:
+    if not agrees(printed, FINAL_ACCURACY, examples):
+        return does_not_hold(measured, f"{note} ({result['data']}, {result['steps']:,} steps.)")
+    if agrees(population, FINAL_ACCURACY, examples):
         return holds(measured, note)
-    if as_printed:
-        return holds_if("the test set's own statistics normalize it", measured, note)
-    if as_restored:
-        return holds_if("population statistics normalize it", measured, note)
-    return does_not_hold(measured, f"{note} ({result['data']}, {result['steps']:,} steps.)")
+    return holds_with_a_trap("with population statistics it is another", measured, note)
 
 
 def agrees(values: list[float], figure: float, examples: int) -> bool:
@@ -281,16 +282,17 @@ def last_bias(settings: Settings, used: bool) -> dict:
 def judge_r2rt_22(result: dict) -> Verdict:
     first, second = result["last_bias"]["first graph"], result["last_bias"]["build_graph"]
     measured = (
-        f"b3 after 20 steps: {second['largest_after_20_steps']:g} in build_graph, "
-        f"{first['largest_after_20_steps']:.2g} in the first graph"
+        f"After 20 steps b3 is {second['largest_after_20_steps']:g} in build_graph, and up to "
+        f"{first['largest_after_20_steps']:.2g} in the document's first graph."
     )
     if second["has_gradient"] and second["largest_after_20_steps"] > 0:
         return holds(measured, "The loss has a gradient in b3, and training moves it.")
     note = (
-        "build_graph makes b3, counts it as trainable and saves it, but its softmax leaves it out: b3 has no gradient."
+        "Judged of build_graph, the program of this section: it makes b3, counts it as trainable and saves it, but its "
+        "softmax leaves it out."
     )
     if first["has_gradient"]:
-        note += " In the first graph it is used."
+        note += " Of the first graph, in the section before, it is true."
     return does_not_hold(measured, note)
 
 

@@ -32,9 +32,9 @@ def test_exact_claims_come_out_the_same_on_every_machine(result):
     verdicts = {claim: each["verdict"] for claim, each in result["claims"].items()}
     assert verdicts == {
         "article-01": "holds",
-        "article-07": "holds",
-        "article-13": "holds if the train op means gradients and their applying",
-        "solver-09": 'holds if "in the graph" means above the train op',
+        "article-07": "holds, with a trap: a layer applied twice in training moves twice a step",
+        "article-13": "holds, with a trap: the forward pass is not ordered by it",
+        "solver-09": "does not hold",
     }
 
 
@@ -48,12 +48,10 @@ def test_article_01_depends_on_the_gap_between_the_phases(result, verdict):
     result["runs"].append(copy.deepcopy(result["runs"][0]))
     without = result["runs"][1]["without"]
     without["training_false"] = without["training_true"]
-    assert verdict(result, "article-01") == "holds if the seed is unlucky"
-    without["training_false"] = [1.0, without["training_true"][1] - 0.06]
-    assert verdict(result, "article-01").startswith('holds if "badly" means 6.0 to ')
-    result["runs"] = result["runs"][1:]
-    without["training_false"] = without["training_true"]
     assert verdict(result, "article-01") == "does not hold"
+    mistakes = 1 - without["training_true"][1]
+    without["training_false"] = [1.0, 1 - 2.1 * mistakes]
+    assert verdict(result, "article-01") == "holds"
 
 
 def test_statistics_that_moved_contradict_article_01(result, verdict):
