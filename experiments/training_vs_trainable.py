@@ -226,7 +226,7 @@ def judge_flags_02(result: dict) -> Verdict:
     texts, failing = [], []
     for case, moments in result["normalized"].items():
         mean, deviation = moments["mean"], moments["deviation"]
-        texts.append(f"in {case} the mean is {extent(mean)} and the deviation {extent(deviation)}")
+        texts.append(f"{case}: the mean is {extent(mean)} and the deviation {extent(deviation)}")
         if max(map(abs, mean)) >= 1e-3 or max(abs(each - 1) for each in deviation) >= 1e-3:
             failing.append(case)
     measured = f"{'; '.join(texts)}."
@@ -278,7 +278,9 @@ def judge_flags_03(result: dict) -> Verdict:
 # --- flags-04: nothing but gamma and beta at inference? ---------------------------------------------------------------
 def judge_flags_04(result: dict) -> Verdict:
     start, other = result["other_statistics"]["inference"]["from_gamma_and_beta_alone"]
-    measured = f"The output is at most {start:.3g} from gamma·x + beta with moving statistics of (0, 1), and {other:.3g} with (3, 4)."
+    measured = (
+        f"It is up to {start:.3g} from gamma·x + beta with moving statistics (0, 1), and {other:.3g} with (3, 4)."
+    )
     # Beta and gamma alone leave no more than what ε changes: x/√(1 + ε), of the document's pixels up to 9.
     by_epsilon = START["gamma"] * np.max(IMAGE) * (1 - 1 / np.sqrt(1 + EPSILON)) + 1e-5
     if start > by_epsilon:
@@ -295,7 +297,7 @@ def judge_flags_04(result: dict) -> Verdict:
 # --- flags-05: the pixel at inference ---------------------------------------------------------------------------------
 def judge_flags_05(result: dict) -> Verdict:
     cells = {library: find(result, library, False, False) for library in (FUSED, NOT_FUSED)}
-    measured = f"The first pixel is {' and '.join(f'{rounded(cell)} in {name}' for name, cell in cells.items())}."
+    measured = f"The first pixel is {' and '.join(f'{rounded(cell)} with {name}' for name, cell in cells.items())}."
     right = all(cell["first_pixel_rounded"] == INFERENCE_PIXEL for cell in cells.values())
     unrounded = ", ".join(f"{value:.4f}" for value in cells[FUSED]["first_pixel"])
     return (holds if right else does_not_hold)(measured, f"Unrounded with the fused kernel: [{unrounded}].")
