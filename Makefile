@@ -17,7 +17,7 @@ ALL     = --output $(OUTPUT) $(if $(FRESH),--fresh)
 
 .DEFAULT_GOAL := help
 .PHONY: help install verbatim reproduce reproduce-quick report readmes reference restore-demo mend-demo audit-cost bench distributed \
-  mnist eras test test-versions lint format clean $(EXPERIMENTS)
+  mnist eras test test-versions test-oldest lint format clean $(EXPERIMENTS)
 
 help:  ## list the commands
 	@echo 'make COMMAND [MODE=quick|full] [DATA=auto|mnist|digits] [SEED="0 1 2"] [STEPS=n] [OUTPUT=results] [FRESH=1] [LOOP=graph|feed] [THREADS=n]'
@@ -123,6 +123,9 @@ test: lint  ## lint and tests; those that train on MNIST run where MNIST_DIR is 
 # VERSIONS="2.12.1 2.15.1": only these
 test-versions: $(VENV)/.installed  ## the library's tests with TensorFlow 2.12, 2.15, 2.16, 2.18 and 2.21 (Python 3.10 to 3.13)
 	@$(RUN) tests.versions $(VERSIONS)
+
+test-oldest: $(VENV)/.installed  ## the core tests with the oldest TensorFlow, 2.12 (Python 3.10 or 3.11; a note where neither is)
+	@$(RUN) tests.versions --core
 
 lint: $(VENV)/.installed-dev  ## check style and formatting
 	@$(BIN)/ruff check .

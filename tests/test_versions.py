@@ -34,3 +34,31 @@ def test_a_version_that_cannot_be_had_is_in_the_table_and_the_next_is_tested(mon
     assert versions.main(["2.12.1", "2.15.1"]) == 1
     printed = capsys.readouterr().out
     assert "| not tested: there is no Python 3.10 |" in printed and "| 2.15.1 | 3.11 | TensorFlow | 10 |" in printed
+
+
+@pytest.mark.parametrize(("failed", "status"), [(0, 0), (1, 1)])
+def test_the_core_tests_run_with_the_oldest_version_on_the_first_python_that_is_here(failed, status, monkeypatch):
+    def find_python(version):
+        if version == "3.10":
+            raise EnvironmentFailed("there is no Python 3.10")
+
+    made, run = [], []
+    monkeypatch.setattr(versions, "find_python", find_python)
+    monkeypatch.setattr(versions, "make_environment", lambda folder, recipe, seconds: made.append(recipe))
+    monkeypatch.setattr(
+        versions, "run_tests", lambda _, tests, processes: run.append(tests) or versions.Outcome(9, failed, 0, 1.0)
+    )
+    assert versions.main(["--core"]) == status
+    assert [(recipe.tensorflow, recipe.python) for recipe in made] == [("2.12.1", "3.11")]
+    assert run == [versions.CORE_TESTS]
+
+
+def test_where_the_oldest_version_cannot_be_had_ci_says_so_and_goes_on(monkeypatch, capsys):
+    def find_python(version):
+        raise EnvironmentFailed(f"there is no Python {version}")
+
+    monkeypatch.setattr(versions, "find_python", find_python)
+    assert versions.main(["--core"]) == 0
+    assert capsys.readouterr().err == (
+        "versions: NOT TESTED with TensorFlow 2.12.1, the oldest: there is no Python 3.10; there is no Python 3.11\n"
+    )

@@ -35,7 +35,7 @@ FOLDER = Path(__file__).parents[2] / ".eras"
 """Where the environments are; each is named for its version of TensorFlow."""
 
 SECONDS = 1800
-"""How long one installation may take."""
+"""How long one installation may take, if nothing else is said."""
 
 
 class EnvironmentFailed(Exception):
@@ -52,17 +52,19 @@ class Recipe:
         packages: what pip installs beside TensorFlow; the pins are of the packages that dropped this Python or NumPy's
             old interface later on.
         installer: what replaces pip itself first.
+        distribution: the package that TensorFlow comes in.
     """
 
     tensorflow: str
     python: str
     packages: tuple[str, ...]
     installer: tuple[str, ...] = ()
+    distribution: str = "tensorflow"
 
     @property
     def requirements(self) -> tuple[str, ...]:
         """TensorFlow and the packages, as pip takes them."""
-        return (f"tensorflow=={self.tensorflow}", *self.packages)
+        return (f"{self.distribution}=={self.tensorflow}", *self.packages)
 
 
 _OLD_PIP = ("pip==21.3.1", "wheel==0.37.1")
@@ -133,12 +135,13 @@ def find_python(version: str) -> Path:
     )
 
 
-def make_environment(folder: Path, recipe: Recipe) -> Path:
+def make_environment(folder: Path, recipe: Recipe, seconds: float = SECONDS) -> Path:
     """Sees to it that `folder` is an environment of that recipe, with a TensorFlow that can be imported.
 
     Args:
         folder: kept if it is a finished environment of this very recipe; otherwise removed and made.
         recipe: Python, TensorFlow and the packages.
+        seconds: how long each installation may take.
 
     Returns:
         The environment's interpreter.
@@ -154,9 +157,10 @@ def make_environment(folder: Path, recipe: Recipe) -> Path:
         shutil.rmtree(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     _run([base, "-m", "venv", folder])
-    pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    # Not compiled: that takes a third of the time, and most of it is never imported.
+    pip = [python, "-m", "pip", "install", "--quiet", "--no-compile", "--disable-pip-version-check"]
     for packages in filter(None, (recipe.installer, recipe.requirements)):
-        _run([*pip, *packages])
+        _run([*pip, *packages], seconds)
     found = _run([python, "-c", "import tensorflow as tf; print(tf.__version__)"]).split()[-1]
     if found != recipe.tensorflow:
         raise EnvironmentFailed(f"pip installed TensorFlow {found} in place of {recipe.tensorflow}")
@@ -189,13 +193,13 @@ def _is_python(path: Path, version: str) -> bool:
         return False
 
 
-def _run(command: Sequence[object]) -> str:
+def _run(command: Sequence[object], seconds: float = SECONDS) -> str:
     """What a command prints; raises with its last line if it fails."""
     command = [str(each) for each in command]
     # An environment of ours must not see packages of the one that started this program.
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
     try:
-        finished = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=SECONDS)
+        finished = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=seconds)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise EnvironmentFailed(f"{command[0]}: {error}") from error
     if finished.returncode:
