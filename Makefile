@@ -120,9 +120,9 @@ verbatim: $(VENV)/.installed  ## the documents' own programs, as they stand, in 
 test: lint  ## lint and tests; those that train on MNIST run where MNIST_DIR is set
 	@$(RUN) pytest -n auto --dist worksteal
 
-# VERSIONS="2.12.1 2.15.1": only these
+# VERSIONS="2.12.1 2.15.1": only these; README=1: write the outcomes into README's table
 test-versions: $(VENV)/.installed  ## the library's tests with TensorFlow 2.12, 2.15, 2.16, 2.18 and 2.21 (Python 3.10 to 3.13)
-	@$(RUN) tests.versions $(VERSIONS)
+	@$(RUN) tests.versions $(VERSIONS) $(if $(README),--update-readme)
 
 test-oldest: $(VENV)/.installed  ## the core tests with the oldest TensorFlow, 2.12 (Python 3.10 or 3.11; a note where neither is)
 	@$(RUN) tests.versions --core

@@ -62,3 +62,40 @@ def test_where_the_oldest_version_cannot_be_had_ci_says_so_and_goes_on(monkeypat
     assert capsys.readouterr().err == (
         "versions: NOT TESTED with TensorFlow 2.12.1, the oldest: there is no Python 3.10; there is no Python 3.11\n"
     )
+
+
+README = """# Title
+
+<!-- generated: versions -->
+| TensorFlow | of an | older | form |
+|---|---|---|---|
+| 2.21.0 | 3.13 | tf-keras | 5 | 0 | 0 | 9 |
+| 2.12.1 | 3.10 | TensorFlow | 1 | 2 | 3 | 4 |
+<!-- end: versions -->
+
+More.
+"""
+
+
+def test_the_readme_gets_the_lines_of_what_was_tested_and_keeps_the_others(monkeypatch, tmp_path, capsys):
+    readme = tmp_path / "README.md"
+    readme.write_text(README)
+    monkeypatch.setattr(versions, "README", readme)
+    monkeypatch.setattr(versions, "make_environment", lambda folder, recipe: folder)
+    monkeypatch.setattr(versions, "run_tests", lambda *_: versions.Outcome(10, 0, 2, 3.4))
+    assert versions.main(["2.12.1", "2.15.1", "--update-readme"]) == 0
+    assert readme.read_text() == "\n".join(
+        [
+            "# Title",
+            "",
+            "<!-- generated: versions -->",
+            versions.HEADER,
+            "| 2.12.1 | 3.10 | TensorFlow | 10 | 0 | 2 | 3 |",
+            "| 2.15.1 | 3.11 | TensorFlow | 10 | 0 | 2 | 3 |",
+            "| 2.21.0 | 3.13 | tf-keras | 5 | 0 | 0 | 9 |",
+            "<!-- end: versions -->",
+            "",
+            "More.",
+            "",
+        ]
+    )

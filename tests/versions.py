@@ -17,13 +17,14 @@ import subprocess
 import sys
 import tempfile
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from experiments.machinery.eras import FOLDER, EnvironmentFailed, Recipe, find_python, make_environment
 
 ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
 _TESTING = ("pytest>=8,<10", "pytest-xdist>=3.5,<4", "hypothesis>=6.100,<7", "scikit-learn>=1", "tqdm", "h5py")
 
 # The oldest and the newest version, and those that changed something: 2.15 is the last with legacy Keras built in, 2.16
@@ -99,15 +100,26 @@ def outcome(report: Path) -> Outcome:
     return Outcome(tests - failures - errors - skipped, failures + errors, skipped, float(suite.get("time")))
 
 
-def table(rows: dict[str, Outcome | str]) -> str:
-    """A Markdown table: the outcome of each version, or why there is none."""
-    lines = ["| TensorFlow | Python | tf.layers from | passed | failed | skipped | seconds |"]
-    lines.append("|---|---|---|---:|---:|---:|---:|")
-    for version, row in rows.items():
-        keras = "tf-keras" if any("tf-keras" in package for package in VERSIONS[version].packages) else "TensorFlow"
-        numbers = [row, "", "", ""] if isinstance(row, str) else [*row[:3], f"{row.seconds:.0f}"]
-        lines.append(f"| {version} | {VERSIONS[version].python} | {keras} | {' | '.join(map(str, numbers))} |")
-    return "\n".join(lines)
+HEADER = (
+    "| TensorFlow | Python | tf.layers from | passed | failed | skipped | seconds |\n|---|---|---|---:|---:|---:|---:|"
+)
+
+
+def row(version: str, outcome: Outcome | str) -> str:
+    """The line of a Markdown table: the outcome of a version, or why there is none."""
+    keras = "tf-keras" if any("tf-keras" in package for package in VERSIONS[version].packages) else "TensorFlow"
+    numbers = [outcome, "", "", ""] if isinstance(outcome, str) else [*outcome[:3], f"{outcome.seconds:.0f}"]
+    return f"| {version} | {VERSIONS[version].python} | {keras} | {' | '.join(map(str, numbers))} |"
+
+
+def updated_readme(text: str, rows: Mapping[str, str]) -> str:
+    """A README with new lines in its table of versions; those of other versions stay."""
+    start, end = "<!-- generated: versions -->\n", "<!-- end: versions -->"
+    before, _, rest = text.partition(start)
+    old, _, after = rest.partition(end)
+    lines = {line.split()[1]: line for line in old.splitlines() if line.split()[1] in VERSIONS} | rows
+    table = "\n".join([HEADER, *(lines[version] for version in VERSIONS if version in lines)])
+    return f"{before}{start}{table}\n{end}{after}"
 
 
 def run_core_tests(folder: Path, processes: str) -> int:
@@ -144,10 +156,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--folder", type=Path, default=FOLDER, help="of the environments (default: .eras)")
     parser.add_argument("--processes", default="auto", help="how many run tests at a time (default: the cores)")
     parser.add_argument("--tests", nargs="+", default=DEFAULT_TESTS, help="pytest's paths and options in place of all")
+    parser.add_argument("--update-readme", action="store_true", help="write the outcomes into README's table")
     parser.add_argument("--core", action="store_true", help="the core tests with the oldest version, if it can be had")
     given = parser.parse_args(arguments)
     if given.core:
         return run_core_tests(given.folder, given.processes)
+    if given.update_readme and given.tests is not DEFAULT_TESTS:
+        parser.error("README's table is of all tests: leave out --tests")
     unknown = [version for version in given.version if version not in VERSIONS]
     if unknown:
         print(
@@ -155,16 +170,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
-    rows: dict[str, Outcome | str] = {}
+    outcomes: dict[str, Outcome | str] = {}
     for version in given.version or VERSIONS:
         print(f"== TensorFlow {version}, Python {VERSIONS[version].python}", flush=True)
         try:
             python = make_environment(given.folder / version, VERSIONS[version])
-            rows[version] = run_tests(python, given.tests, given.processes)
+            outcomes[version] = run_tests(python, given.tests, given.processes)
         except EnvironmentFailed as error:
-            rows[version] = f"not tested: {error}"
-    print(table(rows))
-    return int(any(isinstance(row, str) or row.failed for row in rows.values()))
+            outcomes[version] = f"not tested: {error}"
+    rows = {version: row(version, outcome) for version, outcome in outcomes.items()}
+    print("\n".join([HEADER, *rows.values()]))
+    if given.update_readme:
+        tested = {version: rows[version] for version, outcome in outcomes.items() if not isinstance(outcome, str)}
+        README.write_text(updated_readme(README.read_text(encoding="utf-8"), tested), encoding="utf-8")
+    return int(any(isinstance(outcome, str) or outcome.failed for outcome in outcomes.values()))
 
 
 if __name__ == "__main__":
