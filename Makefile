@@ -127,9 +127,10 @@ test-versions: $(VENV)/.installed  ## the library's tests with TensorFlow 2.12, 
 test-oldest: $(VENV)/.installed  ## the core tests with the oldest TensorFlow, 2.12 (Python 3.10 or 3.11; a note where neither is)
 	@$(RUN) tests.versions --core
 
-lint: $(VENV)/.installed-dev  ## check style and formatting
+lint: $(VENV)/.installed-dev  ## check style, formatting, and the types of the public names
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check --quiet .
+	@$(BIN)/mypy
 
 format: $(VENV)/.installed-dev  ## repair style and formatting
 	@$(BIN)/ruff check --fix .

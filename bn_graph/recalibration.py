@@ -23,7 +23,7 @@ all; its graph may be finalized; weights are only read; and during the call ther
 import contextlib
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -38,7 +38,7 @@ from bn_graph.tf1 import tf
 
 __all__ = ["AlgorithmTwo", "LayerStatistics", "PooledStatistics", "RecalibrationError", "recalibrate"]
 
-Feeds = Mapping[object, object]
+Feeds = Mapping[Any, Any]
 Batches = Sequence[Feeds] | Callable[[], Iterable[Feeds]]
 Values = dict[str, np.ndarray]
 """Values of variables, by the names of their ops."""
@@ -65,7 +65,7 @@ class LayerStatistics(NamedTuple):
     variance_before: np.ndarray
     mean: np.ndarray
     variance: np.ndarray
-    count: int
+    count: int  # type: ignore[assignment]  # a tuple has a method of that name
 
 
 class PooledStatistics:
@@ -86,7 +86,7 @@ class PooledStatistics:
     """
 
     def __init__(self) -> None:
-        self.count, self._mean, self._squares = 0, np.float64(0.0), np.float64(0.0)
+        self.count, self._mean, self._squares = 0, np.zeros([]), np.zeros([])
 
     def update(self, count: int, mean: np.ndarray, variance: np.ndarray) -> None:
         """Adds a batch of `count` values per channel with this mean and *biased* variance."""
@@ -131,7 +131,7 @@ class AlgorithmTwo:
     """
 
     def __init__(self) -> None:
-        self.count, self._means, self._biased, self._unbiased = 0, np.float64(0), np.float64(0), np.float64(0)
+        self.count, self._means, self._biased, self._unbiased = 0, np.zeros([]), np.zeros([]), np.zeros([])
 
     def update(self, count: int, mean: np.ndarray, variance: np.ndarray) -> None:
         """Adds a batch of `count` values per channel with this mean and *biased* variance.
@@ -160,7 +160,7 @@ def _require(count: int, least: int) -> None:
         raise ValueError(f"{count} value{'s' * (count != 1)} per channel, where at least {least} are needed")
 
 
-_METHODS = {"pooled": PooledStatistics, "paper": AlgorithmTwo}
+_METHODS: dict[str, Callable[[], PooledStatistics | AlgorithmTwo]] = {"pooled": PooledStatistics, "paper": AlgorithmTwo}
 
 
 def recalibrate(
@@ -275,7 +275,7 @@ class _Plan(NamedTuple):
 
     graph_def: tf.GraphDef
     calls: dict[str, list[tuple[str, tuple[int, ...]]]]
-    statistics: dict[str, tuple[str, str]]
+    statistics: dict[str, tuple[str, ...]]
     levels: list[list[str]]
 
 
@@ -342,7 +342,7 @@ def _pooled_plan(live: tf.Graph, found: FoundCalls, wanted: Mapping[str, Sequenc
     switched = switching.by_moving_statistics(live, found)
     plan = _plan(switched.graph_def, found, wanted, switched.replacements)
     graph = build(switched.graph_def)
-    above = {}
+    above: dict[str, set[str]] = {}
     for layer, tensors in plan.calls.items():
         above[layer] = set()
         for name, _ in tensors:
@@ -369,7 +369,8 @@ def _check_switched(
 
 def _levels(above: Mapping[str, set[str]]) -> list[list[str]]:
     """The layers in the order in which they can be done; those of one level don't depend on each other."""
-    levels, done = [], set()
+    levels: list[list[str]] = []
+    done: set[str] = set()
     while len(done) < len(above):
         level = [layer for layer in above if layer not in done and above[layer] <= done]
         if not level:
@@ -478,7 +479,8 @@ def _estimated(
     unbiased: bool,
 ) -> tuple[Values, dict[str, int]]:
     """The new statistics, level by level, each level's loaded into the copy before the next; and each layer's count."""
-    after, counts, sizes = {}, {}, []
+    after: Values = {}
+    counts, sizes = {}, []
     for level in plan.levels:
         estimators = {layer: make_estimator() for layer in level}
         sizes.append(_one_pass(copy, estimators, passes()))

@@ -16,6 +16,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 _IMPORTED_BEFORE_US = "tensorflow" in sys.modules
 if importlib.util.find_spec("tf_keras"):
@@ -117,7 +118,7 @@ def function_body(function) -> tuple[tf.GraphDef, dict[str, str]]:
     return function_def_to_graph_def(function)
 
 
-def control_flow_context(graph: tf.Graph) -> object | None:
+def control_flow_context(graph: tf.Graph) -> Any | None:
     """The ``cond`` or ``while_loop`` of control flow v1 in which ops are being made, or None outside of any."""
     return graph._get_control_flow_context()
 

@@ -232,16 +232,16 @@ def _affine(
     value = constants.value(op.inputs[1 - place])
     if op.type == "BiasAdd" and op.get_attr("data_format") == b"NCHW":
         value = value.reshape([-1] + [1] * (rank - 2))
-    value = _per_channel(value, rank, axis % rank, channels)
-    if value is None:
+    vector = _per_channel(value, rank, axis % rank, channels)
+    if vector is None:
         return None
     if op.type in ADDITIONS:
-        return np.ones(channels), value
+        return np.ones(channels), vector
     if op.type == "Sub":
-        return (np.ones(channels), -value) if place == 0 else (-np.ones(channels), value)
+        return (np.ones(channels), -vector) if place == 0 else (-np.ones(channels), vector)
     if op.type == "Mul":
-        return value, np.zeros(channels)
-    return (1.0 / value, np.zeros(channels)) if place == 0 else None
+        return vector, np.zeros(channels)
+    return (1.0 / vector, np.zeros(channels)) if place == 0 else None
 
 
 def _kernel(op: tf.Operation, axis: int, constants: _Constants) -> tuple[np.ndarray, np.ndarray] | None:

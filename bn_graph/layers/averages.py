@@ -7,7 +7,7 @@ besides, and gives a function that takes a batch's mean and variance and returns
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from bn_graph.graphs.notes import MOVING_STATISTICS
 from bn_graph.tf1 import may_run_in_turns, tf
@@ -32,7 +32,7 @@ __all__ = [
 
 _CONVENTIONAL_NAMES = ("moving_mean", "moving_variance")
 
-Decay = float | tf.Tensor | Callable[[], float | tf.Tensor]
+Decay: TypeAlias = float | tf.Tensor | Callable[[], float | tf.Tensor]
 """What the layers take as a decay: a number in [0, 1], a scalar tensor of it, or a function that returns either."""
 
 Initializer = Callable[..., tf.Tensor]

@@ -99,7 +99,7 @@ class Workers(NamedTuple):
     """
 
     size: int
-    index: int
+    index: int  # type: ignore[assignment]  # a tuple has a method of that name
     timeout: float = 0.0
 
 
@@ -107,7 +107,7 @@ class Cluster(NamedTuple):
     """The processes that train together: ``host:port`` of each, and which of them this is. The first is the chief."""
 
     addresses: tuple[str, ...]
-    index: int
+    index: int  # type: ignore[assignment]  # a tuple has a method of that name
 
     @property
     def is_chief(self) -> bool:

@@ -192,7 +192,8 @@ class _Batches:
 
     def __init__(self, size: int, batch_size: int, seed: int):
         self._arguments = {"size": size, "batch_size": batch_size, "seed": seed}
-        self._next, self._rows = None, None
+        self._next = -1
+        self._rows: Iterator[np.ndarray] = iter(())
 
     def rows(self, start: int, stop: int) -> np.ndarray:
         """int32 [stop − start, batch_size]."""

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from bn_graph.training import train_op
 
 __all__ = ["StatisticsHook", "StuckStatisticsWarning"]
 
-_Op = tf.Operation | tf.Tensor | str
+_Op: TypeAlias = tf.Operation | tf.Tensor | str
 
 _FROM_OUTSIDE = ("RestoreV2", "RestoreSlice", "Restore", "Placeholder")
 

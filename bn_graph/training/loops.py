@@ -226,7 +226,7 @@ def feed_loop(
 
     def advance(start: int, stop: int) -> list[list[np.ndarray]]:
         constants = [{name: _value(session, value) for name, value in step.constants.items()} for step in steps]
-        recorded = [[] for _ in steps]
+        recorded: list[list[np.ndarray]] = [[] for _ in steps]
         batches = datasets.batches(split, batch_size, seed=seed, start=start)
         for _ in range(start, stop):
             images, labels = next(batches)

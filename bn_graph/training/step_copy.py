@@ -6,6 +6,7 @@ collection gets an entry that would have to be removed again.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import TypeAlias
 
 from bn_graph.graphs.effects import running, upstream
 from bn_graph.graphs.graph import build, producer
@@ -14,7 +15,7 @@ from bn_graph.tf1 import tf
 
 __all__ = ["calls_functions", "chooses", "copy_step"]
 
-_Fetches = Sequence[tf.Operation | tf.Tensor]
+_Fetches: TypeAlias = Sequence[tf.Operation | tf.Tensor]
 
 
 def copy_step(fetches: _Fetches, fed: Mapping[str, tf.Tensor], name: str) -> list:

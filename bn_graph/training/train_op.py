@@ -13,7 +13,7 @@ import inspect
 import re
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from bn_graph.graphs import effects
 from bn_graph.graphs.conditional_updates import find_conditional_updates
@@ -29,10 +29,10 @@ from bn_graph.tf1 import tf
 
 __all__ = ["ConditionalUpdatesError", "DetachedUpdatesError", "check_train_op", "collect", "train_op"]
 
-_Scope = str | tf.VariableScope
-_Op = tf.Operation | tf.Tensor
-_Gradient = tf.Tensor | tf.IndexedSlices
-_Pairs = list[tuple[_Gradient | None, tf.Variable]]
+_Scope: TypeAlias = str | tf.VariableScope
+_Op: TypeAlias = tf.Operation | tf.Tensor
+_Gradient: TypeAlias = tf.Tensor | tf.IndexedSlices
+_Pairs: TypeAlias = list[tuple[_Gradient | None, tf.Variable]]
 
 
 class DetachedUpdatesError(BnGraphError):
