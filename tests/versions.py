@@ -117,7 +117,7 @@ def updated_readme(text: str, rows: Mapping[str, str]) -> str:
     start, end = "<!-- generated: versions -->\n", "<!-- end: versions -->"
     before, _, rest = text.partition(start)
     old, _, after = rest.partition(end)
-    lines = {line.split()[1]: line for line in old.splitlines() if line.split()[1] in VERSIONS} | rows
+    lines = {line.strip("| ").split()[0]: line for line in old.splitlines()} | rows
     table = "\n".join([HEADER, *(lines[version] for version in VERSIONS if version in lines)])
     return f"{before}{start}{table}\n{end}{after}"
 
