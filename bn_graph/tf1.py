@@ -43,6 +43,7 @@ __all__ = [
     "replace_input",
     "slice_info",
     "tf",
+    "with_gradient_of",
 ]
 
 
@@ -146,3 +147,14 @@ def slice_info(variable: tf.Variable) -> tuple[str, Sequence[int], Sequence[int]
     """Of a part of a partitioned variable: the whole's name and shape, and where in it the part starts; else None."""
     info = getattr(variable, "_save_slice_info", None)
     return None if info is None else (info.full_name, list(info.full_shape), list(info.var_offset))
+
+
+def with_gradient_of(source: tf.Tensor, value: tf.Tensor) -> tf.Tensor:
+    """`value`, whose gradient goes to `source` as it is, past all that made `value` of it.
+
+    For values that differ from `source` by a constant and were made by ops whose gradients TensorFlow can't compile or
+    vectorize. A graph that was imported has TensorFlow's own gradient: through what made `value`.
+    """
+    passed = tf.identity_n([source, value])[1]
+    passed.op._gradient_function = lambda op, _, gradient: (gradient, None)
+    return passed

@@ -1,6 +1,6 @@
-"""The False branch of every ``cond`` on a training flag, in place of the cond: what is left of a graph at inference."""
+"""The branch that a ``cond`` takes, in place of the cond, where its predicate is known: a training flag that is fixed."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from bn_graph.graphs.graph import build, producer, uses
 from bn_graph.graphs.modes import dead_nodes
@@ -8,38 +8,46 @@ from bn_graph.graphs.ops import CONDS, MERGES, SWITCHES
 from bn_graph.graphs.values import choice
 from bn_graph.tf1 import constant_predicate, function_body, tf
 
-__all__ = ["without_training_branches"]
+__all__ = ["with_decided_branches", "without_training_branches"]
 
 
 def without_training_branches(graph_def: tf.GraphDef, flag: str) -> tf.GraphDef:
-    """The graph with the op `flag` fixed to False, and each ``cond`` that this decides replaced by the branch it takes.
+    """`with_decided_branches` for the op named `flag` fixed to False: what is left of a graph at inference."""
+    return with_decided_branches(graph_def, lambda node: False if node.name == flag else None)
+
+
+def with_decided_branches(graph_def: tf.GraphDef, value_of: Callable[[tf.NodeDef], bool | None]) -> tf.GraphDef:
+    """The graph with some ops fixed, and each ``cond`` that this decides replaced by the branch it takes.
 
     Both kinds of cond: of v1's the Switches and Merges become Identities and the other branch's nodes are left out; in
     place of v2's op stand the nodes of the one branch's function, in a scope of their own. Predicates may be computed
-    from the flag (``logical_not``). A cond in the body of another function, such as that of a v2 loop, stays as it is.
+    from what is fixed (``logical_not``). A cond in the body of another function, such as that of a v2 loop, stays as it is.
 
     Args:
         graph_def: is not changed.
-        flag: name of an op with one bool output.
+        value_of: the value of a node with one bool output, None of those that are not to be fixed. It is asked about
+            the nodes of the branches too.
 
     Returns:
         A GraphDef whose remaining nodes have the names they had.
     """
-    fixed = tf.GraphDef(versions=graph_def.versions, library=graph_def.library)
-    fixed.node.extend(_constant_false(node) if node.name == flag else node for node in graph_def.node)
     while True:  # a cond in a cond is decided when the outer one is gone
+        fixed = tf.GraphDef(versions=graph_def.versions, library=graph_def.library)
+        fixed.node.extend(_fixed(node, value_of(node)) for node in graph_def.node)
         with tf.Graph().as_default() as graph:
             tf.import_graph_def(fixed, name="")
             known = _known_predicates(graph)
             if not known:
                 return fixed
-            fixed = _decided(fixed, known)
+            graph_def = _decided(fixed, known)
 
 
-def _constant_false(node: tf.NodeDef) -> tf.NodeDef:
+def _fixed(node: tf.NodeDef, value: bool | None) -> tf.NodeDef:
+    if value is None:
+        return node
     constant = tf.NodeDef(name=node.name, op="Const", device=node.device)
     constant.attr["dtype"].type = tf.bool.as_datatype_enum
-    constant.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(False))
+    constant.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(value))
     return constant
 
 
@@ -74,7 +82,9 @@ def _decided(graph_def: tf.GraphDef, known: Mapping[str, bool]) -> tf.GraphDef:
         else:
             decided.node.append(_without_choice(node, alive[node.name], known))
     for node in decided.node:
-        node.input[:] = dict.fromkeys(new for edge in node.input for new in _followed(edge, moved))
+        edges = [new for edge in node.input for new in _followed(edge, moved)]
+        data = [edge for edge in edges if not edge.startswith("^")]  # one may come twice: x·x
+        node.input[:] = data + list(dict.fromkeys(edge for edge in edges if edge.startswith("^")))
     return decided
 
 

@@ -10,9 +10,10 @@ from typing import NamedTuple, TypeVar
 
 from bn_graph.layers import moments
 from bn_graph.layers.averages import LayerVariables, read_after
-from bn_graph.tf1 import tf
+from bn_graph.tf1 import tf, with_gradient_of
 
 __all__ = [
+    "SHIFTS_INPUTS",
     "Normalized",
     "along",
     "by_fused_kernel",
@@ -26,6 +27,9 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+
+SHIFTS_INPUTS = "shifts_inputs"
+"""The op, by this name in the layer's scope, that decides whether a value is subtracted before the fused kernel."""
 
 _FAR = 16.0
 """How many standard deviations a channel's mean may lie from 0 before the fused kernel's rounding would show (10⁻⁶)."""
@@ -81,13 +85,13 @@ def by_fused_kernel(
 
     The kernel sums the values as they are. Where a channel's mean lies far from 0 by its own standard deviation, that
     loses digits (inputs around 10⁶ with deviation 1: all of them), and one value per channel is subtracted first. A
-    sample of the batch decides: the kernel's own statistics come too late to choose its inputs, and a choice between two
-    outputs costs the gradient two more passes over the inputs.
+    sample of the batch decides: the kernel's own statistics come too late to choose its inputs, and subtracting always
+    would cost a pass over them. Gradients don't go through that choice, for they are the same on either side.
     """
     channels = inputs.shape.as_list()[axis]
-    far = _is_far(inputs, epsilon)
+    far = tf.identity(_is_far(inputs, epsilon), name=SHIFTS_INPUTS)
     shift = moments.first_value(inputs, [0, 1, 2])
-    values = tf.cond(far, lambda: inputs - shift, lambda: inputs)
+    values = with_gradient_of(inputs, tf.cond(far, lambda: inputs - shift, lambda: inputs))
     empty = tf.zeros([0], tf.float32)
     results = tf.raw_ops.FusedBatchNormV3(
         x=values,
@@ -99,7 +103,7 @@ def by_fused_kernel(
         is_training=True,
     )
     subtracted = tf.cast(tf.reshape(shift, [-1]), tf.float32)
-    mean = tf.cond(far, lambda: results.batch_mean + subtracted, lambda: results.batch_mean)
+    mean = results.batch_mean + tf.where(far, subtracted, tf.zeros_like(subtracted))
     variance = results.batch_variance
     if not unbiased:  # the kernel applies Bessel's correction
         count = tf.cast(tf.reduce_prod(tf.shape(inputs)[:-1]), tf.float32)

@@ -22,7 +22,7 @@ from bn_graph.tf1 import tf
 from bn_graph.training import datasets
 from bn_graph.training.loops import Step, saving, step_of
 from bn_graph.training.networks import Network
-from bn_graph.training.step_copy import calls_functions, chooses, copy_step
+from bn_graph.training.step_copy import calls_functions, chooses, copy_step, decided_step
 
 __all__ = ["LONGEST_CHUNK", "chunks", "graph_loop", "train_in_graph"]
 
@@ -76,7 +76,7 @@ def graph_loop(
     Raises:
         ValueError: `batch_size` is not from 1 to ``split.size``; `seed` is negative; a train op needs a placeholder
             without a value; a variable is a ref variable; two steps share a variable that one of them assigns; or a step
-            is to be compiled that has a ``tf.cond``.
+            is to be compiled that has a ``tf.cond`` whose predicate `Step.constants` doesn't decide.
 
     Example:
         >>> import bn_graph
@@ -251,7 +251,7 @@ def _loop(step: Step, rows: tf.Tensor, resident: Sequence[tf.Variable]) -> list[
         }
         batch = [_batch(variable, chosen, static) for variable in resident]
         fed |= {step.images.name: batch[0], step.labels.name: batch[1]}
-        done, *values = copy_step([step.train_op, *step.recorded], fed, "step")
+        done, *values = copy_step([step.train_op, *step.recorded], fed, "step", variables_of=resident[0].graph)
         # The next step begins when this one has assigned all that it assigns.
         with tf.control_dependencies([done]):
             return [number + 1, *(each.write(number, value) for each, value in zip(recorded, values, strict=True))]
@@ -269,10 +269,14 @@ def _loop(step: Step, rows: tf.Tensor, resident: Sequence[tf.Variable]) -> list[
 
 def _compiled_loop(step: Step, rows: tf.Tensor, resident: Sequence[tf.Variable]) -> list[tf.Tensor]:
     if chooses([step.train_op, *step.recorded]):
-        raise ValueError(
-            f"The train op {step.train_op.name} has a tf.cond, whose gradients XLA can't compile: build the network with "
-            "the Python bool is_training=True, or leave `compiled` out."
-        )
+        flags = {flag.op.name: value for flag, value in step.constants.items() if isinstance(value, bool | np.bool_)}
+        train_op, *recorded = decided_step([step.train_op, *step.recorded], flags)
+        if chooses([train_op, *recorded]):
+            raise ValueError(
+                f"The train op {step.train_op.name} has a tf.cond or a tf.while_loop that the Step's `constants` don't "
+                "decide, and XLA can't compile its gradients: give its predicate as a Python bool, or leave `compiled` out."
+            )
+        step = step._replace(train_op=train_op, recorded=recorded)
     return list(tf.function(lambda fed: _loop(step, fed, resident), jit_compile=True, autograph=False)(rows))
 
 

@@ -5,26 +5,29 @@ does (any optimizer, updates in place or collected, either kind of ``cond``) the
 collection gets an entry that would have to be removed again.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TypeAlias
 
 from bn_graph.graphs.effects import running, upstream
 from bn_graph.graphs.graph import build, producer
 from bn_graph.graphs.ops import SWITCHES, VARIABLES
+from bn_graph.inference.branches import with_decided_branches
+from bn_graph.layers.transforms import SHIFTS_INPUTS
 from bn_graph.tf1 import tf
 
-__all__ = ["calls_functions", "chooses", "copy_step"]
+__all__ = ["calls_functions", "chooses", "copy_step", "decided_step"]
 
 _Fetches: TypeAlias = Sequence[tf.Operation | tf.Tensor]
 
 
-def copy_step(fetches: _Fetches, fed: Mapping[str, tf.Tensor], name: str) -> list:
+def copy_step(fetches: _Fetches, fed: Mapping[str, tf.Tensor], name: str, variables_of: tf.Graph | None = None) -> list:
     """Copies all that running `fetches` runs into the graph that is the default now, which may be a loop's body.
 
     Args:
         fetches: ops and tensors of one graph: a train op, its loss.
         fed: name of a placeholder's tensor → the tensor that takes its place.
         name: name scope of the copies.
+        variables_of: the graph whose variables the copy works on, if `fetches` are of a `decided_step`.
 
     Returns:
         The copies of `fetches`, in their order.
@@ -34,6 +37,7 @@ def copy_step(fetches: _Fetches, fed: Mapping[str, tf.Tensor], name: str) -> lis
     """
     graph = fetches[0].graph
     ops, shared = _ops_to_copy(fetches, [producer(name) for name in fed])
+    shared = [(variables_of or graph).get_tensor_by_name(tensor.name) for tensor in shared]
     _refuse_what_a_loop_cannot_hold(ops)
     copied = _graph_def(graph, ops)
     _keep_counts_unknown(copied, ops)
@@ -45,6 +49,40 @@ def copy_step(fetches: _Fetches, fed: Mapping[str, tf.Tensor], name: str) -> lis
         f"^{producer(name)}": _here(tensor).op for name, tensor in replacing.items() if f"^{producer(name)}" in used
     }
     return tf.import_graph_def(copied, input_map, [each.name for each in fetches], name=name)
+
+
+def decided_step(fetches: _Fetches, flags: Mapping[str, bool]) -> list:
+    """`fetches` in a graph of their own without the conds that `flags` decide, as XLA can compile it.
+
+    XLA can't compile the gradient of a cond. A layer's choice whether to shift its inputs is decided too: to shift is
+    always right, and XLA does it in passing.
+
+    Args:
+        fetches: ops and tensors of one graph, which is not changed.
+        flags: names of ops and the value of each.
+    """
+
+    def value_of(node: tf.NodeDef) -> bool | None:
+        return True if node.name.rpartition("/")[2] == SHIFTS_INPUTS else flags.get(node.name)
+
+    graph = fetches[0].graph
+    part = _graph_def(graph, upstream(build(graph), fetches))
+    with tf.Graph().as_default() as decided:
+        tf.import_graph_def(_without_optionals(with_decided_branches(part, value_of)), name="")
+        return [decided.as_graph_element(each.name) for each in fetches]
+
+
+def _without_optionals(graph_def: tf.GraphDef) -> tf.GraphDef:
+    """The graph with the values themselves where a cond v2 handed them to its gradient in an optional."""
+    packed = {node.name: list(node.input) for node in graph_def.node if node.op == "OptionalFromValue"}
+    values = {}
+    for node in graph_def.node:
+        if node.op == "OptionalGetValue" and node.input[0] in packed:
+            outputs = [node.name, *(f"{node.name}:{port}" for port in range(1, len(packed[node.input[0]])))]
+            values |= dict(zip(outputs, packed[node.input[0]], strict=False))
+    for node in graph_def.node:
+        node.input[:] = [values.get(edge, edge) for edge in node.input]
+    return graph_def
 
 
 def calls_functions(fetches: _Fetches) -> bool:
@@ -70,7 +108,8 @@ def _ops_to_copy(fetches: _Fetches, fed: Sequence[str]) -> tuple[dict[str, tf.Op
     A resource is known by its op: a copy of that would be another one.
     """
     graph = fetches[0].graph
-    names = upstream(build(graph), fetches, fed) - set(fed)
+    built = build(graph)
+    names = upstream(built, fetches, [name for name in fed if name in built.ids]) - set(fed)
     ops = {name: graph.get_operation_by_name(name) for name in sorted(names)}
     shared = {name: op.outputs[0] for name, op in ops.items() if _makes_resource(op)}
     return {name: op for name, op in ops.items() if name not in shared}, list(shared.values())
@@ -95,7 +134,7 @@ def _refuse_what_a_loop_cannot_hold(ops: Mapping[str, tf.Operation]) -> None:
         )
 
 
-def _graph_def(graph: tf.Graph, ops: Mapping[str, tf.Operation]) -> tf.GraphDef:
+def _graph_def(graph: tf.Graph, ops: Collection[str]) -> tf.GraphDef:
     whole = graph.as_graph_def()
     part = tf.GraphDef(versions=whole.versions, library=whole.library)
     for node in whole.node:

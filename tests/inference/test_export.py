@@ -550,6 +550,16 @@ def test_fixing_the_flag_decides_what_is_computed_from_it(cond_kind, plain_graph
         assert session.run(y.name) == 2.0
 
 
+def test_fixing_the_flag_leaves_an_op_that_takes_one_tensor_twice_as_it_is(cond_kind, plain_graph):
+    flag, x = tf.placeholder(tf.bool, [], name="flag"), tf.placeholder(tf.float32, [], name="x")
+    y = tf.cond(flag, lambda: tf.constant(2.0), lambda: x + 1.0)
+    squared = y * y
+    fixed = without_training_branches(plain_graph.as_graph_def(), "flag")
+    with tf.Graph().as_default(), tf.Session() as session:
+        tf.import_graph_def(fixed, name="")
+        assert session.run(squared.name, {"x:0": 2.0}) == 9.0
+
+
 def test_fixing_the_flag_removes_a_loop_of_the_training_branch(cond_kind, plain_graph):
     flag = tf.placeholder(tf.bool, [], name="flag")
     x = tf.placeholder(tf.float32, [], name="x")

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tensorflow.python.ops.parallel_for import gradients as parallel_for
 
 from bn_graph.layers.averages import moving_statistics
 from bn_graph.layers.batch_norm import LAYERS, batch_norm_wrapper
@@ -493,6 +494,45 @@ def test_the_kernel_is_taken_where_it_applies_and_only_there(plain_graph):
     assert not kernels(dtype=tf.float64)
     assert not kernels(shape=[None, 3])
     assert not kernels(weights=np.ones(4, np.float32), shape=[4, 4, 4, 3])
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e6])
+@COND_KINDS
+def test_gradients_of_the_fused_layer_are_vectorized_and_compiled(graph, offset, start, random):
+    def outputs(inputs, reuse):
+        return batch_norm_wrapper(inputs, True, name="bn", reuse=reuse)
+
+    inputs = tf.placeholder(tf.float32, [4, 3, 3, CHANNELS])
+    plain = outputs(inputs, reuse=False)
+    compiled = tf.function(lambda fed: outputs(fed, reuse=True), jit_compile=True, autograph=False)(inputs)
+    toward = random.normal(size=plain.shape)
+    expected, got = (tf.gradients(tf.reduce_sum(each * toward), inputs)[0] for each in (plain, compiled))
+    few = tf.reshape(plain, [-1])[:4]
+    rows, jacobian = (
+        tf.stack([tf.gradients(value, inputs)[0] for value in tf.unstack(few)]),
+        parallel_for.jacobian(few, inputs),
+    )
+    session = start()
+    expected, got, rows, jacobian = session.run(
+        [expected, got, rows, jacobian], {inputs: random.normal(offset, 1.0, inputs.shape)}
+    )
+    np.testing.assert_allclose(got, expected, atol=1e-5)  # XLA adds up in another order
+    np.testing.assert_allclose(jacobian, rows, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e6])
+@COND_KINDS
+def test_an_imported_fused_layer_has_the_gradients_of_the_original(graph, offset, start, random):
+    inputs = tf.placeholder(tf.float32, [None, 3, 3, CHANNELS], name="inputs")
+    outputs = batch_norm_wrapper(inputs, True, name="bn")
+    toward, batch = random.normal(size=(4, 3, 3, CHANNELS)), random.normal(offset, 1.0, (4, 3, 3, CHANNELS))
+    expected = start().run(tf.gradients(tf.reduce_sum(outputs * toward), inputs)[0], {inputs: batch})
+    meta_graph = tf.train.export_meta_graph()
+    with tf.Graph().as_default() as imported:
+        tf.train.import_meta_graph(meta_graph)
+        inputs, outputs = (imported.get_tensor_by_name(tensor.name) for tensor in (inputs, outputs))
+        got = start().run(tf.gradients(tf.reduce_sum(outputs * toward), inputs)[0], {inputs: batch})
+    np.testing.assert_allclose(got, expected, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("fused", [True, False])

@@ -327,8 +327,35 @@ def without_a_switch(inputs, units, is_training, kernel_initializer):
     return normalized(None)(inputs, units, True, kernel_initializer)
 
 
-@pytest.mark.parametrize("build", [r2rt_pair, lambda: [model_step(without_a_switch)]], ids=["r2rt pair", "model"])
-def test_a_compiled_loop_comes_to_the_fed_loops_numbers_but_for_rounding(build):
+def image_step(flag_is_fed: bool) -> bn_graph.Step:
+    """A network of two convolutions with batch norm; the second's inputs lie far from 0."""
+    is_training = tf.placeholder(tf.bool, [], name="is_training") if flag_is_fed else True
+    images, labels = tf.placeholder(tf.float32, [None, 64]), tf.placeholder(tf.float32, [None, 10])
+    hidden = tf.reshape(images, [-1, 8, 8, 1])
+    with tf.variable_scope("", use_resource=True):
+        for number, (channels, offset) in enumerate([(4, 0.0), (6, 32.0)]):
+            shape = [3, 3, hidden.shape[3], channels]
+            kernel = tf.get_variable(f"kernel{number}", shape, initializer=tf.glorot_uniform_initializer(seed=number))
+            hidden = tf.nn.conv2d(hidden, kernel, strides=[1, 2, 2, 1], padding="SAME") + offset
+            hidden = tf.nn.relu(bn_graph.batch_norm_wrapper(hidden, is_training, decay=0.9, name=f"bn{number}"))
+        hidden = tf.reshape(hidden, [-1, 24])
+        weights = tf.get_variable("weights", [24, 10], initializer=tf.glorot_uniform_initializer(seed=2))
+    loss = tf.losses.softmax_cross_entropy(labels, hidden @ weights)
+    train_op = tf.train.GradientDescentOptimizer(0.1).minimize(loss)
+    return bn_graph.Step(train_op, images, labels, {is_training: True} if flag_is_fed else {}, [loss])
+
+
+COMPILED = {
+    "r2rt pair": r2rt_pair,
+    "model": lambda: [model_step(without_a_switch)],
+    "model with a flag": lambda: [model_step(normalized(None))],
+    "images": lambda: [image_step(False)],
+    "images with a flag": lambda: [image_step(True)],
+}
+
+
+@pytest.mark.parametrize("build", COMPILED.values(), ids=COMPILED)
+def test_a_compiled_loop_comes_to_the_fed_loops_numbers_but_for_rounding(build, cond_kind):
     ends = {}
     for compiled in (False, True):
         with tf.Graph().as_default(), tf.Session(config=bn_graph.session_config(networks=2)) as session:
@@ -344,8 +371,12 @@ def test_a_compiled_loop_comes_to_the_fed_loops_numbers_but_for_rounding(build):
         np.testing.assert_allclose(ends[True][0][name], value, rtol=0, atol=1e-4 * max(1.0, np.abs(value).max()))
 
 
-def test_a_cond_can_not_be_compiled_and_the_error_says_what_can(cond_kind):
+def test_a_cond_that_nothing_decides_can_not_be_compiled_and_the_error_says_what_can(cond_kind):
+    def chosen_by_the_batch(inputs, units, is_training, kernel_initializer):
+        outputs = biased_layer(inputs, units, is_training, kernel_initializer)
+        return tf.cond(tf.reduce_sum(inputs) > 0.0, lambda: outputs, lambda: 2.0 * outputs)
+
     with tf.Graph().as_default(), tf.Session() as session:
-        step = model_step(normalized(None))
-        with pytest.raises(ValueError, match=r"has a tf.cond.*is_training=True"):
+        step = model_step(chosen_by_the_batch)
+        with pytest.raises(ValueError, match=r"has a tf.cond.*constants.*don't decide"):
             bn_graph.graph_loop(session, step, DIGITS.train, batch_size=30, seed=1, compiled=True)
