@@ -133,7 +133,7 @@ def export_state_dict(session: tf.Session, layers: Mapping[str, str] | None = No
         ``eps=epsilon`` and ``momentum=1 − decay``.
 
     Raises:
-        ValueError: the graph has no such scope, or no batch norm layer.
+        ValueError: the graph has no such scope, or no batch norm layer, or a layer that keeps several axes.
 
     Example:
         >>> import bn_graph
@@ -241,7 +241,14 @@ def _paired(graph: tf.Graph, layers: Mapping[str, str] | None) -> dict[str, tupl
         layers = {scope: scope.replace("/", ".") for scope in batch_norm_layers(graph)}
         if not layers:
             raise ValueError("The graph has no batch norm layer: no scope holds moving_mean and moving_variance.")
-    return {scope: (prefix, _layer(graph, scope)) for scope, prefix in layers.items()}
+    paired = {scope: (prefix, _layer(graph, scope)) for scope, prefix in layers.items()}
+    for scope, (_, layer) in paired.items():
+        if layer.moving_mean.shape.rank not in (None, 1):
+            raise ValueError(
+                f"The layer {scope} keeps several axes, its variables have shape {layer.moving_mean.shape}, and PyTorch's "
+                "layers keep one: name the other layers by `layers`."
+            )
+    return paired
 
 
 def _count(graph: tf.Graph, scope: str) -> tf.Variable | None:

@@ -196,7 +196,7 @@ def _noted_calls(graph: Graph, layers: Sequence[Layer], notes: Iterable[dict]) -
             LayerCall(
                 layer=layer.name if layer is not None else note["scope"] or note["moving_mean"],
                 inputs=inputs,
-                axes=tuple(axis for axis in range(len(sizes)) if axis != note["axis"]),
+                axes=tuple(axis for axis in range(len(sizes)) if axis not in np.atleast_1d(note["axis"])),
                 mean=mean,
                 variance=variance,
                 updates=inputs in walk(values, lambda ref: value_sources(graph, ref)),

@@ -2,10 +2,10 @@
 
 import enum
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from bn_graph.layers.averages import Decay
-from bn_graph.layers.transforms import reduced_axes
+from bn_graph.layers.transforms import Axis, kept_axes, reduced_axes
 from bn_graph.tf1 import tf
 
 __all__ = [
@@ -63,8 +63,8 @@ class Average(enum.Enum):
     RENORM = "exponential, of mean and standard deviation"
 
 
-def checked_axis(inputs: tf.Tensor, axis: int) -> int:
-    """The channel axis counted from the front; raises where the layer can't work with `inputs`."""
+def checked_axis(inputs: tf.Tensor, axis: int | Sequence[int]) -> Axis:
+    """The kept axis counted from the front, or all if several are; raises where the layer can't work with `inputs`."""
     if not inputs.dtype.is_floating:
         raise TypeError(
             f"inputs must be a float tensor (float16, bfloat16, float32, float64), got {inputs.dtype.name}."
@@ -72,19 +72,27 @@ def checked_axis(inputs: tf.Tensor, axis: int) -> int:
     rank = inputs.shape.rank
     if rank is None or not 2 <= rank <= 5:
         raise ValueError(f"inputs must have a known rank from 2 to 5, got shape {inputs.shape}.")
-    if isinstance(axis, bool) or not isinstance(axis, int) or not -rank <= axis < rank:
-        raise ValueError(f"axis must be an integer from {-rank} to {rank - 1} for inputs of rank {rank}, got {axis!r}.")
-    if inputs.shape.as_list()[axis] is None:
+    axes = list(axis) if isinstance(axis, list | tuple) else [axis]
+    if not axes or any(
+        isinstance(each, bool) or not isinstance(each, int) or not -rank <= each < rank for each in axes
+    ):
+        raise ValueError(
+            f"axis must be an integer from {-rank} to {rank - 1} for inputs of rank {rank}, or a list of such, got {axis!r}."
+        )
+    kept = tuple(sorted({each % rank for each in axes}))
+    if len(kept) < len(axes) or len(kept) == rank:
+        raise ValueError(f"axis must list each kept axis once and leave one to average over, got {axis!r}.")
+    if any(inputs.shape.as_list()[each] is None for each in kept):
         raise ValueError(
             f"inputs must have a known size in the channel axis (axis={axis}), got shape {inputs.shape}. "
             "Set it with inputs.set_shape(...) or name another axis."
         )
-    return axis % rank
+    return kept if len(kept) > 1 else kept[0]
 
 
 def checked_tensors(
-    inputs: tf.Tensor, axis: int, is_training: bool | tf.Tensor, weights: tf.Tensor | None
-) -> tuple[tf.Tensor, int, bool | tf.Tensor, tf.Tensor | None]:
+    inputs: tf.Tensor, axis: int | Sequence[int], is_training: bool | tf.Tensor, weights: tf.Tensor | None
+) -> tuple[tf.Tensor, Axis, bool | tf.Tensor, tf.Tensor | None]:
     """The four, converted and checked: see `checked_axis` and `checked_is_training`."""
     check_graph_mode()
     inputs = tf.convert_to_tensor(inputs, name="inputs")
@@ -194,7 +202,7 @@ def resolve_average(average: str, *, zero_debias: bool, renorm: bool) -> Average
 
 def resolve_method(
     inputs: tf.Tensor,
-    axis: int,
+    axis: Axis,
     fused: bool | None,
     virtual_batch_size: int | None,
     renorm: bool,
@@ -212,6 +220,11 @@ def resolve_method(
     given = [name for name, is_given in options.items() if is_given]
     if len(given) > 1:
         raise ValueError(f"{' and '.join(given)} exclude each other: give one of them.")
+    if isinstance(axis, tuple) and (weights is not None or sync is not None):
+        raise ValueError(
+            f"{given[0]} needs one channel axis, and axis={list(axis)} keeps several: put these into one by tf.reshape "
+            f"(and tf.transpose) before the layer, or leave out {given[0]}."
+        )
     _check_virtual_batches(inputs, axis, virtual_batch_size)
     _check_sync(sync, sync_population_only)
     plain = not given or sync_population_only
@@ -234,12 +247,12 @@ def _check_sync(sync: Callable | None, population_only: bool) -> None:
         )
 
 
-def _check_virtual_batches(inputs: tf.Tensor, axis: int, size: int | None) -> None:
+def _check_virtual_batches(inputs: tf.Tensor, axis: Axis, size: int | None) -> None:
     if size is None:
         return
     if isinstance(size, bool) or not isinstance(size, int) or size < 1:
         raise ValueError(f"virtual_batch_size must be a whole number from 1 up, got {size!r}.")
-    if axis == 0:
+    if 0 in kept_axes(axis):
         raise ValueError("virtual_batch_size cuts axis 0 into virtual batches, so the channel axis can't be axis 0.")
     batch = inputs.shape.as_list()[0]
     if batch is not None and batch % size:
@@ -248,7 +261,7 @@ def _check_virtual_batches(inputs: tf.Tensor, axis: int, size: int | None) -> No
         )
 
 
-def checked_fused(fused: bool | None, inputs: tf.Tensor, axis: int, *, plain: bool) -> bool:
+def checked_fused(fused: bool | None, inputs: tf.Tensor, axis: Axis, *, plain: bool) -> bool:
     """Whether to use the fused kernel (`plain`: no option that it lacks); raises where it is asked for and can't do it."""
     reasons = []
     if inputs.shape.rank != 4 or axis != 3:
@@ -263,7 +276,7 @@ def checked_fused(fused: bool | None, inputs: tf.Tensor, axis: int, *, plain: bo
 
 
 def refuse_static_single_value(
-    inputs: tf.Tensor, axis: int, training: bool | tf.Tensor, method: Method = Method.MOMENTS
+    inputs: tf.Tensor, axis: Axis, training: bool | tf.Tensor, method: Method = Method.MOMENTS
 ) -> None:
     """Raises where training is sure and the static shape allows no output but beta; other workers may have more values."""
     sizes = [inputs.shape.as_list()[dimension] for dimension in reduced_axes(inputs, axis)]
@@ -273,7 +286,7 @@ def refuse_static_single_value(
 
 def with_run_time_checks(
     inputs: tf.Tensor,
-    axis: int,
+    axis: Axis,
     *,
     weights: tf.Tensor | None = None,
     virtual_batch_size: int | None = None,
@@ -295,7 +308,7 @@ def with_run_time_checks(
 
 
 def _values_checks(
-    inputs: tf.Tensor, axis: int, virtual_batch_size: int | None, may_be_single: bool
+    inputs: tf.Tensor, axis: Axis, virtual_batch_size: int | None, may_be_single: bool
 ) -> list[tf.Operation]:
     """Two values per channel and statistic, or one; a whole number of virtual batches."""
     least, message = (1, _NO_VALUE) if may_be_single else (2, _ONE_VALUE)
@@ -316,7 +329,7 @@ def _values_checks(
     return checks
 
 
-def _weights_checks(inputs: tf.Tensor, axis: int, weights: tf.Tensor, unbiased: bool) -> list[tf.Operation]:
+def _weights_checks(inputs: tf.Tensor, axis: Axis, weights: tf.Tensor, unbiased: bool) -> list[tf.Operation]:
     """A shape that fits; no negative weight; a sum that the mean, and Bessel's correction, can divide by."""
     checks = []
     if None in weights.shape.as_list() or None in inputs.shape.as_list()[: weights.shape.rank]:

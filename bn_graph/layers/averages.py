@@ -38,11 +38,12 @@ Decay: TypeAlias = float | tf.Tensor | Callable[[], float | tf.Tensor]
 Initializer = Callable[..., tf.Tensor]
 Regularizer = Callable[[tf.Tensor], tf.Tensor]
 Updates = Callable[[tf.Tensor, tf.Tensor], list[tf.Operation]]
-"""From a batch's mean and variance, shape ``[channels]``, to ``[the op for the mean, the op for the variance]``."""
+"""From a batch's mean and variance, of the variables' shape, to ``[the op for the mean, the op for the variance]``."""
 
 
 class LayerVariables(NamedTuple):
-    """The variables of one layer, each of shape ``[channels]``; ``gamma`` and ``beta`` are None where it has none.
+    """The variables of one layer, each of shape ``[channels]`` unless several axes are kept; ``gamma`` and ``beta`` are
+    None where it has none.
 
     In a list of a graph's layers, a gamma or beta that is partitioned is the tuple of its parts, in order.
     """
@@ -62,7 +63,7 @@ class RenormStatistics(NamedTuple):
 
 
 def create(
-    channels: int,
+    shape: Sequence[int],
     dtype: tf.DType,
     parameters: Mapping[str, bool] | None = None,
     initializers: Sequence[Initializer | None] = (None, None, None, None),
@@ -73,7 +74,7 @@ def create(
     """Makes (or, in a reusing scope, finds) a layer's variables in the current variable scope.
 
     Args:
-        channels: size of the channel axis; all variables have shape ``[channels]``.
+        shape: of all variables, ``[channels]``; with several kept axes as `transforms.parameter_shape` has it.
         dtype: float32 or float64.
         parameters: whether there is a ``gamma``, a ``beta``, in the order of their creation; neither if None.
         initializers: of gamma, beta, mean and variance; ones, zeros, zeros and ones where None.
@@ -92,23 +93,23 @@ def create(
     def parameter(name: str) -> tf.Variable:
         initializer, keys = getattr(initializers, name), getattr(collections, name)
         regularizer = dict(zip(("gamma", "beta"), regularizers, strict=True))[name]
-        return tf.get_variable(name, [channels], dtype, initializer, regularizer, trainable, collections=keys)
+        return tf.get_variable(name, shape, dtype, initializer, regularizer, trainable, collections=keys)
 
     made = {name: parameter(name) for name, wanted in (parameters or {}).items() if wanted}
     return LayerVariables(
         made.get("gamma"),
         made.get("beta"),
-        _statistic("moving_mean", [channels], dtype, initializers.moving_mean, collections.moving_mean),
-        _statistic("moving_variance", [channels], dtype, initializers.moving_variance, collections.moving_variance),
+        _statistic("moving_mean", shape, dtype, initializers.moving_mean, collections.moving_mean),
+        _statistic("moving_variance", shape, dtype, initializers.moving_variance, collections.moving_variance),
     )
 
 
-def create_renorm(channels: int, dtype: tf.DType) -> RenormStatistics:
+def create_renorm(shape: Sequence[int], dtype: tf.DType) -> RenormStatistics:
     """Makes ``renorm_mean`` (0), ``renorm_stddev`` (1) and ``moving_stddev`` (1), named as tf.layers names them."""
     return RenormStatistics(
-        _statistic("renorm_mean", [channels], dtype, tf.zeros_initializer()),
-        _statistic("renorm_stddev", [channels], dtype, tf.ones_initializer()),
-        _statistic("moving_stddev", [channels], dtype, tf.ones_initializer()),
+        _statistic("renorm_mean", shape, dtype, tf.zeros_initializer()),
+        _statistic("renorm_stddev", shape, dtype, tf.ones_initializer()),
+        _statistic("moving_stddev", shape, dtype, tf.ones_initializer()),
     )
 
 

@@ -33,7 +33,7 @@ def batch_norm_wrapper(
     *,
     decay: averages.Decay = 0.999,
     epsilon: float = 1e-3,
-    axis: int = -1,
+    axis: int | Sequence[int] = -1,
     center: bool = True,
     scale: bool = True,
     beta_initializer: averages.Initializer | None = None,
@@ -75,7 +75,8 @@ def batch_norm_wrapper(
             one (a schedule; called once, when the layer is built), is checked at each update. A placeholder must be fed
             wherever `is_training` is.
         epsilon: added to the variance inside the root, above 0.
-        axis: the channel axis, the one that is kept. All others are averaged over.
+        axis: the channel axis, the one that is kept. All others are averaged over. A list of axes keeps each of them, as
+            in tf.layers; not with `weights` or `sync`.
         center, scale: whether there is a ``beta``, a ``gamma``.
         beta_initializer, gamma_initializer, moving_mean_initializer, moving_variance_initializer: zeros, ones, zeros
             and ones if None.
@@ -121,7 +122,8 @@ def batch_norm_wrapper(
     Returns:
         A tensor of the shape and dtype of `inputs`.
 
-    Variables (shape ``[channels]``; float32 for half-precision inputs, else the inputs' dtype):
+    Variables (shape ``[channels]``, or with several kept axes that of `inputs` with 1 in all others; float32 for
+    half-precision inputs, else the inputs' dtype):
         ``gamma`` (1), ``beta`` (0): in ``GLOBAL_VARIABLES`` and, if `trainable`, ``TRAINABLE_VARIABLES``.
         ``moving_mean`` (0), ``moving_variance`` (1): in ``GLOBAL_VARIABLES`` and `MOVING_STATISTICS`; likewise
         ``moving_count`` (cumulative), ``moving_mean/biased``, ``moving_mean/local_step`` and the variance's
@@ -130,7 +132,8 @@ def batch_norm_wrapper(
 
     Raises:
         RuntimeError: eager execution is on and no graph is being built.
-        ValueError: unknown rank or channel dimension, rank outside 2 to 5, `axis` outside the rank; `is_training`
+        ValueError: unknown rank or channel dimension, rank outside 2 to 5, `axis` outside the rank, twice in a list or
+            leaving none to average over; `is_training`
             neither a bool nor a scalar bool tensor; `decay` or `renorm_decay` outside [0, 1]; `epsilon` not above 0;
             an `average` or a key of `renorm_clipping` that does not exist; `weights` of a shape that does not fit; a custom
             getter that returns no variable for a statistic; arguments that exclude each other (fused
@@ -179,12 +182,12 @@ def batch_norm_wrapper(
     clipping = arguments.checked_clipping(renorm_clipping)
     arguments.refuse_static_single_value(inputs, axis, training, method)
 
-    channels, dtype = inputs.shape.as_list()[axis], moments.compute_dtype(inputs.dtype)
+    shape, dtype = transforms.parameter_shape(inputs, axis), moments.compute_dtype(inputs.dtype)
     initializers = (gamma_initializer, beta_initializer, moving_mean_initializer, moving_variance_initializer)
     parameters, regularizers = {"gamma": scale, "beta": center}, (gamma_regularizer, beta_regularizer)
     with tf.variable_scope(name, default_name="batch_normalization", reuse=reuse):
-        variables = averages.create(channels, dtype, parameters, initializers, regularizers, trainable)
-        reference = averages.create_renorm(channels, dtype) if renorm else None
+        variables = averages.create(shape, dtype, parameters, initializers, regularizers, trainable)
+        reference = averages.create_renorm(shape, dtype) if renorm else None
         update = _estimator(average, variables, reference, decay, renorm_decay, epsilon)
         normalize_batch = _transform(
             method, unbiased_variance, virtual_batch_size, weights, sync, sync_population_only, reference, clipping
@@ -260,7 +263,7 @@ def with_updates(
 def noted(
     outputs: tf.Tensor,
     inputs: tf.Tensor,
-    axis: int,
+    axis: transforms.Axis,
     variables: LayerVariables,
     epsilon: float,
     scope: str | None = None,

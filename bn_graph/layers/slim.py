@@ -161,8 +161,8 @@ def batch_norm(
     with tf.variable_scope(scope, default_name="BatchNorm", values=[inputs], reuse=reuse) as layer_scope:
         keys = [_model_keys(variables_collections, name) for name in LayerVariables._fields]
         parameters = {"beta": center, "gamma": scale}
-        variables = averages.create(channels, dtype, parameters, initializers, regularizers[:2], trainable, keys)
-        reference = averages.create_renorm(channels, dtype) if renorm else None
+        variables = averages.create([channels], dtype, parameters, initializers, regularizers[:2], trainable, keys)
+        reference = averages.create_renorm([channels], dtype) if renorm else None
         if renorm:
             update = averages.renorm_average(variables, reference, decay, renorm_decay, epsilon)
         else:

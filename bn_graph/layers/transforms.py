@@ -1,7 +1,7 @@
 """How a batch is normalized: by its moments, by TensorFlow's fused kernel, in virtual batches, with renormalization, and
 at inference by the moving statistics.
 
-All take ``gamma`` and ``beta`` of shape ``[channels]`` (or None), compute in `moments.compute_dtype` of the inputs, and
+All take ``gamma`` and ``beta`` of shape `parameter_shape` (or None), compute in `moments.compute_dtype` of the inputs, and
 return `Normalized`: the outputs, in the inputs' shape and dtype, and the statistics that the moving ones step toward.
 """
 
@@ -14,6 +14,7 @@ from bn_graph.tf1 import tf, with_gradient_of
 
 __all__ = [
     "SHIFTS_INPUTS",
+    "Axis",
     "Normalized",
     "along",
     "by_fused_kernel",
@@ -22,11 +23,16 @@ __all__ = [
     "by_moving_statistics",
     "by_virtual_batches",
     "corrected",
+    "kept_axes",
+    "parameter_shape",
     "reduced_axes",
     "with_renorm",
 ]
 
 T = TypeVar("T")
+
+Axis = int | tuple[int, ...]
+"""The kept axis, or several in ascending order, counted from the front."""
 
 SHIFTS_INPUTS = "shifts_inputs"
 """The op, by this name in the layer's scope, that decides whether a value is subtracted before the fused kernel."""
@@ -39,7 +45,7 @@ _SAMPLED_EXAMPLES = 8
 
 
 class Normalized(NamedTuple):
-    """``outputs`` like the inputs; ``mean`` and ``variance`` of the batch, shape ``[channels]``, for the estimator."""
+    """``outputs`` like the inputs; ``mean`` and ``variance`` of the batch, of `parameter_shape`, for the estimator."""
 
     outputs: tf.Tensor
     mean: tf.Tensor
@@ -55,7 +61,7 @@ def by_mode(training: bool | tf.Tensor, train: Callable[[], T], infer: Callable[
 
 def by_moments(
     inputs: tf.Tensor,
-    axis: int,
+    axis: Axis,
     gamma: tf.Tensor | None,
     beta: tf.Tensor | None,
     epsilon: float,
@@ -79,7 +85,7 @@ def by_moments(
 
 
 def by_fused_kernel(
-    inputs: tf.Tensor, axis: int, gamma: tf.Tensor | None, beta: tf.Tensor | None, epsilon: float, *, unbiased: bool
+    inputs: tf.Tensor, axis: Axis, gamma: tf.Tensor | None, beta: tf.Tensor | None, epsilon: float, *, unbiased: bool
 ) -> Normalized:
     """`by_moments` for rank 4 with the channels last, by TensorFlow's fused kernel: the same numbers, several times faster.
 
@@ -126,7 +132,7 @@ def _is_far(inputs: tf.Tensor, epsilon: float) -> tf.Tensor:
 
 def by_virtual_batches(
     inputs: tf.Tensor,
-    axis: int,
+    axis: Axis,
     gamma: tf.Tensor | None,
     beta: tf.Tensor | None,
     epsilon: float,
@@ -143,21 +149,21 @@ def by_virtual_batches(
     static = inputs.shape.as_list()
     grouped = tf.reshape(inputs, tf.concat([[-1, size], shape[1:]], 0))
     grouped.set_shape([None if static[0] is None else static[0] // size, size, *static[1:]])
-    axes = [dimension for dimension in range(1, len(static) + 1) if dimension != axis + 1]
-    ghosts = moments.batch_statistics(grouped, axes)
-    gamma, beta = (along(axis + 1, grouped, vector) for vector in (gamma, beta))
+    kept = [dimension + 1 for dimension in kept_axes(axis)]
+    ghosts = moments.batch_statistics(grouped, [d for d in range(1, len(static) + 1) if d not in kept])
+    gamma, beta = (along(axis, inputs, vector) for vector in (gamma, beta))
     outputs = tf.reshape(moments.normalize(ghosts.centered, ghosts.variance, gamma, beta, epsilon), shape)
 
     between = moments.batch_statistics(ghosts.mean, [0])
     variance = tf.reduce_mean(ghosts.variance, 0, keepdims=True) + between.variance
     variance = corrected(variance, ghosts.count * between.count, unbiased)
-    mean, variance = (_vector(moment, grouped, axis + 1) for moment in (between.mean, variance))
+    mean, variance = (_vector(moment, inputs, axis) for moment in (between.mean, variance))
     return Normalized(tf.cast(outputs, inputs.dtype), mean, variance)
 
 
 def with_renorm(
     inputs: tf.Tensor,
-    axis: int,
+    axis: Axis,
     gamma: tf.Tensor | None,
     beta: tf.Tensor | None,
     epsilon: float,
@@ -196,7 +202,7 @@ def with_renorm(
 
 
 def by_moving_statistics(
-    inputs: tf.Tensor, axis: int, variables: LayerVariables, epsilon: float, fused: bool
+    inputs: tf.Tensor, axis: Axis, variables: LayerVariables, epsilon: float, fused: bool
 ) -> Normalized:
     """Normalizes by the moving statistics: each output depends on its own example only."""
     gamma, beta, mean, variance = variables
@@ -217,14 +223,27 @@ def by_moving_statistics(
     return Normalized(tf.cast(moments.normalize(centered, *shaped, epsilon), inputs.dtype), mean, variance)
 
 
-def reduced_axes(inputs: tf.Tensor, axis: int) -> list[int]:
-    """All dimensions but the channel's."""
-    return [dimension for dimension in range(inputs.shape.rank) if dimension != axis]
+def kept_axes(axis: Axis) -> tuple[int, ...]:
+    """The kept axes, also if it is one."""
+    return axis if isinstance(axis, tuple) else (axis,)
 
 
-def along(axis: int, inputs: tf.Tensor, vector: tf.Tensor | None) -> tf.Tensor | None:
-    """`vector` of shape [channels], shaped to broadcast along `axis`; the last axis needs no reshaping."""
-    if vector is None or axis == inputs.shape.rank - 1:
+def reduced_axes(inputs: tf.Tensor, axis: Axis) -> list[int]:
+    """All dimensions but the kept ones."""
+    return [dimension for dimension in range(inputs.shape.rank) if dimension not in kept_axes(axis)]
+
+
+def parameter_shape(inputs: tf.Tensor, axis: Axis) -> list[int]:
+    """The shape of the layer's variables: ``[channels]``; with several kept axes that of `inputs`, 1 in all others."""
+    sizes = inputs.shape.as_list()
+    if isinstance(axis, int):
+        return [sizes[axis]]
+    return [size if dimension in axis else 1 for dimension, size in enumerate(sizes)]
+
+
+def along(axis: Axis, inputs: tf.Tensor, vector: tf.Tensor | None) -> tf.Tensor | None:
+    """`vector` of `parameter_shape`, shaped to broadcast along `axis`; the last axis and several need no reshaping."""
+    if vector is None or isinstance(axis, tuple) or axis == inputs.shape.rank - 1:
         return None if vector is None else tf.convert_to_tensor(vector)
     return tf.reshape(vector, [-1 if dimension == axis else 1 for dimension in range(inputs.shape.rank)])
 
@@ -242,4 +261,4 @@ def corrected(variance: tf.Tensor, count: tf.Tensor, unbiased: bool) -> tf.Tenso
 
 
 def _vector(moment: tf.Tensor, inputs: tf.Tensor, axis: int) -> tf.Tensor:
-    return tf.reshape(moment, [inputs.shape.as_list()[axis]])
+    return tf.reshape(moment, parameter_shape(inputs, axis))

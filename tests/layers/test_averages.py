@@ -12,7 +12,7 @@ from tests.conftest import VARIABLE_KINDS
 @VARIABLE_KINDS
 def test_statistics_start_at_zero_and_one_and_are_not_trainable(graph, start):
     with tf.variable_scope("layer"):
-        gamma, beta, *statistics = averages.create(3, tf.float64)
+        gamma, beta, *statistics = averages.create([3], tf.float64)
     assert gamma is None and beta is None
     mean, variance = start().run(statistics)
     np.testing.assert_array_equal(mean, np.zeros(3))
@@ -25,14 +25,14 @@ def test_statistics_start_at_zero_and_one_and_are_not_trainable(graph, start):
 
 @VARIABLE_KINDS
 def test_variables_are_of_the_kind_that_the_scope_asks_for(graph, variable_kind):
-    statistics = averages.create(3, tf.float32)[2:]
+    statistics = averages.create([3], tf.float32)[2:]
     assert [averages.is_ref_variable(variable) for variable in statistics] == [variable_kind == "ref"] * 2
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.3, 0.999, 1.0])
 @VARIABLE_KINDS
 def test_exponential_update_follows_the_recursion(graph, decay, start, random):
-    variables = averages.create(2, tf.float64)
+    variables = averages.create([2], tf.float64)
     inputs = tf.placeholder(tf.float64, [None, 2])
     mean, variance = tf.nn.moments(inputs, [0])
     update = averages.exponential_average(variables, decay)(mean, variance)
@@ -137,6 +137,6 @@ def test_a_layer_added_to_an_imported_graph_is_listed_with_those_of_before(graph
 def test_statistics_are_registered_once_where_a_scope_is_reused(graph):
     for reuse in (False, True, tf.AUTO_REUSE):
         with tf.variable_scope("shared", reuse=reuse):
-            averages.create(3, tf.float32)
+            averages.create([3], tf.float32)
     assert graph.get_collection(averages.MOVING_STATISTICS) == ["shared/moving_mean", "shared/moving_variance"]
     assert len(averages.moving_statistics()) == 2

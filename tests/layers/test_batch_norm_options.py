@@ -8,9 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensorflow.python.ops.parallel_for import gradients as parallel_for
 
+from bn_graph.checkpoints.interchange import export_state_dict
+from bn_graph.inference.export import export_frozen_graph
 from bn_graph.layers.averages import moving_statistics
 from bn_graph.layers.batch_norm import LAYERS, batch_norm_wrapper
-from bn_graph.tf1 import tf
+from bn_graph.recalibration import recalibrate
+from bn_graph.tf1 import legacy_layers, tf
 from tests import oracle
 from tests.conftest import COND_KINDS, VARIABLE_KINDS
 
@@ -632,6 +635,105 @@ def test_the_fused_kernel_is_refused_what_it_can_not_do(plain_graph, option):
     value = {"virtual_batch_size": 2, "renorm": True, "weights": np.ones(4)}[option]
     with pytest.raises(ValueError, match="neither virtual_batch_size nor renorm nor weights"):
         batch_norm_wrapper(tf.zeros([4, 2, 2, 3]), True, fused=True, **{option: value})
+
+
+# --- several kept axes ------------------------------------------------------------------------------------------------
+
+
+def kept(array: np.ndarray, axes, reduction) -> np.ndarray:
+    """`reduction` of float64 values over all but `axes`, their dimensions kept."""
+    reduced = tuple(d for d in range(array.ndim) if d not in axes)
+    return reduction(np.float64(array), axis=reduced, keepdims=True)
+
+
+@pytest.mark.parametrize("axes", [(1, 3), [3, 1], (-3, -1), (1, 2, 3), (0, 3)])
+@pytest.mark.parametrize("flag_is_fed", [True, False])
+def test_several_kept_axes_have_statistics_each_in_the_shapes_of_tf_layers(
+    plain_graph, axes, flag_is_fed, start, random
+):
+    batch = random.normal(3.0, 2.0, (6, 2, 5, 3)).astype(np.float32)
+    inputs = tf.placeholder(tf.float32, [6 if 0 in axes else None, 2, 5, 3])
+    flag = tf.placeholder(tf.bool, []) if flag_is_fed else True
+    outputs = batch_norm_wrapper(inputs, flag, axis=axes, decay=0.0, name="bn")
+    session = start()
+    got = session.run(outputs, {inputs: batch} | ({flag: True} if flag_is_fed else {}))
+    axes = [axis % 4 for axis in axes]
+    mean, variance = kept(batch, axes, np.mean), kept(batch, axes, np.var)
+    np.testing.assert_allclose(got, (batch - mean) / np.sqrt(variance + 1e-3), rtol=1e-5, atol=1e-5)
+    values = session.run({v.op.name: v for v in tf.global_variables()})
+    np.testing.assert_allclose(values["bn/moving_mean"], mean, rtol=1e-6)
+    np.testing.assert_allclose(values["bn/moving_variance"], variance, rtol=1e-5)
+    shape = tuple(size if axis in axes else 1 for axis, size in enumerate(batch.shape))
+    assert {name: value.shape for name, value in values.items()} == dict.fromkeys(
+        ["bn/gamma", "bn/beta", "bn/moving_mean", "bn/moving_variance"], shape
+    )
+    if flag_is_fed:
+        np.testing.assert_allclose(session.run(outputs, {inputs: batch, flag: False}), got, rtol=1e-5, atol=1e-5)
+    if 0 not in axes:  # theirs takes axis 0 with virtual batches only
+        theirs = legacy_layers().batch_normalization(inputs, axis=list(axes), training=True, name="theirs")
+        assert [v.shape.as_list() for v in tf.global_variables("theirs/")] == [list(shape)] * 4
+        session.run(tf.global_variables_initializer())
+        np.testing.assert_allclose(got, session.run(theirs, {inputs: batch}), rtol=1e-5, atol=1e-5)
+
+
+def test_one_axis_in_a_list_is_that_axis(plain_graph):
+    batch_norm_wrapper(tf.zeros([4, 5, 3]), True, axis=[1], name="bn")
+    assert {variable.shape.as_list()[0] for variable in tf.global_variables()} == {5}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"virtual_batch_size": 3}, {"renorm": True}, {"average": "cumulative"}, {"zero_debias": True}, {"fused": False}],
+    ids=str,
+)
+def test_options_with_several_kept_axes_do_what_they_do_with_one_of_all_channels(plain_graph, options, start, random):
+    batch = random.normal(3.0, 2.0, (6, 2, 5, 3)).astype(np.float32)
+    several = batch_norm_wrapper(tf.constant(batch), True, axis=[1, 3], name="several", **options)
+    flat = tf.reshape(tf.transpose(tf.constant(batch), [0, 2, 1, 3]), [6, 5, 6])
+    one = batch_norm_wrapper(flat, True, name="one", **options)
+    one = tf.transpose(tf.reshape(one, [6, 5, 2, 3]), [0, 2, 1, 3])
+    session = start()
+    np.testing.assert_allclose(*session.run([several, one]), rtol=1e-5, atol=1e-5)
+    values = session.run({v.op.name: v for v in tf.global_variables()})
+    for name, value in values.items():
+        if name.startswith("one/"):
+            other = values[name.replace("one", "several")]
+            np.testing.assert_allclose(other.reshape(value.shape), value, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("axis", "options", "says"),
+    [
+        ([], {}, "or a list of such"),
+        ([1, 4], {}, "or a list of such"),
+        ([1, -3], {}, "each kept axis once"),
+        ([0, 1, 2, 3], {}, "leave one to average over"),
+        ([1, 3], {"fused": True}, r"not rank 4 with axis \(1, 3\)"),
+        ([1, 3], {"weights": np.ones(4)}, r"weights needs one channel axis, and axis=\[1, 3\]"),
+        ([1, 3], {"sync": lambda vector: vector[tf.newaxis]}, "sync needs one channel axis"),
+        ([0, 3], {"virtual_batch_size": 2}, "channel axis can't be axis 0"),
+    ],
+)
+def test_kept_axes_that_can_not_be_are_refused(plain_graph, axis, options, says):
+    with pytest.raises(ValueError, match=says):
+        batch_norm_wrapper(tf.zeros([4, 2, 5, 3]), True, axis=axis, **options)
+
+
+def test_a_layer_that_keeps_several_axes_is_recalibrated_and_exported_and_is_named_where_that_can_not_be(
+    plain_graph, start, random, tmp_path
+):
+    inputs, flag = tf.placeholder(tf.float32, [None, 2, 5, 3]), tf.placeholder(tf.bool, [])
+    outputs = batch_norm_wrapper(inputs, flag, axis=[1, 3], name="net/bn")
+    batch = random.normal(3.0, 2.0, (6, 2, 5, 3)).astype(np.float32)
+    session = start()
+    recalibrate(session, [{inputs: batch, flag: True}], method="pooled")
+    mean, variance = session.run(moving_statistics())
+    np.testing.assert_allclose(mean, kept(batch, (1, 3), np.mean), rtol=1e-5)
+    np.testing.assert_allclose(variance, kept(batch, (1, 3), np.var), rtol=1e-5)
+    frozen = export_frozen_graph(session, tmp_path / "model.pb", {"x": inputs}, {"y": outputs}, is_training=flag)
+    assert frozen.folded == []
+    with pytest.raises(ValueError, match="layer net/bn keeps several axes"):
+        export_state_dict(session)
 
 
 # --- against the oracle, any shape ------------------------------------------------------------------------------------
