@@ -199,7 +199,7 @@ def _is_helper(name: str, others: Iterable[str]) -> bool:
 
 def _name(graph: Graph, variables: Sequence[int]) -> str:
     """The scope that variables share; of a single one, its own."""
-    paths = [graph.names[node].split("/")[:-1] for node in variables]
+    paths = [_own_scope(graph.names[node].split("/")) for node in variables]
     if not paths:
         return ""
     shared = paths[0]
@@ -207,6 +207,18 @@ def _name(graph: Graph, variables: Sequence[int]) -> str:
         same = [a == b for a, b in zip(shared, path, strict=False)]
         shared = shared[: same.index(False) if False in same else len(same)]
     return "/".join(shared)
+
+
+def _own_scope(path: list[str]) -> list[str]:
+    """The scope of a variable; of an average that ``ExponentialMovingAverage`` keeps, of what it was made in.
+
+    It names the average of ``a/b/moments/Squeeze``, made in the scope ``a/b``, ``a/b/a/b/moments/Squeeze/Exponential…``.
+    """
+    if path[-1].startswith("ExponentialMovingAverage"):
+        for length in range(len(path) // 2, 0, -1):
+            if path[:length] == path[length : 2 * length]:
+                return path[:length]
+    return path[:-1]
 
 
 def _named_apart(graph: Graph, layers: Sequence[Layer]) -> list[Layer]:
