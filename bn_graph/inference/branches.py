@@ -139,6 +139,7 @@ def _inlined(cond: tf.NodeDef, function) -> tuple[list[tf.NodeDef], dict[str, li
         if node.name not in arguments:
             node.input[:] = [outside(edge) for edge in node.input] + control
             node.name = f"{scope}/{node.name}"
+            node.attr.pop("_class", None)  # to be placed with a node by its name in the function
             nodes.append(node)
     returned = [outside(flat_names[function.ret[output.name]]) for output in function.signature.output_arg]
     moved = {cond.name + (f":{number}" if number else ""): [edge] for number, edge in enumerate(returned)}
