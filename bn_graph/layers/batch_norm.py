@@ -94,7 +94,7 @@ def batch_norm_wrapper(
         fused: TensorFlow's fused kernel, for rank 4 with the channels last and at most float32; None takes it where
             it applies, since it is faster. The results are the same up to float rounding, which grows in the kernel with
             the values a channel: its variance is 10⁻⁴ to 10⁻³ low at half a million, 10⁻³ to 10⁻² at three million. With
-            False it is within 10⁻⁶ there.
+            False it is within 10⁻⁵ there.
         virtual_batch_size: in training, each run of that many neighbouring examples (0 to n − 1, n to 2n − 1, …) is
             normalized by its own statistics (ghost batches; tf.layers takes every (batch/n)-th example instead). The
             batch must be a multiple of it. The moving statistics are those of whole batches, variance *between* virtual

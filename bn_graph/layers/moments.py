@@ -10,7 +10,7 @@ their reduced dimensions (size 1), so that they broadcast against the inputs whi
 Accuracy. ``tf.nn.batch_normalization`` computes ``x·s + (β − μ·s)``: with inputs around 10⁶ both terms are around
 10⁶ and their difference loses all its digits. Here the mean is subtracted first, and in two steps, so that the sum
 behind it is one of small values. Means are taken over one dimension after the other, so that each sum is short: of
-millions of values (32×224×224 a channel) mean and variance are within 10⁻⁶ of float64's, where a single sum is off by
+millions of values (32×224×224 a channel) mean and variance are within 10⁻⁵ of float64's, where a single sum is off by
 10⁻³. float16 and bfloat16 are computed in float32.
 """
 

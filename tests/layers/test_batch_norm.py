@@ -725,7 +725,7 @@ def assert_refused(exception, says, *args, **kwargs):
         ([2, 3], True, ["axis", "integer", "-2 to 1", "got True"]),
         ([2, 3], 1.0, ["axis", "integer", "-2 to 1", "got 1.0"]),
         ([2, 3], None, ["axis", "integer", "-2 to 1", "got None"]),
-        ([2, 3], [1], ["axis", "integer", "-2 to 1", "got [1]"]),
+        ([2, 3], ["channels"], ["axis", "integer", "-2 to 1", "got ['channels']"]),
     ],
 )
 @pytest.mark.parametrize("is_training", [True, False])

@@ -84,8 +84,9 @@ def test_float32_statistics_of_millions_of_values_are_those_of_float64(shape, st
     statistics = moments.batch_statistics(inputs, axes)
     mean, variance = start().run([statistics.mean, statistics.variance], {inputs: values})
     wide = values.astype(np.float64)
-    np.testing.assert_allclose(mean, wide.mean(tuple(axes), keepdims=True), rtol=2e-6)
-    np.testing.assert_allclose(variance, wide.var(tuple(axes), keepdims=True), rtol=2e-6)
+    # The first value is subtracted before, so sums of 256 may be of values some deviations off.
+    np.testing.assert_allclose(mean, wide.mean(tuple(axes), keepdims=True), rtol=1e-5)
+    np.testing.assert_allclose(variance, wide.var(tuple(axes), keepdims=True), rtol=1e-5)
 
 
 def test_statistics_of_float16_inputs_whose_sum_overflows_float16_are_finite(start):
