@@ -6,7 +6,7 @@ return `Normalized`: the outputs, in the inputs' shape and dtype, and the statis
 """
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, TypeAlias, TypeVar
 
 from bn_graph.layers import moments
 from bn_graph.layers.averages import LayerVariables, read_after
@@ -31,7 +31,7 @@ __all__ = [
 
 T = TypeVar("T")
 
-Axis = int | tuple[int, ...]
+Axis: TypeAlias = int | tuple[int, ...]
 """The kept axis, or several in ascending order, counted from the front."""
 
 SHIFTS_INPUTS = "shifts_inputs"
