@@ -22,7 +22,8 @@ RULE = Rule(
 In the checkpoint the layer's moving mean is all 0 and its moving variance all 1 (or whatever else the graph initializes
 them with). No training step has moved them: the train op leaves the update ops out, or there are none, as where
 tf.layers gets trainable=False; or they were initialized anew before saving. The checksums in the .index file are enough
-to see it; the .data file is not needed.""",
+to see it; the .data file is not needed. A layer that no train op and no named output uses is no finding, and a few untouched
+layers among many that moved are a warning, unless the graph shows the fault: published weights have such layers.""",
     why="""\
 Weights and gamma may be trained as well as can be: at inference the layer does not normalize at all.""",
     document=f"{ARTICLE}, section Wrong use and its result",
@@ -40,7 +41,8 @@ bn_graph.save(bn_graph.make_saver(), session, new_checkpoint)
 # And so that the next training does not end like this, the fix of BN001.""",
     undetermined="""\
 where the layer's initial values are unknown (drawn at random, or no graph is at hand and the shapes do not show them),
-and where the checkpoint was written before the first step, so that nothing in it is trained.""",
+and where the checkpoint was written before the first step, so that nothing in it is trained; and of a frozen graph whose
+constants have shapes and no values.""",
     message="moving statistics are what they were initialized to: never updated",
     fix="run the update ops in training, or compute the statistics now: python -m bn_graph recalibrate",
 )

@@ -34,7 +34,8 @@ hidden = bn_graph.batch_norm_wrapper(x, is_training, name="bn1")
 #   python -m bn_graph inference-graph --meta M --checkpoint C --output NAME --out DIR""",
     undetermined="""\
 where the graph only trains, and its statistics may be good: what another graph, built for inference, does with them is
-not in the file; and where the graph computes gradients and applies none. Name the op that is the output with --output, and
+not in the file; where the graph computes gradients and applies none; and where is_training was stripped, as from text graphs
+for OpenCV. The reason says what happens if you predict with this very graph. Name the op that is the output with --output, and
 the position of a switch with --feed NAME=false. A switch that can be fed is assumed to be fed right.""",
     message="inference normalizes by the statistics of whatever batch is given",
     fix="build the inference graph with training=False (or feed the switch False) on updated statistics; for a trained"

@@ -16,8 +16,9 @@ RULE = Rule(
     title="a layer built in inference mode is trained through, and nothing ever updates it",
     what="""\
 The layer normalizes by its moving statistics while gradients flow through it, and no op updates these. tf.layers builds a
-layer like this when training= is left out, which is no error: its default is False. With gamma and beta not trained, or
-statistics that have moved, there is no finding.""",
+layer like this when training= is left out, which is no error: its default is False. The gradients may be applied to another
+copy's gamma and beta, as workers' are to the global network's. With gamma and beta not trained, or statistics that have
+moved, there is no finding.""",
     why="""\
 With statistics of 0 and 1 the layer is only a scale and an offset. A layer that is frozen on purpose, for fine-tuning, is
 built in the same way, and is right if its statistics come with the checkpoint that it starts from: so without a
@@ -37,7 +38,7 @@ y = bn_graph.batch_norm_wrapper(x, is_training, name="bn1")
 frozen = tf.layers.batch_normalization(x, training=False, trainable=False)""",
     undetermined="""\
 never: without a checkpoint the finding is a warning, since the layer may be frozen on purpose, with statistics that were
-trained before.""",
+trained before; so it is for a few untouched layers among frozen ones that came with published weights.""",
     message="gradients train through inference mode, and nothing ever updates the moving statistics",
     fix="pass training=True (or the switch) where the training graph calls it",
 )
@@ -93,26 +94,17 @@ def _trained_by_copies(model: Model, layers: Sequence[Layer]) -> dict[str, str]:
     Returns:
         The name of each layer of such a pair, with the other's (of several workers, one).
     """
-    run = [layer for layer in layers if model.in_training(layer) and not model.is_trained(layer) and layer.parameters]
-    applied = [layer for layer in layers if not model.in_training(layer) and model.is_trained(layer)]
-    by_pattern = {pattern: layer for layer in run for pattern in _patterns(model.name(layer.parameters[0]))}
+    by_pattern: dict[tuple[str, ...], list[Layer]] = {}
+    for layer in layers:
+        if model.in_training(layer) and layer.parameters and not model.is_trained(layer):
+            for pattern in _patterns(model.name(layer.parameters[0])):
+                by_pattern.setdefault(pattern, []).append(layer)
     pairs = {}
-    for layer in applied:
-        found = (by_pattern.get(pattern) for pattern in _patterns(model.name(layer.parameters[0])))
-        other = next(filter(None, found), None)
-        if other is not None:
-            pairs[layer.name] = other.name
-    by_patterns = {
-        pattern: layer
-        for layer in applied
-        for pattern in _patterns(model.name(layer.parameters[0]))
-        if layer.name in pairs
-    }
-    for layer in run:
-        found = (by_patterns.get(pattern) for pattern in _patterns(model.name(layer.parameters[0])))
-        other = next(filter(None, found), None)
-        if other is not None:
-            pairs[layer.name] = other.name
+    for layer in layers:
+        if model.is_trained(layer) and not model.in_training(layer):
+            for pattern in _patterns(model.name(layer.parameters[0])):
+                for other in by_pattern.get(pattern, ()):
+                    pairs[layer.name], pairs[other.name] = other.name, layer.name
     return pairs
 
 

@@ -175,7 +175,7 @@ def statistic_read_by_another_op(at):
 # ---------------------------------------------------------------------------------- untouched among many that moved
 
 
-def _five_layers(at, untouched, dead=0, named=True, train=False, by_batch=()):
+def _five_layers(at, untouched, dead=0, named=True, collected=False, train=False, by_batch=()):
     """An export of five layers in a row, some of whose statistics never moved; `dead` more that no named output uses.
 
     With `train`, a graph that trains on from there; `by_batch` are the layers that it has in training mode.
@@ -187,6 +187,8 @@ def _five_layers(at, untouched, dead=0, named=True, train=False, by_batch=()):
     for number in range(dead):
         branch = tf.nn.relu(tf_layers(dense(branch, 3, f"dead_{number}"), False, name=f"dead_bn_{number}"))
     tf.identity(value, name="detection_boxes" if named else "last")
+    if collected:
+        tf.add_to_collection("predict_op", value)
     if train:
         train_with_updates(tf.reduce_mean(tf.square(value - 1.0)))
     with session() as s:
@@ -199,6 +201,12 @@ def _five_layers(at, untouched, dead=0, named=True, train=False, by_batch=()):
 
 
 register("dead_branch_beside_a_named_output", partial(_five_layers, untouched=(), dead=3), silent="BN002", layers=8)
+register(
+    "dead_branch_beside_a_collected_output",
+    partial(_five_layers, untouched=(), dead=3, named=False, collected=True),
+    silent="BN002",
+    layers=8,
+)
 register("one_untouched_layer_of_five", partial(_five_layers, untouched=(0,)), must="BN002", layers=5)
 register("two_untouched_layers_of_five", partial(_five_layers, untouched=(0, 3)), "BN002", layers=5)
 register("dead_layer_beside_an_unnamed_output", partial(_five_layers, untouched=(), dead=1, named=False), must="BN002")
