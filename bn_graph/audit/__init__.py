@@ -14,7 +14,7 @@ from typing import Any
 from bn_graph.audit import subject as subjects
 from bn_graph.audit.details import details_of, stored_details
 from bn_graph.audit.model import make_model, row
-from bn_graph.audit.not_understood import find_not_understood
+from bn_graph.audit.not_understood import find_not_understood, unpaired_variances
 from bn_graph.audit.report import (
     AuditError,
     CannotTell,
@@ -208,7 +208,8 @@ def _checkpoint_report(subject: subjects.Subject, rules: Sequence[Rule], details
     stored = layers_by_name(subject.checkpoint, only_batch_norm=subject.kind == SubjectKind.KERAS)
     findings, undetermined = collect((rule, rule.check_checkpoint(stored)) for rule in rules if rule.check_checkpoint)
     rows = [_stored_row(layer) for layer in stored.layers]
-    report = _report(subject, rows, findings, undetermined)
+    listed = unpaired_variances(subject.checkpoint, stored.layers)
+    report = _report(subject, rows, findings, undetermined, not_understood=listed)
     return report._replace(details=stored_details(stored, subject.checkpoint)) if details else report
 
 

@@ -7,15 +7,18 @@ import itertools
 from collections.abc import Iterable, Iterator, Sequence
 
 from bn_graph.audit.report import NotUnderstood
+from bn_graph.audit.stored import OBJECT_ENDING, StoredLayer
+from bn_graph.checkpoints.index import Checkpoint
 from bn_graph.graphs.graph import Graph, Uses, walk
 from bn_graph.graphs.layers import Layer
 from bn_graph.graphs.ops import ASSIGNING, ENGINES, FORWARDS, FUSED, MERGES, SWITCHES, VARIABLES
 from bn_graph.graphs.protos import GraphDef
 from bn_graph.graphs.statistics import is_named_moving_variance
 
-__all__ = ["find_not_understood"]
+__all__ = ["find_not_understood", "unpaired_variances"]
 
 _MOST_READERS = 40
+_NO_MEAN = "no moving mean of a name that goes with it is there"
 _NOT_READERS = ("Save", "Restore", "VarIsInitialized", "DisableCopyOnRead", "IsVariableInitialized", "NoOp", *ASSIGNING)
 
 
@@ -30,6 +33,18 @@ def find_not_understood(
         graph_def: from which it was built.
     """
     return (*_statistics(graph, uses, layers), *_bodies(graph, layers, graph_def))
+
+
+def unpaired_variances(checkpoint: Checkpoint, layers: Iterable[StoredLayer]) -> tuple[NotUnderstood, ...]:
+    """Lists the moving variances of a checkpoint without a graph, by their names, that are in no layer.
+
+    Args:
+        checkpoint: the checkpoint.
+        layers: those found in it by names.
+    """
+    known = {layer.variance for layer in layers}
+    keys = [key for key in checkpoint.entries if is_named_moving_variance(key.removesuffix(OBJECT_ENDING))]
+    return tuple(NotUnderstood(key, "variable", _NO_MEAN) for key in keys if key not in known)
 
 
 def _statistics(graph: Graph, uses: Uses, layers: Iterable[Layer]) -> Iterator[NotUnderstood]:
@@ -67,25 +82,26 @@ def _readers(graph: Graph, uses: Uses, statistic: int) -> list[int]:
 
 def _bodies(graph: Graph, layers: Sequence[Layer], graph_def: GraphDef) -> Iterator[NotUnderstood]:
     fused = {
-        function.signature.name: sum(node.op in FUSED for node in function.node_def)
+        function.signature.name: number
         for function in graph_def.library.function
+        if (number := sum(node.op in FUSED for node in function.node_def))
     }
-    called = set(graph.calls)
+    listed = set()
     for node, op in enumerate(graph.ops):
-        if node in called:
+        if node in graph.calls:
             continue
         if op in ENGINES:
             yield NotUnderstood(
                 graph.names[node], op, "a compiled engine, and the graph that it was made of is not there"
             )
         elif fused:
-            names = [attribute.func.name for attribute in graph.protos[node].attr.values() if attribute.func.name]
-            inside = sum(fused.get(name, 0) for name in names)
-            if inside:
+            names = {attribute.func.name for attribute in graph.protos[node].attr.values()} & fused.keys()
+            for name in sorted(names):
                 yield NotUnderstood(
-                    graph.names[node], op, f"{inside} fused batch norms in {names[0]} were not looked into"
+                    graph.names[node], op, f"{fused[name]} fused batch norms in {name} were not looked into"
                 )
-    if not layers and not called and sum(fused.values()):
-        holding = [name for name, number in fused.items() if number]
-        reason = f"{sum(fused.values())} fused batch norms in {len(holding)} functions that no node calls"
-        yield NotUnderstood(holding[0], "function", reason)
+            listed |= names
+    rest = fused.keys() - listed
+    if rest and not layers and not graph.calls:
+        reason = f"{sum(fused[name] for name in rest)} fused batch norms in {len(rest)} functions that no node calls"
+        yield NotUnderstood(min(rest), "function", reason)

@@ -12,6 +12,7 @@ from bn_graph.graphs.graph import Graph
 from bn_graph.graphs.values import constant
 
 __all__ = [
+    "OBJECT_ENDING",
     "Role",
     "Stored",
     "StoredLayer",
@@ -191,7 +192,8 @@ _ONLY_AVERAGED = ("moments/Squeeze", "moments/mean", "batch_mean")
 """Names of tensors, of which only an average is a variable."""
 
 _PARAMETER_NAMES = {Role.GAMMA: ("gamma", "scale", "weight"), Role.BETA: ("beta", "offset", "bias", "shift")}
-_AVERAGE, _OBJECT = "/ExponentialMovingAverage", "/.ATTRIBUTES/VARIABLE_VALUE"
+_AVERAGE, OBJECT_ENDING = "/ExponentialMovingAverage", "/.ATTRIBUTES/VARIABLE_VALUE"
+"""What keys end in: of an average of a variable, and in an object-based checkpoint."""
 
 
 def layers_by_name(checkpoint: Checkpoint, *, only_batch_norm: bool = False) -> StoredLayers:
@@ -217,7 +219,7 @@ def _lacking(checkpoint: Checkpoint, layers: Iterable[StoredLayer]) -> dict[str,
 
 def _layers(checkpoint: Checkpoint) -> Iterator[StoredLayer]:
     for key in checkpoint.entries:
-        plain = key.removesuffix(_OBJECT)
+        plain = key.removesuffix(OBJECT_ENDING)
         average = _AVERAGE if plain.endswith(_AVERAGE) else ""
         path = plain.removesuffix(average)
         name = next((name for name in _VARIANCE_NAMES if path == name or path.endswith(f"/{name}")), None)
