@@ -107,9 +107,10 @@ def _in_graph_without_training(model: "Model") -> dict[str, InferencePath]:
     if model.training.has_gradients:
         modes = {name: Mode.MOVING if moving else Mode.UNKNOWN for name, moving in has_path.items()}
         return {name: InferencePath(name, mode, _NO_OUTPUT_KNOWN) for name, mode in modes.items()}
-    outputs = sinks(model.graph, model.uses, _results(model.layers), frozenset())
-    outputs = [node for node in outputs if node in model.named] or outputs
-    found = _upstream_of(model, outputs or [node for node, _ in _results(model.layers)])
+    found = _upstream_of(model, model.named)
+    if all(path.mode == Mode.ABSENT for path in found.values()):
+        outputs = sinks(model.graph, model.uses, _results(model.layers), frozenset())
+        found = _upstream_of(model, outputs or [node for node, _ in _results(model.layers)])
     for layer in model.layers:
         if found[layer.name].mode == Mode.BATCH and has_path[layer.name]:  # a training copy beside the inference copy
             found[layer.name] = InferencePath(layer.name, Mode.MOVING, updates=_leaking_updates(model, layer))
