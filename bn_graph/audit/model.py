@@ -18,7 +18,7 @@ from bn_graph.graphs.protos import MetaGraphDef, VariableDef
 from bn_graph.graphs.save_ops import Saver, find_savers
 from bn_graph.graphs.train_ops import Training, find_training
 from bn_graph.graphs.updates import targets
-from bn_graph.graphs.values import constant, has_no_content, is_filled, truth
+from bn_graph.graphs.values import Choice, branches, constant, has_no_content, is_filled, truth
 
 __all__ = ["Model", "make_model", "row"]
 
@@ -28,6 +28,7 @@ class Model(NamedTuple):
 
     Attributes:
         graph, uses, layers: the graph and its layers.
+        branches: of each node, the choices under which it runs, from `values.branches`.
         training: what trains it.
         modes: how its switches stand at inference.
         outputs: nodes known to be inference outputs, by the caller or by a signature; empty if neither names any.
@@ -42,6 +43,7 @@ class Model(NamedTuple):
     graph: Graph
     uses: Uses
     layers: tuple[Layer, ...]
+    branches: list[frozenset[Choice]]
     training: Training
     modes: Modes
     outputs: tuple[int, ...]
@@ -101,7 +103,8 @@ def make_model(
     """
     graph = build(meta_graph.graph_def)
     users = uses(graph)
-    layers = tuple(find_layers(graph, find_normalizations(graph, users)))
+    under = branches(graph)
+    layers = tuple(find_layers(graph, find_normalizations(graph, users, under)))
     training = find_training(graph, users, _trainable(meta_graph), [node_named(graph, name) for name in train_ops])
     known = _defaults(graph, meta_graph) | {node_named(graph, name): value for name, value in (feeds or {}).items()}
     known_outputs = [node_named(graph, name) for name in outputs] or _signature_outputs(graph, meta_graph)
@@ -114,7 +117,19 @@ def make_model(
     switches = modes(graph, users, layers, known)
     outputs, suggested = tuple(known_outputs), tuple(known_outputs or _suggested_outputs(graph, users, meta_graph))
     model = Model(
-        graph, users, layers, training, switches, outputs, suggested, savers, stored, states, is_untrained, {}
+        graph=graph,
+        uses=users,
+        layers=layers,
+        branches=under,
+        training=training,
+        modes=switches,
+        outputs=outputs,
+        named=suggested,
+        savers=savers,
+        stored=stored,
+        states=states,
+        is_untrained=is_untrained,
+        inference={},
     )
     return model._replace(inference=inference_outputs.find_paths(model))
 

@@ -48,7 +48,9 @@ class ConditionalUpdate(NamedTuple):
         return f"the body of the tf.while_loop at {name}" if self.in_loop else f"a tf.cond, where {name} is {taken}"
 
 
-def find_conditional_updates(graph: Graph, layers: Iterable[Layer], training: Training) -> list[ConditionalUpdate]:
+def find_conditional_updates(
+    graph: Graph, layers: Iterable[Layer], training: Training, under: list[frozenset[Choice]] | None = None
+) -> list[ConditionalUpdate]:
     """The update ops in branches that gradients are applied outside of, and after.
 
     Not among them are branches that are always taken, and those of a switch between a layer's training and inference
@@ -56,13 +58,14 @@ def find_conditional_updates(graph: Graph, layers: Iterable[Layer], training: Tr
 
     Args:
         graph, layers, training: as found before.
+        under: from `values.branches`, where the caller has it.
     """
     layers = list(layers)
     owners = {update.node: layer.name for layer in layers for update in layer.updates}
     appliers = sorted(training.appliers & training.closure)
     if not appliers or owners.keys().isdisjoint(training.closure) or SWITCHES.isdisjoint(graph.ops):
         return []
-    under = branches(graph)
+    under = branches(graph) if under is None else under
     inside = branches(graph._replace(controls=[[]] * len(graph.names)))
     switches = mode_switches(layers)
     waiting: dict[Choice, int] = {}

@@ -112,14 +112,15 @@ class Normalization(NamedTuple):
         yield from self.variance
 
 
-def find_normalizations(graph: Graph, uses: Uses) -> list[Normalization]:
+def find_normalizations(graph: Graph, uses: Uses, under: Branches | None = None) -> list[Normalization]:
     """All batch normalizations of a graph, in its order.
 
     Args:
         graph, uses: as made by `graph.build` and `graph.uses`.
+        under: from `values.branches`, where the caller has it.
     """
     found = []
-    under = branches(graph)
+    under = branches(graph) if under is None else under
     for node, op in enumerate(graph.ops):
         if op in FUSED and len(graph.inputs[node]) >= 3:
             if not _scales_examples(graph, node):

@@ -9,7 +9,7 @@ from bn_graph.audit.rules import SOLVER, Rule, Verdict
 from bn_graph.graphs.graph import closure
 from bn_graph.graphs.layers import Layer
 from bn_graph.graphs.updates import Update
-from bn_graph.graphs.values import Choice, branches
+from bn_graph.graphs.values import Choice
 
 RULE = Rule(
     code="BN007",
@@ -49,13 +49,12 @@ _MOST_TRAIN_OPS = 8
 
 def check(model: Model) -> Iterator[Verdict]:
     """Reports layers with several updates of a statistic in one step that no switch keeps apart."""
-    steps, under = _steps(model), None
+    steps = _steps(model)
     for layer in model.layers:
         updates = _in_one_step(layer, steps)
         if not updates:
             continue
-        under = branches(model.graph) if under is None else under
-        pairs = [pair for pair in itertools.combinations(updates, 2) if _run_together(under, *pair)]
+        pairs = [pair for pair in itertools.combinations(updates, 2) if _run_together(model.branches, *pair)]
         if not pairs:
             continue
         evidence = [

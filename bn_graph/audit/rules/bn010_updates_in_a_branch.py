@@ -53,6 +53,6 @@ _IN_LOOP = "the train op waits for update ops in the body of a loop, which no op
 
 def check(model: Model) -> Iterator[Verdict]:
     """Reports layers for whose updates gradients wait outside of their branch."""
-    for found in find_conditional_updates(model.graph, model.layers, model.training):
+    for found in find_conditional_updates(model.graph, model.layers, model.training, model.branches):
         evidence = [f"{model.name(found.applier)} waits for {model.name(found.update)}, in {found.where(model.graph)}"]
         yield Verdict(found.layer, evidence, message=_IN_LOOP if found.in_loop else "")
