@@ -29,7 +29,7 @@ from experiments.machinery.classifiers import layer_sizes
 from experiments.machinery.figures import BLUE, ORANGE, figure
 from experiments.machinery.harness import Mode, Settings
 from experiments.machinery.results import data_name, seeds, spread
-from experiments.machinery.verdicts import Verdict, does_not_hold, holds, holds_if
+from experiments.machinery.verdicts import Verdict, does_not_hold, holds, holds_with_a_trap
 
 # The solver document's; ε is tf.layers' default, which it has.
 HIDDEN_UNITS, BATCH_SIZE, EPSILON = (32, 32), 32, 1e-3
@@ -194,9 +194,11 @@ def judge_flags_12(result: dict) -> Verdict:
         optimizer: [highest_usable(each, RATES[optimizer]) for each in accuracies[optimizer]] for optimizer in RATES
     }
     measured = "; ".join(
-        f"{optimizer}: up to {having:g} with ({own:g} by the test set's own statistics), {lacking:g} without"
+        f"with {optimizer} the highest usable rate is {having:g} with batch norm ({own:g} by the test set's own statistics) "
+        f"and {lacking:g} without"
         for optimizer, (having, lacking, own) in usable.items()
     )
+    measured = f"{measured[0].upper()}{measured[1:]}."
     best = "; ".join(
         f"{optimizer}, {max(having):.3f} with and {max(lacking):.3f} without"
         for optimizer, (having, lacking, _) in accuracies.items()
@@ -205,9 +207,10 @@ def judge_flags_12(result: dict) -> Verdict:
     higher = [optimizer for optimizer, (having, lacking, _) in usable.items() if having > lacking]
     if len(higher) == len(RATES):
         return holds(measured, note)
-    if higher:
-        return holds_if(f"the optimizer is {higher[0]}", measured, note)
-    return does_not_hold(measured, note)
+    # The document names no optimizer; gradient descent is the paper's.
+    if "gradient descent" in higher:
+        return holds_with_a_trap("not with Adam", measured, note)
+    return does_not_hold(measured, f"{note} True of {' and '.join(higher)}." if higher else note)
 
 
 # --- flags-13: large batches ------------------------------------------------------------------------------------------
@@ -227,17 +230,20 @@ def sweep_batches(settings: Settings, seed: int) -> dict:
 def judge_flags_13(result: dict) -> Verdict:
     seeds_ahead = [np.subtract(each["batches"]["with"], each["batches"]["without"]) for each in result["runs"]]
     ahead = dict(zip(BATCH_SIZES, np.median(seeds_ahead, axis=0).tolist(), strict=True))
-    measured = "ahead by " + ", ".join(f"{value:+.3f} at {batch}" for batch, value in ahead.items())
+    figures = ", ".join(f"{value:+.3f} in training batches of {batch}" for batch, value in ahead.items())
+    measured = f"In a feed-forward network the accuracy with batch norm is ahead by {figures}."
     large = [value for batch, value in ahead.items() if batch >= BATCH_SIZE]
     losing = [batch for batch, value in ahead.items() if value < -NOT_SEEN]
     note = (
-        f"Each form at the better of Adam's {BATCH_RATES[0]} and {BATCH_RATES[1]}, {result['steps']:,} steps of a feed-forward "
-        f"network; batch norm loses at training batches of {', '.join(map(str, losing)) or 'no size'}."
+        f"Each form at the better of Adam's {BATCH_RATES[0]} and {BATCH_RATES[1]}, {result['steps']:,} steps; batch norm loses "
+        f"in batches of {', '.join(map(str, losing)) or 'no size'}. Read as what it is good for: what it takes in a recurrent "
+        "network is r2rt-25's."
     )
-    if min(large) >= -NOT_SEEN and not losing:
+    if min(large) < -NOT_SEEN:
+        return does_not_hold(measured, note)
+    if not losing:
         return does_not_hold(measured, f"Small batches suit it as well. {note}")
-    note += " Recurrent networks were not run here."
-    return does_not_hold(measured, note) if min(large) < -NOT_SEEN else holds(measured, note)
+    return holds(measured, note)
 
 
 # --- solver-16: do gamma and beta learn to undo the layer? ------------------------------------------------------------
@@ -302,24 +308,21 @@ def judge_solver_16(result: dict) -> Verdict:
         [each["undo"][name]["left"] for each in result["runs"]] for name in ("asked for", "put in", "ordinary")
     )
     measured = (
-        f"of the distance is left: {spread(ordinary, 2)} in ordinary training, {spread(put_in, 2)} put into a trained "
-        f"network, {spread(asked, 2)} if the loss asks for it"
+        f"Of the distance from the layer's start to its being undone, {spread(ordinary, 2)} is left in ordinary training, and "
+        f"{spread(put_in, 2)} where it is put into a trained network that did without."
     )
     plain = float(np.median([each["undo"]["accuracy_plain"] for each in result["runs"]]))
     after = float(np.median([each["undo"]["put in"]["accuracy_after"] for each in result["runs"]]))
-    note = (
-        "Gamma = √(σ² + ε), beta = μ can be learned, but the loss need not lead there. Put into a trained network that "
-        f"scores {plain:.3f}, they brought it to {after:.3f} in {result['steps']:,} steps, "
-        f"{'by' if np.median(put_in) <= UNDONE else 'and not by'} undoing the layer."
-    )
-    undone = [np.median(values) <= UNDONE for values in (asked, put_in, ordinary)]
+    undone = [np.median(values) <= UNDONE for values in (ordinary, put_in)]
     if all(undone):
-        return holds(measured, "All three are undone.")
-    if undone[1]:
-        return holds_if("all other weights stand still", measured, note)
-    if undone[0]:
-        return holds_if("the loss asks for the layer's own inputs", measured, note)
-    return does_not_hold(measured, "Gamma and beta did not undo the layer even where the loss asks for its inputs.")
+        return holds(measured, "Gamma = √(σ² + ε) and beta = μ were learned in both.")
+    note = (
+        f"Put into a network that scores {plain:.3f}, they brought it to {after:.3f} in {result['steps']:,} steps, "
+        f"{'by' if undone[1] else 'and not by'} undoing the layer."
+    )
+    if np.median(asked) <= UNDONE:
+        note += f" True where the loss asks for the layer's own inputs: {spread(asked, 2)} is left."
+    return does_not_hold(measured, note)
 
 
 # --- The figure -------------------------------------------------------------------------------------------------------

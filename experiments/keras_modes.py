@@ -26,7 +26,7 @@ from experiments.machinery.figures import BLUE, GREY, ORANGE, figure
 from experiments.machinery.harness import Mode
 from experiments.machinery.keras_child import text_by_library, verdict_by_library, where
 from experiments.machinery.tables import draw_table
-from experiments.machinery.verdicts import Verdict, dated, does_not_hold, holds, holds_if
+from experiments.machinery.verdicts import Verdict, dated, does_not_hold, holds, holds_with_a_trap
 
 # Rows of the small models, two batches of 4; the outcomes are yes or no.
 EXAMPLES = 8
@@ -78,18 +78,19 @@ def judge_qa_08(result: dict) -> Verdict:
 
     def text(found: dict) -> str:
         if not found["set_learning_phase"]:
-            return "no set_learning_phase"
+            return "there is no set_learning_phase"
         off, on = (numbers(found["outputs_by_phase"][phase]) for phase in "01")
-        return f"phase 0 gives {off}, phase 1 {on}"
+        return f"phase 0 gives {off} and phase 1 {on}"
 
+    measured = text_by_library(result, "learning_phase", text)
     gone = where(result, "learning_phase", lambda found: not found["set_learning_phase"])
-    if len(gone) == len(result["libraries"]):
-        measured = text_by_library(result, "learning_phase", text)
-        return dated(measured, "Both are gone: pass training= to the call.")
-    note = f"{' and '.join(gone)} has neither function: pass training= to the call."
-    return verdict_by_library(
-        result, "learning_phase", switches, text, note if gone else "Both have the two functions."
-    )
+    switching = where(result, "learning_phase", switches)
+    if len(gone) + len(switching) < len(result["libraries"]):
+        return does_not_hold(measured, "Where the functions are, they don't switch.")
+    if gone:
+        note = f"Gone from {' and '.join(gone)}; the successor is training= in the call."
+        return dated(measured, note + (f" {' and '.join(switching)} still has them." if switching else ""))
+    return holds(measured, "Both have the two functions.")
 
 
 # --- qa-09 to qa-13: one layer on [[3, 4]] and [[3], [4]] -------------------------------------------------------------
@@ -110,8 +111,11 @@ def judge_qa_10(result: dict) -> Verdict:
     def printed(found: dict) -> str:
         return found["one_example_printed"]
 
+    def text(found: dict) -> str:
+        return f"it prints {printed(found)}"
+
     note = "One example is its own mean, so every normalized input is 0."
-    return verdict_by_library(result, "one_layer", lambda found: printed(found) == "[[0. 0.]]", printed, note)
+    return verdict_by_library(result, "one_layer", lambda found: printed(found) == "[[0. 0.]]", text, note)
 
 
 def judge_qa_11(result: dict) -> Verdict:
@@ -124,7 +128,9 @@ def judge_qa_11(result: dict) -> Verdict:
 
     def text(found: dict) -> str:
         output = numbers(found["one_example_with_beta"])
-        return f"variance of one example {abs(variance(found)):.3f}; with beta 0.7 the output is {output}"
+        return (
+            f"the variance of one example is {abs(variance(found)):.3f}, and with a beta of 0.7 the output is {output}"
+        )
 
     if where(result, "one_layer", undefined):
         note = "The layer's variance of one example is not a number."
@@ -149,7 +155,7 @@ def judge_qa_13(result: dict) -> Verdict:
 def verdict_on_digits(result: dict, key: str) -> Verdict:
     exact = " and ".join(result["exact_two_examples"])
     note = f"In exact arithmetic they are {exact}; where digits differ from those, it is float32's rounding."
-    right, text = (lambda found: found[key] == PRINTED_TWO), (lambda found: ", ".join(found[key]))
+    right, text = (lambda found: found[key] == PRINTED_TWO), (lambda found: f"it prints {' and '.join(found[key])}")
     return verdict_by_library(result, "one_layer", right, text, note)
 
 
@@ -160,22 +166,28 @@ def judge_qa_14(result: dict) -> Verdict:
         return wired["moved_by_tape"] and not open_["moved_by_tape"] and wired["is_moving_mean"]
 
     def text(found: dict) -> str:
-        moved, moved_without = (yes(found[name]["moved_by_tape"]) for name in ("hard_wired", "left_open"))
+        moved, moved_without = (found[name]["moved_by_tape"] for name in ("hard_wired", "left_open"))
         which = "is" if found["hard_wired"]["is_moving_mean"] else "is not"
-        return f"moved with training=True: {moved}, without: {moved_without}; weights[2] {which} moving_mean"
+        return (
+            f"they {'move' if moved else 'stay'} with training=True and {'move' if moved_without else 'stay'} without, and "
+            f"weights[2] {which} moving_mean"
+        )
 
     def predicts(found: dict) -> str:
         wired = found["hard_wired"]
         by = "the batch's statistics" if wired["alone_differs_by"] > NEAR else "the moving statistics"
-        return (
-            f"predict then normalizes by {by} and {'moves' if wired['moved_by_predict'] else 'keeps'} the moving ones"
-        )
+        return f"predict normalizes by {by} and {'moves' if wired['moved_by_predict'] else 'keeps'} the moving ones"
 
-    note = f"With training=True written into the model ({text_by_library(result, 'hard_wired', predicts)})."
+    note = f"Of a training=True in the model: {text_by_library(result, 'hard_wired', predicts)}"
     by_call = where(result, "hard_wired", lambda found: found["left_open"]["moved_by_call_with_training"])
     if len(by_call) == len(result["libraries"]):
         note += " model(x, training=True) moves them as well, with nothing written in."
-    return verdict_by_library(result, "hard_wired", right, text, note)
+    judged = verdict_by_library(result, "hard_wired", right, text, note)
+    moving = where(result, "hard_wired", lambda found: found["hard_wired"]["moved_by_predict"])
+    if judged.verdict == "holds" and moving:
+        trap = f"with training=True written into the model, predict in {' and '.join(moving)} moves them too"
+        return holds_with_a_trap(trap, judged.measured, note)
+    return judged
 
 
 # --- qa-17: which calls move the moving averages ----------------------------------------------------------------------
@@ -185,14 +197,17 @@ def judge_qa_17(result: dict) -> Verdict:
 
     def text(found: dict) -> str:
         still = [call for call, moved in found.items() if not moved]
-        return f"move: {', '.join(sorted(moving(found)))}; stay: {', '.join(still)}"
+        return f"they move in {', '.join(sorted(moving(found)))} and stay in {', '.join(still)}"
 
     # A training=True that was written into the model is the exception; qa-14 has it.
     wired = where(result, "hard_wired", lambda found: found["hard_wired"]["moved_by_predict"])
     note = "predict never moves them, not with training=True written into the model either."
     if wired:
-        note = f"Exception: with training=True written into the model, predict moves them in {' and '.join(wired)}."
-    return verdict_by_library(result, "which_calls_move", lambda found: moving(found) == MOVE_IN_TRAINING, text, note)
+        note = f"With training=True written into the model, predict moves them in {' and '.join(wired)}."
+    judged = verdict_by_library(result, "which_calls_move", lambda found: moving(found) == MOVE_IN_TRAINING, text, note)
+    if judged.verdict == "holds" and wired:
+        return holds_with_a_trap("a training=True in the model makes inference move them", judged.measured, note)
+    return judged
 
 
 # --- qa-18: a layer frozen by trainable=False -------------------------------------------------------------------------
@@ -208,7 +223,7 @@ def judge_qa_18(result: dict) -> Verdict:
     def text(found: dict) -> str:
         frozen, following = yes(found["layer_changed_by_fit"]), yes(found["next_layer_changed_by_fit"])
         far = f"at most {farthest(found):.0e} from the moving averages' output"
-        return f"fit changed the frozen layer {frozen}, the next one {following}; {far}"
+        return f"fit changes the frozen layer ({frozen}) and the next one ({following}), and the three calls are {far}"
 
     also = where(result, "frozen", lambda found: found["distance_from_population"]["model(x, training=True)"] < NEAR)
     note = "model(x, training=True) normalizes the frozen layer by the batch."
@@ -225,7 +240,9 @@ def judge_qa_19(result: dict) -> Verdict:
 
     def text(found: dict) -> str:
         second, third, fourth = found["as_printed"]["largest_difference_from_first"][1:]
-        return f"from the 1st: 2nd {second:.3f}, 3rd {third:.3f}, 4th {fourth:.3f}"
+        return (
+            f"the second differs from the first by {second:.3f}, the third by {third:.3f}, the fourth by {fourth:.3f}"
+        )
 
     scripts = {library: each["script"] for library, each in result["libraries"].items()}
     titled = max(max(script["as_its_title"]["largest_difference_from_first"]) for script in scripts.values())
@@ -265,7 +282,11 @@ def judge_flags_09(result: dict) -> Verdict:
     old["TF1's Keras layer"] = libraries[LEGACY]["trainable_false"]["TF1"]
     new = {library: each["trainable_false"]["TF2"] for library, each in libraries.items()}
     found = {name: normalized_by(distances) for name, distances in (old | new).items()}
-    measured = "; ".join(f"{name}: by the {statistics} statistics" for name, statistics in found.items())
+    by = {kind: [name for name, statistics in found.items() if statistics == kind] for kind in ("batch", "moving")}
+    measured = (
+        f"By the batch's statistics {' and '.join(by['batch']) or 'none'} normalize, by the moving ones "
+        f"{' and '.join(by['moving']) or 'none'}."
+    )
     updates = sum(each["updates"] for each in old.values())
     note = f"Asked with training=True and trainable=False; TF1's two layers make {updates} update ops then."
     wrong = [name for name, statistics in found.items() if statistics != ("batch" if name in old else "moving")]
@@ -281,10 +302,14 @@ def judge_flags_10(result: dict) -> Verdict:
 
     def text(found: dict) -> str:
         inner, innermost, count = found["outer_false"]
-        return f"outer False: inner {inner}, its layer {innermost}, {count} trainable variables"
+        return (
+            f"False on the outer model makes the inner {inner} and its layer {innermost}: {count} trainable variables"
+        )
 
-    back = text_by_library(result, "recursion", lambda found: f"{found['then_innermost_true'][2]} trainable variables")
-    note = f"Setting the inner layer back to True inside the frozen model leaves it with {back.removeprefix('both: ')}."
+    back = {each["recursion"]["then_innermost_true"][2] for each in result["libraries"].values()}
+    note = (
+        f"With the inner layer set back to True the frozen model has {' or '.join(map(str, back))} trainable variables."
+    )
     return verdict_by_library(result, "recursion", right, text, note)
 
 
@@ -298,24 +323,27 @@ def judge_flags_11(result: dict) -> Verdict:
 
     def text(found: dict) -> str:
         heeded = [name for name in FLAG_SET.values() if name not in ignored(found)]
-        effect = f"; effect {', '.join(heeded)}" if heeded else ""
-        again = yes(still(found, "compiled_again"))
-        return f"no effect {', '.join(ignored(found)) or 'never'}{effect}; effect when compiled again {again}"
+        effect = f", and one {' or '.join(heeded)} has" if heeded else ""
+        again = "an" if still(found, "compiled_again") else "no"
+        return (
+            f"a change {' or '.join(ignored(found)) or 'at no time'} has no effect{effect}; compiled again it "
+            f"has {again} effect"
+        )
 
     measured = text_by_library(result, "after_compile", text)
-    found = [each["after_compile"] for each in result["libraries"].values()]
-    direct = all(still(each, "direct_call") for each in found)
+    found = {library: each["after_compile"] for library, each in result["libraries"].items()}
+    direct = all(still(each, "direct_call") for each in found.values())
     note = "A direct call model(x, training=True) "
-    note += "heeds the flag at once in both." if direct else "does not always heed it."
-    if not all(still(each, "compiled_again") for each in found):
+    note += "takes the flag at once in both." if direct else "does not always take it."
+    if not all(still(each, "compiled_again") for each in found.values()):
         return does_not_hold(measured, note)
-    common = [name for name in FLAG_SET.values() if all(name in ignored(each) for each in found)]
-    if len(common) == len(FLAG_SET):
+    whole = [library for library, each in found.items() if len(ignored(each)) == len(FLAG_SET)]
+    if len(whole) == len(found):
         return holds(measured, note)
-    whole = where(result, "after_compile", lambda each: len(ignored(each)) == len(FLAG_SET))
-    conditions = [f"it is {' or '.join(whole)}"] if whole else []
-    conditions += [f"the flag was set {' or '.join(common)}"] if common else []
-    return holds_if(", or ".join(conditions), measured, note) if conditions else does_not_hold(measured, note)
+    if LEGACY not in whole:
+        return does_not_hold(measured, note)
+    early = [name for name in FLAG_SET.values() if name not in ignored(found[KERAS_3])]
+    return holds_with_a_trap(f"in Keras 3 a change {' or '.join(early)} has an effect at once", measured, note)
 
 
 # --- The figure, and the table ----------------------------------------------------------------------------------------

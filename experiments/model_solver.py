@@ -27,7 +27,7 @@ from experiments.machinery import harness, kept_work
 from experiments.machinery.figures import BLUE, ORANGE, figure
 from experiments.machinery.harness import Mode, Settings
 from experiments.machinery.results import column, data_name, seeds, spread
-from experiments.machinery.verdicts import Verdict, does_not_hold, holds, holds_if
+from experiments.machinery.verdicts import Verdict, does_not_hold, holds, holds_with_a_trap
 
 # The document's; the rate is Adam's.
 HIDDEN_UNITS, BATCH_SIZE, LEARNING_RATE, EPOCHS = [32, 32], 32, 0.01, 10
@@ -69,8 +69,6 @@ DOCUMENT_TEST = {"with": (0.089340471, 0.97370011), "without": (0.20733583, 0.95
 PAPER_PLACE = ("§3.2", "immediately before the nonlinearity")
 # Of the inputs of the inner layers.
 PAPER_LAYERS = ("§1 and §2", "internal covariate shift")
-# Of the inputs of the learning system as a whole (Shimodaira, 2000).
-PAPER_WHOLE = ("§1", "covariate shift")
 # Santurkar et al., 2018 (arXiv:1805.11604), §2.1: with noise that makes the shift worse put in *after* batch norm, the
 # network still trains about as well as with plain batch norm, so the shift is not what batch norm's gain comes from.
 LATER_WORK = ("Santurkar et al. 2018, §2.1", "the shift is not the cause of batch norm's gain")
@@ -171,12 +169,13 @@ def run(settings: Settings) -> dict:
 
 # --- solver-01: batch norm before the activation ----------------------------------------------------------------------
 def judge_solver_01(result: dict) -> Verdict:
-    section, place = PAPER_PLACE
     found = result["what_the_activations_get"]
-    measured = f"each ReLU's input comes from: {', '.join(found)}"
-    if "before" in place and all("/batch_normalization/" in name for name in found):
-        return holds(measured, f"BN2015 {section} puts it {place}, z = g(BN(Wu)), and so does the document's network.")
-    return does_not_hold(measured, f"BN2015 {section} says: {place}. The network's activations get something else.")
+    before = [name for name in found if "/batch_normalization/" in name]
+    measured = f"{len(before)} of the {len(found)} ReLUs get what batch norm puts out ({', '.join(found)})."
+    if len(before) < len(found):
+        return does_not_hold(measured, "The others get something else.")
+    section, place = PAPER_PLACE
+    return holds(measured, f"Read of the graph. BN2015 {section} puts it {place}, z = g(BN(Wu)).")
 
 
 # --- solver-02: covariate shift ---------------------------------------------------------------------------------------
@@ -191,46 +190,66 @@ def shift(curves: dict) -> dict[str, float]:
 
 
 def judge_solver_02(result: dict) -> Verdict:
-    section, term = PAPER_LAYERS
     shifts = {form: [each[form] for each in column(result, "shift")] for form in NETWORKS}
     measured = (
-        f"means of the second layer's inputs move {np.median(shifts['with']):.2f} deviations an epoch with batch norm, "
-        f"{np.median(shifts['without']):.2f} without"
+        f"The means of the second layer's inputs move {np.median(shifts['without']):.2f} standard deviations an epoch without "
+        f"batch norm, and {np.median(shifts['with']):.2f} with it."
     )
     if max(shifts["without"]) == 0.0:
         return does_not_hold(measured, "The inputs of the layer did not shift.")
-    whole_section, whole = PAPER_WHOLE
-    if term == whole:
-        return holds(measured, f"BN2015 {section} calls it so.")
+    section, term = PAPER_LAYERS
+    trap = "the term for it is internal covariate shift"
     note = (
-        f"BN2015 {section} calls the shift inside the network {term}; {whole} ({whole_section}) is that of the whole "
-        f"system's inputs. Whether it is why batch norm helps is another matter: {LATER_WORK[1]} ({LATER_WORK[0]})."
+        f"Read of the paper: BN2015 {section} extends covariate shift, which is of a whole system's inputs, to its layers, and "
+        f"calls that {term}. {LATER_WORK[1].capitalize()} ({LATER_WORK[0]})."
     )
-    return holds_if(f"it is called {term}", measured, note)
+    return holds_with_a_trap(trap, measured, note)
 
 
 # --- solver-06: the document's test figures ---------------------------------------------------------------------------
 def judge_solver_06(result: dict) -> Verdict:
     found = {form: np.array([test[form] for test in column(result, "test")]) for form in NETWORKS}
     measured = "; ".join(
-        f"{form}: loss {spread(values[:, 0])}, accuracy {spread(values[:, 1])}" for form, values in found.items()
+        f"{form} batch norm the loss is {spread(values[:, 0])} and the accuracy {spread(values[:, 1])}"
+        for form, values in found.items()
     )
+    measured = f"{measured[0].upper()}{measured[1:]}."
     apart = {}
     for form, values in found.items():
         loss, accuracy = DOCUMENT_TEST[form]
         apart[form] = abs(np.median(values[:, 0]) / loss - 1), abs(np.median(values[:, 1]) - accuracy)
-    differences = (
-        f"The medians are {apart['with'][0]:.0%} of the loss and {100 * apart['with'][1]:.1f} points of accuracy from the "
-        f"document's with batch norm, {apart['without'][0]:.0%} and {100 * apart['without'][1]:.1f} points without"
+    inside = sum(
+        values[:, place].min() <= DOCUMENT_TEST[form][place] <= values[:, place].max()
+        for form, values in found.items()
+        for place in range(2)
+    )
+    note = (
+        f"Of the document's 4 figures {inside} lie between the least and the most; the medians are {apart['with'][0]:.0%} of "
+        f"the loss and {100 * apart['with'][1]:.1f} points from them with batch norm, {apart['without'][0]:.0%} and "
+        f"{100 * apart['without'][1]:.1f} without ({result['data']})."
     )
     if all(loss <= CLOSE_LOSS and accuracy <= CLOSE_ACCURACY for loss, accuracy in apart.values()):
-        return holds(measured, f"{differences}, on {result['data']}.")
+        return holds(measured, f"{note} {epochs_inside(result)}")
     better = (found["with"][:, 0] < found["without"][:, 0]) & (found["with"][:, 1] > found["without"][:, 1])
-    counted = f"With batch norm both are better in {better.sum()} of {len(better)} runs."
-    if better.all():
-        note = f"{differences}, on {result['data']}. {counted}"
-        return holds_if("only the order of the two is meant", measured, note)
-    return does_not_hold(measured, f"{differences}. {counted}")
+    return does_not_hold(measured, f"{note} With batch norm both are better in {better.sum()} of {len(better)} runs.")
+
+
+def epochs_inside(result: dict) -> str:
+    """Where the document's table of epochs lies among the runs, in a sentence; empty without such a table."""
+    if not all(name in each for each in result["runs"] for name in CURVES):
+        return ""
+    inside = np.array(
+        [
+            [min(values) <= printed <= max(values) for values, printed in zip(runs, DOCUMENT[name][form], strict=True)]
+            for name in CURVES
+            for form in NETWORKS
+            for runs in [np.transpose([each[name][form] for each in result["runs"]])]
+        ]
+    )
+    return (
+        f"Of its table of {inside.shape[1]} epochs {inside.sum()} of {inside.size} figures do, and of the first epoch "
+        f"{inside[:, 0].sum()} of {len(inside)}."
+    )
 
 
 # --- solver-07: a lower loss at every epoch ---------------------------------------------------------------------------
@@ -245,18 +264,14 @@ def judge_solver_07(result: dict) -> Verdict:
         for part in ("train", "validation")
     }
     lower = {part: [ratio > 1 for ratio in each] for part, each in ratios.items()}
-    measured = "; ".join(f"{part}: lower at {sum(each)} of {len(each)} epochs" for part, each in lower.items())
+    counts = " and ".join(f"at {sum(each)} of {len(each)} epochs on {part} data" for part, each in lower.items())
+    measured = f"With batch norm the loss is lower {counts}."
     gaps = ratios["validation"]
     note = (
         f"Over {len(result['runs'])} seeds, both networks from the same weights on the same batches. "
         f"Without batch norm the validation loss is {min(gaps):.2f} to {max(gaps):.2f} times that with it."
     )
-    every = [part for part, each in lower.items() if all(each)]
-    if len(every) == len(lower):
-        return holds(measured, note)
-    if every:
-        return holds_if(f"only {every[0]} loss is meant", measured, note)
-    return does_not_hold(measured, note)
+    return (holds if all(map(all, lower.values())) else does_not_hold)(measured, note)
 
 
 # --- solver-14: evaluating in batches or at once ----------------------------------------------------------------------
@@ -289,19 +304,18 @@ def judge_solver_14(result: dict) -> Verdict:
     equal = {phase: each[0] < 1e-5 and each[1] < 1e-6 for phase, each in by_phase.items()}
     unweighted = abs(found["inference"]["at_once"][0] - found["inference"]["unweighted"][0])
     measured = (
-        f"{found['examples']:,} images in batches of {BATCH_SIZE} (the last of {found['last_batch']}): loss differs by "
-        f"{loss:.1e}, accuracy by {accuracy:.1e}; not weighted {unweighted:.1e}; by batch statistics {training_loss:.1e} "
-        f"and {training_accuracy:.1e}"
+        f"{found['examples']:,} images in batches of {BATCH_SIZE}, the last of {found['last_batch']}, have a loss that differs "
+        f"by {loss:.1e} from that at once and an accuracy by {accuracy:.1e}; not weighted, a loss by {unweighted:.1e}."
     )
-    if equal["inference"] and equal["training"]:
+    if not equal["inference"]:
+        return does_not_hold(measured, "Even by population statistics the two differ by more than float rounding.")
+    if equal["training"]:
         return holds(measured, "It makes no difference, whatever is_training says.")
-    if equal["inference"]:
-        note = (
-            "With is_training False, as the document evaluates, equal to float rounding. By the batches' own statistics "
-            "each batch size gives another loss."
-        )
-        return holds_if("is_training is False", measured, note)
-    return does_not_hold(measured, "Even by population statistics the two differ by more than float rounding.")
+    note = (
+        "The document evaluates with is_training False. By the batches' own statistics the loss differs by "
+        f"{training_loss:.1e} and the accuracy by {training_accuracy:.1e}."
+    )
+    return holds_with_a_trap("with is_training True each batch size gives another loss", measured, note)
 
 
 # --- The figure -------------------------------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ from experiments.machinery.classifiers import accuracy, losses, variable
 from experiments.machinery.figures import BLUE, GREY, ORANGE, figure
 from experiments.machinery.harness import Mode, Settings
 from experiments.machinery.results import data_name, seeds, spread
-from experiments.machinery.verdicts import Verdict, does_not_hold, holds, holds_if
+from experiments.machinery.verdicts import Verdict, does_not_hold, holds
 
 # The paper's, and of its code: RMSProp, clipped at 1.
 UNITS, BATCH_SIZE = 100, 100
@@ -294,8 +294,8 @@ def judge_r2rt_25(result: dict) -> Verdict:
     plain = {task: ahead(result, task, SMALL, PLAIN) for task in tasks}
     zero_start = ahead(result, "pixels", SMALL, ZERO)
     measured = (
-        f"shared statistics cost {by_task(lost)}; gamma {GAMMA:g} against {LARGE_GAMMA:g} {by_task(small_gamma)}; "
-        f"a noisy first state against zero {zero_start:+.3f} (pixels)"
+        f"Sharing statistics between the steps costs {by_task(lost)} of accuracy; a gamma of {GAMMA:g} in place of "
+        f"{LARGE_GAMMA:g} brings {by_task(small_gamma)}, and a noisy first state in place of zero {zero_start:+.3f} (pixels)."
     )
     # The tasks that the BN-LSTM gets right more often than not: the others tell nothing. All, if there is none.
     learned = [task for task in tasks if np.median(scores_of(result, task, SMALL, PER_STEP)) > LEARNED]
@@ -310,7 +310,9 @@ def judge_r2rt_25(result: dict) -> Verdict:
     if not needed:
         return does_not_hold(measured, f"One set of statistics serves all steps as well. {note}")
     if also:
-        return holds_if(f"{' and '.join(also)} {'are' if len(also) > 1 else 'is'} seen to as well", measured, note)
+        return does_not_hold(
+            measured, f"Needed it is, but not alone: so {'are' if len(also) > 1 else 'is'} {' and '.join(also)}. {note}"
+        )
     return holds(measured, note)
 
 

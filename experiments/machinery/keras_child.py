@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 
 from experiments.machinery import children
-from experiments.machinery.verdicts import Verdict, does_not_hold, holds, holds_if
+from experiments.machinery.verdicts import Verdict, does_not_hold, holds, holds_with_a_trap
 
 __all__ = ["LIBRARIES", "ask_both", "four_cells", "modes", "text_by_library", "verdict_by_library", "where"]
 
@@ -35,19 +35,22 @@ def where(result: dict, part: str, condition: Callable[[dict], bool]) -> list[st
 
 
 def text_by_library(result: dict, part: str, text: Callable[[dict], str]) -> str:
-    """One text if the libraries agree, else one of each."""
+    """A sentence: one for all libraries if they agree, else what was measured in each."""
     texts = {library: text(each[part]) for library, each in result["libraries"].items()}
     if len(set(texts.values())) == 1:
-        return f"both: {next(iter(texts.values()))}"
-    return "; ".join(f"{library}: {each}" for library, each in texts.items())
+        return f"In {' and '.join(texts)} alike, {next(iter(texts.values()))}."
+    return "; ".join(f"in {library}, {each}" for library, each in texts.items()).replace("in", "In", 1) + "."
 
 
 def verdict_by_library(result: dict, part: str, condition: Callable, text: Callable, note: str) -> Verdict:
-    """Holds in both libraries, in one (which is then the condition), or in none; `text` says what was measured in one."""
+    """Judges by legacy Keras, the documents' own, first; `text` says what was measured in one library."""
     good, measured = where(result, part, condition), text_by_library(result, part, text)
     if len(good) == len(result["libraries"]):
         return holds(measured, note)
-    return holds_if(f"it is {good[0]}", measured, note) if good else does_not_hold(measured, note)
+    if next(iter(LIBRARIES)) in good:
+        others = " or ".join(library for library in result["libraries"] if library not in good)
+        return holds_with_a_trap(f"not in {others}", measured, note)
+    return does_not_hold(measured, f"{note} True of {good[0]}." if good else note)
 
 
 def _keras():

@@ -32,7 +32,7 @@ def test_sorted_means_that_no_class_comes_back():
 
 
 def test_small_batches_contradict_that_phase_true_always_has_the_lower_loss(result):
-    assert result["claims"]["qa-16"]["verdict"] != "holds"
+    assert result["claims"]["qa-16"]["verdict"] == "does not hold"
     assert result["runs"][0]["phase_true"]["mixed"]["loss"][0] > result["runs"][0]["phase_false"][0]
 
 
@@ -40,8 +40,8 @@ def test_qa_15_depends_on_both_loss_and_accuracy(result, verdict):
     run = result["runs"][0]
     for with_, expected in (
         ([0.1, 0.98], "holds"),
-        ([0.1, 0.94], "holds if only loss counts"),
-        ([0.3, 0.96], "holds if only accuracy counts"),
+        ([0.1, 0.94], "does not hold"),
+        ([0.3, 0.96], "does not hold"),
         ([0.3, 0.9], "does not hold"),
     ):
         run["phase_false"], run["without"] = with_, [0.2, 0.95]
@@ -55,6 +55,8 @@ def test_qa_16_holds_only_if_phase_true_is_lower_at_every_size_in_every_order(re
         run["phase_true"][order]["loss"] = [0.1] * len(sizes)
     assert verdict(result, "qa-16") == "holds"
     run["phase_true"]["mixed"]["loss"][:5] = [0.9] * 5
-    assert verdict(result, "qa-16") == "holds if test batches are mixed and hold 32 images or more"
+    judged = experiment.judge_qa_16(result)
+    assert judged.verdict == "does not hold"
+    assert "In every run the loss is lower in mixed batches of 32 or more." in judged.note
     run["phase_true"]["mixed"]["loss"][-1] = 0.9
-    assert verdict(result, "qa-16") == "does not hold"
+    assert "In every run" not in experiment.judge_qa_16(result).note

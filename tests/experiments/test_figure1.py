@@ -81,11 +81,18 @@ def test_r2rt_02_can_come_out_otherwise(result):
     }
     moving = steady | {"kind_movement_plain": 1.0, "r2rt_movement_plain": 0.5}
     judge = figure1.judge_r2rt_02
-    assert judge(changed(result, **moving)).verdict == "holds if percentiles are drawn, as the paper does"
+    assert (
+        judge(changed(result, **moving)).verdict
+        == "holds, with a trap: the means that it draws are beta, whatever the images"
+    )
     assert judge(changed(result, **moving, r2rt_mean_minus_beta=0.4)).verdict == "holds"
     only_paper = moving | {"r2rt_movement_plain": 0.1}
     assert judge(changed(result, **only_paper)).verdict == "does not hold"
     noisy = judge(changed(result, **(only_paper | {"r2rt_noise_plain": 0.4})))
-    assert noisy.verdict == "holds if steadier means less noise, not less drift" and "4.0 times less" in noisy.note
+    assert (
+        noisy.verdict == "does not hold"
+        and "True of the noise alone" in noisy.note
+        and "4.0 times less" in noisy.measured
+    )
     neither = judge(changed(result, **steady))
     assert neither.verdict == "does not hold" and "paper's own" in neither.note

@@ -77,8 +77,8 @@ HIGH, LOW = [0.9] * 7, [0.9] * 4 + [0.1] * 3
     ("descent", "adam", "expected"),
     [
         ((HIGH, LOW), (HIGH, LOW), "holds"),
-        ((HIGH, LOW), (LOW, LOW), "holds if the optimizer is gradient descent"),
-        ((LOW, LOW), (HIGH, LOW), "holds if the optimizer is Adam"),
+        ((HIGH, LOW), (LOW, LOW), "holds, with a trap: not with Adam"),
+        ((LOW, LOW), (HIGH, LOW), "does not hold"),
         ((LOW, HIGH), (LOW, LOW), "does not hold"),
     ],
 )
@@ -107,8 +107,8 @@ def test_flags_13_needs_large_batches_to_win_and_small_ones_to_lose(finished, ha
     ("asked", "put_in", "ordinary", "expected"),
     [
         (0.01, 0.01, 0.01, "holds"),
-        (0.01, 0.01, 1.5, "holds if all other weights stand still"),
-        (0.01, 0.9, 1.5, "holds if the loss asks for the layer's own inputs"),
+        (0.01, 0.01, 1.5, "does not hold"),
+        (0.01, 0.9, 1.5, "does not hold"),
         (0.9, 0.9, 1.5, "does not hold"),
     ],
 )

@@ -22,7 +22,7 @@ def test_both_networks_have_a_value_for_each_of_ten_epochs(result):
 def test_exact_claims_come_out_the_same_on_every_machine(result):
     verdicts = {claim: result["claims"][claim]["verdict"] for claim in result["claims"]}
     assert verdicts["solver-01"] == "holds"
-    assert verdicts["solver-14"] == "holds if is_training is False"
+    assert verdicts["solver-14"] == "holds, with a trap: with is_training True each batch size gives another loss"
 
 
 def test_the_document_s_own_figures_satisfy_its_claims(result, verdict):
@@ -39,21 +39,21 @@ def test_an_activation_that_gets_the_dense_layer_contradicts_solver_01(result, v
 
 
 def test_inputs_that_do_not_shift_contradict_solver_02(result, verdict):
-    assert verdict(result, "solver-02") == "holds if it is called internal covariate shift"
+    assert verdict(result, "solver-02") == "holds, with a trap: the term for it is internal covariate shift"
     result["runs"][0]["shift"] = {"with": 0.0, "without": 0.0}
     assert verdict(result, "solver-02") == "does not hold"
 
 
 def test_solver_06_depends_on_both_networks_figures(result, verdict):
     result["runs"] = [{"test": {"with": [0.05, 0.985], "without": [0.2, 0.95]}}]
-    assert verdict(result, "solver-06") == "holds if only the order of the two is meant"
+    assert verdict(result, "solver-06") == "does not hold"
     result["runs"] = [{"test": {"with": [0.3, 0.92], "without": [0.2, 0.95]}}]
     assert verdict(result, "solver-06") == "does not hold"
 
 
 @pytest.mark.parametrize(
     ("higher_in", "expected"),
-    [(["validation"], "holds if only train loss is meant"), (["train", "validation"], "does not hold")],
+    [(["validation"], "does not hold"), (["train", "validation"], "does not hold"), ([], "holds")],
 )
 def test_one_epoch_with_a_higher_loss_changes_solver_07(result, higher_in, expected, verdict):
     result["runs"] = [copy.deepcopy(model_solver.DOCUMENT)]

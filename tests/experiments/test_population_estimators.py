@@ -83,7 +83,7 @@ def with_frozen(result: dict, **distances: float) -> dict:
 @pytest.mark.parametrize(
     ("early", "late", "expected"),
     [
-        (0.5, 0.949, "holds if training takes several times 1/(1 − decay) steps"),
+        (0.5, 0.949, "holds, with a trap: in a training of 1,000 steps doing both at once costs 0.45 of accuracy"),
         (0.949, 0.949, "holds"),
         (0.5, 0.9, "does not hold"),
         (0.96, 0.96, "does not hold"),
@@ -102,8 +102,8 @@ def test_r2rt_15_follows_the_accuracies_early_and_late(finished, early, late, ex
     ("simple", "since_start", "expected"),
     [
         (0.001, 0.005, "holds"),
-        (0.001, 0.5, "holds if the weights stand still meanwhile"),
-        (0.5, 0.005, "holds if it is taken while training"),
+        (0.001, 0.5, "does not hold"),
+        (0.5, 0.005, "holds, with a trap: over frozen weights the exponential one is nearer"),
         (0.5, 0.5, "does not hold"),
     ],
 )
@@ -125,9 +125,9 @@ def with_nearest(result: dict, nearest: dict[int, str]) -> dict:
     return result
 
 
-def test_r2rt_17_holds_if_the_best_decay_grows_with_the_steps_and_falls_otherwise(finished):
+def test_r2rt_17_holds_where_the_best_decay_grows_with_the_steps_and_falls_otherwise(finished):
     growing = with_nearest(finished[0], {20: "EMA 0.9", 100: "EMA 0.99", 1000: "EMA 0.999"})
-    assert experiment.judge_r2rt_17(growing).verdict == "holds if more data means more steps"
+    assert experiment.judge_r2rt_17(growing).verdict == "holds"
     shrinking = with_nearest(finished[0], {20: "EMA 0.999", 100: "EMA 0.99", 1000: "EMA 0.9"})
     assert experiment.judge_r2rt_17(shrinking).verdict == "does not hold"
 
