@@ -93,8 +93,8 @@ def _why_by_batch(model: "Model", layer: Layer) -> str:
 def _fixed_switch(model: "Model", layer: Layer) -> str:
     """The name of a switch of the layer that has a fixed value; empty if there is none."""
     switches = [node for call in alternatives(layer) if call.by_batch for node, _ in call.choices]
-    fixed = model.modes.known.keys() - model.modes.chosen
-    return next((model.name(node) for node in switches if node in fixed), "")
+    known, chosen = model.modes.known, model.modes.chosen
+    return next((model.name(node) for node in switches if node in known and node not in chosen), "")
 
 
 def _evidence(model: "Model", places: Iterable[Normalization], outputs: Sequence[int]) -> tuple[str, ...]:
@@ -133,10 +133,25 @@ def _in_training_graph(model: "Model") -> dict[str, InferencePath]:
         if layer.name not in found:
             found[layer.name] = InferencePath(layer.name, Mode.MOVING, updates=_leaking_updates(model, layer))
     places = [place for layer in unswitched for place in layer.places]
-    run = runs(model.graph, {node for place in places for node in _passing_on(model, place)}, model.modes)
+    predicting = _predicting(model, {node for place in places for node in _passing_on(model, place)})
     if switched:
-        return found | _beside_switched(model, switched, unswitched, run)
-    return found | {layer.name: _only_trained(model, layer, run) for layer in unswitched}
+        return found | _beside_switched(model, switched, unswitched, predicting)
+    return found | {layer.name: _only_trained(model, layer, predicting) for layer in unswitched}
+
+
+class _Predicting(NamedTuple):
+    """What happens if a graph is used for predictions that shows no path for them: what runs, and what that changes."""
+
+    run: Collection[int]
+    changes: str
+
+
+def _predicting(model: "Model", starts: Collection[int]) -> _Predicting:
+    run = runs(model.graph, starts, model.modes)
+    statistics = {node for layer in model.layers for node in layer.statistics}
+    changed = {update.variable for layer in model.layers for update in layer.updates if update.node in run}
+    changes = f"running an output changes {len(changed & statistics)} of {len(statistics)} moving statistics"
+    return _Predicting(run, changes)
 
 
 def _in_copies_outside_training(model: "Model") -> dict[str, InferencePath]:
@@ -182,18 +197,14 @@ def _stuck_among_switched(model: "Model", layers: Iterable[Layer]) -> dict[str, 
     for output in outputs[:3]:
         used = values_used(model.graph, [output], model.modes)
         beside = [layer for layer in switched if any(place.node in used for place in layer.places)]
+        # One train op applies gradients to both: not so for a generator and its discriminator.
+        optimizers = set().union(*(_optimizers(model, layer) for layer in beside))
         for layer in stuck:
             by_batch = normalizing_by_batch(layer, used, model.modes)
-            if by_batch and any(_trained_together(model, layer, other) for other in beside):
+            if by_batch and optimizers & _optimizers(model, layer):
                 reason = f"{_why_by_batch(model, layer)}, though {beside[0].name} on the same path is switched"
                 found[layer.name] = InferencePath(layer.name, Mode.BATCH, reason, _evidence(model, by_batch, [output]))
     return found
-
-
-def _trained_together(model: "Model", first: Layer, second: Layer) -> bool:
-    """Whether one train op applies gradients to both: not so for a generator and its discriminator."""
-    optimizers = [_optimizers(model, layer) for layer in (first, second)]
-    return bool(optimizers[0] & optimizers[1])
 
 
 def _optimizers(model: "Model", layer: Layer) -> set[int]:
@@ -207,7 +218,7 @@ def _optimizers(model: "Model", layer: Layer) -> set[int]:
 
 
 def _beside_switched(
-    model: "Model", switched: Iterable[Layer], unswitched: Sequence[Layer], run: Collection[int]
+    model: "Model", switched: Iterable[Layer], unswitched: Sequence[Layer], predicting: _Predicting
 ) -> dict[str, InferencePath]:
     """Layers without a switch in a graph where others have one.
 
@@ -224,14 +235,14 @@ def _beside_switched(
             found[layer.name] = InferencePath(layer.name, Mode.UNKNOWN, _STRIPPED)
         elif leads_out and model.trains_by_batch(layer):
             found[layer.name] = _undetermined(
-                model, layer, run, f"{_why_by_batch(model, layer)}, though other layers are switched"
+                layer, predicting, f"{_why_by_batch(model, layer)}, though other layers are switched"
             )
         else:
             found[layer.name] = InferencePath(layer.name, Mode.ABSENT)
     return found
 
 
-def _only_trained(model: "Model", layer: Layer, run: Collection[int]) -> InferencePath:
+def _only_trained(model: "Model", layer: Layer, predicting: _Predicting) -> InferencePath:
     """A graph without any inference path: harmless where the inference graph, in another file, has good statistics."""
     if has_stripped_calls(layer):
         return InferencePath(layer.name, Mode.UNKNOWN, _STRIPPED)
@@ -239,23 +250,19 @@ def _only_trained(model: "Model", layer: Layer, run: Collection[int]) -> Inferen
     if fault is None:
         switch = _fixed_switch(model, layer)
         return _undetermined(
-            model, layer, run, f"the graph only trains{f', its switch {switch} being fixed' if switch else ''}"
+            layer, predicting, f"the graph only trains{f', its switch {switch} being fixed' if switch else ''}"
         )
     calls = [call.place for call in alternatives(layer) if call.by_batch]
     evidence = tuple(f"{model.name(call.node)} normalizes by the batch, whatever is fed" for call in calls[:1])
     return InferencePath(layer.name, Mode.BATCH if calls else Mode.ABSENT, fault, evidence)
 
 
-def _undetermined(model: "Model", layer: Layer, run: Collection[int], reason: str) -> InferencePath:
+def _undetermined(layer: Layer, predicting: _Predicting, reason: str) -> InferencePath:
     """A layer that always normalizes by the batch, in a graph of which nothing says whether it also predicts."""
-    reason = f"{reason}; the graph used for inference may be in another file"
-    by_batch = f"{reason}. If you predict with this graph: an answer depends on the rest of its batch. {_NAME_IT}"
-    if not any(update.node in run for update in layer.updates):
-        return InferencePath(layer.name, Mode.UNKNOWN, by_batch)
-    statistics = {node for other in model.layers for node in other.statistics}
-    changed = {update.variable for other in model.layers for update in other.updates if update.node in run}
-    changes = f"running an output changes {len(changed & statistics)} of {len(statistics)} moving statistics"
-    if_predicting = f"{reason}. If you predict with this graph: {changes}. {_NAME_IT}"
+    reason = f"{reason}; the graph used for inference may be in another file. If you predict with this graph:"
+    by_batch = f"{reason} an answer depends on the rest of its batch. {_NAME_IT}"
+    updates = any(update.node in predicting.run for update in layer.updates)
+    if_predicting = f"{reason} {predicting.changes}. {_NAME_IT}" if updates else ""
     return InferencePath(layer.name, Mode.UNKNOWN, by_batch, if_predicting=if_predicting)
 
 
