@@ -74,7 +74,11 @@ def decided_step(fetches: _Fetches, flags: Mapping[str, bool]) -> list:
 
 def _without_optionals(graph_def: tf.GraphDef) -> tf.GraphDef:
     """The graph with the values themselves where a cond v2 handed them to its gradient in an optional."""
-    packed = {node.name: list(node.input) for node in graph_def.node if node.op == "OptionalFromValue"}
+    packed = {
+        node.name: [edge for edge in node.input if not edge.startswith("^")]
+        for node in graph_def.node
+        if node.op == "OptionalFromValue"
+    }
     values = {}
     for node in graph_def.node:
         if node.op == "OptionalGetValue" and node.input[0] in packed:

@@ -63,6 +63,24 @@ def test_each_way_to_write_it_is_found_with_its_variables(form, statistics, para
     assert {finding.code for finding in report.errors} == ({"BN004"} if statistics == "batch" else set())
 
 
+def test_means_over_one_dimension_after_the_other_are_the_batchs_statistics():
+    def mean_of_means(values):
+        for axis in (2, 1, 0):
+            values = tf.reduce_mean(values, axis, keepdims=True)
+        return values
+
+    with tf.Graph().as_default() as graph:
+        x = tf.nn.conv2d(tf.placeholder(tf.float32, [None, 8, 8, 1]), tf.get_variable("w1", [3, 3, 1, 3]), 1, "SAME")
+        mean = mean_of_means(x)
+        outputs = by_function(x, mean, mean_of_means(tf.square(x - mean)), _variable("beta"), _variable("gamma"))
+        tf.nn.conv2d(outputs, tf.get_variable("w2", [3, 3, 3, 2]), 1, "SAME")
+        report = audit(graph)
+
+    (row,) = report.layers
+    assert (row.inference, row.variables) == ("batch", {"beta": "beta", "gamma": "gamma"})
+    assert {finding.code for finding in report.errors} == {"BN004"}
+
+
 def test_a_loss_that_standardizes_over_the_batch_is_no_layer():
     with tf.Graph().as_default() as graph:
         x = tf.matmul(tf.placeholder(tf.float32, [None, 4]), tf.get_variable("w", [4, 3]))
