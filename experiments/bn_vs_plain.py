@@ -347,7 +347,7 @@ def draw(result: dict, folder: Path) -> None:
             axis.set(ylim=(0.8, 1.0), xlim=(0, result["steps"]), xlabel="training steps", title=title)
             axis.locator_params(axis="x", nbins=5)
         axes[0].set_ylabel("accuracy on the test set")
-        axes[0].legend(loc="lower right")
+        drawing.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
         drawing.suptitle(f"{data_name(result)}, seed {result['runs'][0]['seed']}, batches of {BATCH_SIZE}", fontsize=11)
 
 
@@ -371,7 +371,7 @@ def draw_inputs(result: dict, curves: dict[str, np.ndarray], path: Path) -> None
                 axis.fill_between(few, low[unit], high[unit], color=color, alpha=0.25, lw=0)
                 axis.plot(few, middle[unit], color=color, lw=0.9)
                 axis.set_ylim(bottom - margin, top + margin)
-        axes[0, 1].legend(fontsize=8)
+        drawing.legend(*axes[0, 1].get_legend_handles_labels(), loc="outside lower center", ncols=2)
         for axis, below, title in zip(axes[0], axes[-1], titles, strict=True):
             axis.set_title(title, fontsize=10)
             below.set_xlabel("training steps")

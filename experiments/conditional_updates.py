@@ -21,7 +21,7 @@ import numpy as np
 import bn_graph
 from bn_graph.tf1 import legacy_layers, tf
 from experiments.machinery import harness
-from experiments.machinery.figures import BLUE, ORANGE, figure
+from experiments.machinery.figures import BLUE, GREEN, ORANGE, figure
 from experiments.machinery.harness import Mode, Settings
 from experiments.machinery.verdicts import Verdict, does_not_hold, holds, holds_with_a_trap
 
@@ -190,16 +190,21 @@ FIGURES = {
 
 def draw(result: dict, folder: Path) -> None:
     """How far the moving mean drifts while the layers are only asked for predictions."""
-    with figure(folder / "conditional_updates.png", figsize=(8, 4.2)) as (_, axis):
-        styles = {"article": (ORANGE, "-"), "tf.layers": ("#009E73", "--"), "batch_norm_wrapper": (BLUE, "-")}
-        for form, (color, line) in styles.items():
+    with figure(folder / "conditional_updates.png", figsize=(8, 4.6)) as (drawing, axis):
+        # The two that stay lie on one line: the broad one is seen on both sides of the dashed one.
+        styles = {
+            "article": {"color": ORANGE},
+            "tf.layers": {"color": GREEN, "linewidth": 6, "alpha": 0.45},
+            "batch_norm_wrapper": {"color": BLUE, "linestyle": "--"},
+        }
+        for form, style in styles.items():
             runs = [run for run in result["forms"][form].values() if "error" not in run]
             for place, measured in enumerate(runs):
-                axis.plot(measured["drift"], color=color, linestyle=line, label=form if place == 0 else None)
+                axis.plot(measured["drift"], label=form if place == 0 else None, **style)
         axis.set_xlabel("inference runs (batches of 16) after training")
         axis.set_ylabel("largest change of the moving mean\n(standard deviations of the data)")
         axis.set_title(f"What inference on data {result['shift']:g} deviations away does to the population's mean")
-        axis.legend()
+        drawing.legend(loc="outside lower center", ncols=3)
 
 
 def summarize(result: dict) -> str:

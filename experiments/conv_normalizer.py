@@ -26,7 +26,7 @@ from bn_graph.graphs.graph import build, closure
 from bn_graph.tf1 import tf
 from experiments.machinery import harness
 from experiments.machinery.classifiers import losses, placeholders
-from experiments.machinery.figures import BLUE, GREY, ORANGE, figure
+from experiments.machinery.figures import BLUE, GREY, ORANGE, PURPLE, figure
 from experiments.machinery.harness import Mode, Settings
 from experiments.machinery.results import spread
 from experiments.machinery.verdicts import Verdict, does_not_hold, holds, holds_with_a_trap
@@ -348,10 +348,10 @@ FIGURES = {
 def draw(result: dict, folder: Path) -> None:
     """Each order of updates as a bar of what its averages took in."""
     bars = [(order, kind) for order in result["race"] for kind in KINDS]
-    colors = {FRESH: BLUE, STALE: ORANGE, MIXED: "#B07AA1", OTHER: GREY}
+    colors = {FRESH: BLUE, STALE: ORANGE, MIXED: PURPLE, OTHER: GREY}
     seen = {label for kinds in result["race"].values() for each in kinds.values() for label in each["outcomes"]}
     colors = {label: color for label, color in colors.items() if label in seen}
-    with figure(folder / "conv_normalizer.png", figsize=(8.5, 3.9)) as (_, axis):
+    with figure(folder / "conv_normalizer.png", figsize=(8.5, 4.2)) as (drawing, axis):
         for place, (order, kind) in enumerate(bars):
             left = 0.0
             for label, color in colors.items():
@@ -365,12 +365,8 @@ def draw(result: dict, folder: Path) -> None:
         axis.set_xlim(0, 1)
         axis.set_xlabel(f"share of {result['sessions']} fresh sessions")
         axis.grid(False)
-        axis.legend(
-            title="after one step the averages hold moments that are",
-            ncols=3,
-            loc="lower center",
-            bbox_to_anchor=(0.4, 1),
-        )
+        title = "after one step the averages hold moments that are"
+        drawing.legend(title=title, loc="outside lower center", ncols=3)
 
 
 def summarize(result: dict) -> str:

@@ -267,17 +267,20 @@ def draw(result: dict, folder: Path) -> None:
                 axis.set_xlabel("training steps")
                 axis.set_xlim(0, curves["step"][0][-1])
                 axis.locator_params(axis="x", nbins=5)
+        handles = {
+            label: handle for axis in axes[0] for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
+        }
+        drawing.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3, fontsize=8)
         drawing.suptitle(f"Figure 1 of BN2015, on {data_name(result)} (seed {result['seed']}, batches of {BATCH_SIZE})")
 
 
 def draw_accuracy(axis, curves: dict, title: str) -> None:
     steps = curves["step"][0]
-    axis.plot(steps, curves["accuracy_plain"][0], color=ORANGE, label="without")
-    axis.plot(steps, curves["accuracy_batch"][0], color=BLUE, label="with, test set's own statistics")
-    axis.plot(steps, curves["accuracy_population"][0], color=BLUE, ls=":", label="with, moving statistics")
+    axis.plot(steps, curves["accuracy_plain"][0], color=ORANGE, label="accuracy without")
+    axis.plot(steps, curves["accuracy_batch"][0], color=BLUE, label="accuracy with, test set's own statistics")
+    axis.plot(steps, curves["accuracy_population"][0], color=BLUE, ls=":", label="accuracy with, moving statistics")
     axis.set(ylim=(0.7, 1.0), ylabel="accuracy on the test set")
     axis.set_title(title, fontsize=9)
-    axis.legend(loc="lower right", fontsize=8)
 
 
 def draw_bands(axes, curves: dict, units: dict) -> None:
@@ -286,7 +289,7 @@ def draw_bands(axes, curves: dict, units: dict) -> None:
     for axis, (form, color, title) in zip(axes, panels, strict=True):
         low, middle, high = curves[f"percentiles_{form}"]
         axis.fill_between(steps, low, high, color=color, alpha=0.25, lw=0)
-        axis.plot(steps, middle, color=color, label="15th, 50th, 85th percentile")
+        axis.plot(steps, middle, color=color, label=f"{title}: 15th, 50th, 85th percentile")
         axis.set_title(
             f"{title.capitalize()}: input of unit {units[f'unit_{form}'] + 1}\nof the last hidden layer", fontsize=9
         )
@@ -298,7 +301,6 @@ def draw_bands(axes, curves: dict, units: dict) -> None:
     margin = 0.15 * np.ptp(shown)
     for axis in axes:
         axis.set_ylim(shown.min() - margin, shown.max() + margin)
-        axis.legend(loc="lower right", fontsize=7, frameon=True, framealpha=0.85, edgecolor="none")
     axes[0].set_ylabel("sigmoid's input")
 
 

@@ -335,7 +335,7 @@ FIGURES = {
 
 def draw(result: dict, folder: Path) -> None:
     """Accuracy against rate, for each optimizer, and against the training batch."""
-    with figure(folder / "higher_learning_rates.png", ncols=3, sharey=True, figsize=(12, 4.2)) as (drawing, axes):
+    with figure(folder / "higher_learning_rates.png", ncols=3, sharey=True, figsize=(12, 4.6)) as (drawing, axes):
         for axis, optimizer in zip(axes, RATES, strict=False):
             rates = RATES[optimizer]
             for form in FORMS:
@@ -349,7 +349,7 @@ def draw(result: dict, folder: Path) -> None:
         axes[2].set_xticks(BATCH_SIZES, map(str, BATCH_SIZES))
         axes[2].minorticks_off()
         axes[0].set(ylabel="test accuracy (by population statistics)", ylim=(0, 1))
-        axes[2].legend(*axes[0].get_legend_handles_labels(), loc="lower right")
+        drawing.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
         run = f"{data_name(result)}, {result['steps']:,} steps, {seeds(result)}"
         drawing.suptitle(f"{run}: medians, and from the least to the most", fontsize=10)
 

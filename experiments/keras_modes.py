@@ -25,7 +25,7 @@ from experiments.machinery import harness, keras_child
 from experiments.machinery.figures import BLUE, GREY, ORANGE, figure
 from experiments.machinery.harness import Mode
 from experiments.machinery.keras_child import text_by_library, verdict_by_library, where
-from experiments.machinery.tables import draw_table
+from experiments.machinery.tables import Table
 from experiments.machinery.verdicts import Verdict, dated, does_not_hold, holds, holds_with_a_trap
 
 # Rows of the small models, two batches of 4; the outcomes are yes or no.
@@ -348,8 +348,8 @@ def judge_flags_11(result: dict) -> Verdict:
 
 # --- The figure, and the table ----------------------------------------------------------------------------------------
 FIGURES = {
-    "keras_modes.png": "Left, where legacy Keras and Keras 3 agree and, in orange, where they do not. Right, how far the "
-    "script's predictions lie from its first: with the trainable=False of its title, nothing would be seen."
+    "keras_modes.png": "How far the script's predictions lie from its first: with the trainable=False of its title, "
+    "nothing would be seen."
 }
 
 
@@ -380,28 +380,30 @@ def answer_rows(result: dict) -> list[list[str]]:
     return [[question, yes(legacy[question]), yes(keras_3[question])] for question in legacy]
 
 
-def draw(result: dict, folder: Path) -> None:
-    """Left: the questions on which the two libraries may differ. Right: the script's four predictions."""
+def tables(result: dict) -> list[Table]:
+    """The questions on which the two libraries may differ."""
     rows = answer_rows(result)
     colours = {(r, c): "orange" for r, row in enumerate(rows) for c in (1, 2) if row[1] != row[2]}
-    shape = {"ncols": 2, "figsize": (13, 4.8), "gridspec_kw": {"width_ratios": [1.5, 1]}}
-    with figure(folder / "keras_modes.png", **shape) as (_, (left, right)):
-        draw_table(left, ["", LEGACY, KERAS_3], rows, colours, [0.7, 0.15, 0.15], height=1.62)
-        left.set_title("Questions with two answers (orange: the two differ)", fontsize=11)
+    caption = "Where legacy Keras and Keras 3 agree and, in orange, where they do not."
+    return [Table(caption, ["question", LEGACY, KERAS_3], rows, colours)]
+
+
+def draw(result: dict, folder: Path) -> None:
+    """The script's four predictions."""
+    with figure(folder / "keras_modes.png", figsize=(8, 4.8)) as (drawing, axis):
         cases = {"as_printed": "as printed (trainable=True)", "as_its_title": "as its title says (trainable=False)"}
         looks = [(LEGACY, "as_printed", BLUE), (KERAS_3, "as_printed", GREY), (LEGACY, "as_its_title", ORANGE)]
         for place, (library, case, colour) in enumerate(looks):
             differences = result["libraries"][library]["script"][case]["largest_difference_from_first"][1:]
             positions = np.arange(3) + 0.27 * (place - 1)
-            right.bar(positions, differences, 0.25, color=colour, label=f"{library}, {cases[case]}")
+            axis.bar(positions, differences, 0.25, color=colour, label=f"{library}, {cases[case]}")
             for x, value in zip(positions, differences, strict=True):
-                right.text(x, value + 0.04, f"{value:.2g}", ha="center", fontsize=8)
-        right.set_xticks(range(3), ["2nd: model(x)", "3rd: model(x,\ntraining=True)", "4th: model(x)"])
-        right.set(axisbelow=True, ylabel="largest difference from the 1st prediction\n(units of the output)")
-        right.grid(axis="x", visible=False)
-        right.set_ylim(0, right.get_ylim()[1] * 1.25)
-        right.legend(fontsize=8, loc="upper left")
-        right.set_title("The script's four predictions", fontsize=11)
+                axis.text(x, value + 0.04, f"{value:.2g}", ha="center", fontsize=8)
+        axis.set_xticks(range(3), ["2nd: model(x)", "3rd: model(x,\ntraining=True)", "4th: model(x)"])
+        axis.set(axisbelow=True, ylabel="largest difference from the 1st prediction\n(units of the output)")
+        axis.grid(axis="x", visible=False)
+        axis.set_title("The script's four predictions", fontsize=11)
+        drawing.legend(loc="outside lower center", fontsize=9)
 
 
 def summarize(result: dict) -> str:

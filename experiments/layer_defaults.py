@@ -17,7 +17,6 @@ import sys
 import warnings
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import tensorflow
@@ -26,9 +25,8 @@ import bn_graph
 from bn_graph.layers import slim
 from bn_graph.tf1 import legacy_layers, tf
 from experiments.machinery import harness
-from experiments.machinery.figures import figure
 from experiments.machinery.harness import Mode, Settings
-from experiments.machinery.tables import draw_table
+from experiments.machinery.tables import Table
 from experiments.machinery.verdicts import Verdict, dated, does_not_hold, holds, holds_if
 
 # The article's lists, in its order. Initializers by their class; what has no default is required.
@@ -359,13 +357,7 @@ def judge_solver_13(result: dict) -> Verdict:
 
 
 # --- The figure -------------------------------------------------------------------------------------------------------
-FIGURES = {
-    "layer_defaults.png": "The parameters of tf.layers' and of contrib's batch norm, those of one meaning side by side. "
-    "Orange: the defaults that differ."
-}
-
-
-def draw(result: dict, folder: Path) -> None:
+def tables(result: dict) -> list[Table]:
     """tf.layers' and slim's parameters side by side, those of one meaning in one row."""
     layers, contrib = (result["signatures"][name] for name in (LAYERS, SLIM))
     rows, colours = [], {}
@@ -376,10 +368,9 @@ def draw(result: dict, folder: Path) -> None:
     for number, row in enumerate(rows):
         if "—" not in row and row[1] != row[3]:
             colours |= {(number, 1): "orange", (number, 3): "orange"}
-    with figure(folder / "layer_defaults.png", figsize=(9.5, 9.3)) as (_, axis):
-        header = ["tf.layers.batch_normalization", "default", "contrib's batch_norm (slim form)", "default"]
-        draw_table(axis, header, rows, colours, [0.32, 0.18, 0.32, 0.18], height=1.27, size=8.5)
-        axis.set_title("Parameters of the same meaning in one row (orange: the defaults differ)", fontsize=11)
+    header = ["tf.layers.batch_normalization", "default", "contrib's batch_norm (slim form)", "default"]
+    caption = "The parameters of tf.layers' and of contrib's batch norm, those of one meaning in one row."
+    return [Table(f"{caption} Orange: the defaults that differ.", header, rows, colours)]
 
 
 def summarize(result: dict) -> str:

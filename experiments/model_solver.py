@@ -333,7 +333,7 @@ def draw(result: dict, folder: Path) -> None:
             draw_panel(axis, result, name)
         axes[1, 0].set_xlabel("epoch")
         axes[1, 1].set_xlabel("epoch")
-        axes[0, 0].legend(loc="upper right")
+        drawing.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
         sizes = "784-32-32-10 ReLU, Adam 0.01, batch 32, on " if result["data"] == "mnist" else "On "
         drawing.suptitle(sizes + data_name(result))
 

@@ -412,13 +412,13 @@ FIGURES = {"numerics.png": "A bias before batch norm has a gradient of rounding 
 
 
 def draw(result: dict, folder: Path) -> None:
-    with figure(folder / "numerics.png", figsize=(5.5, 4.2)) as (_, axis):
+    with figure(folder / "numerics.png", figsize=(5.5, 4.4)) as (drawing, axis):
         for optimizer, color in (("Adam", ORANGE), ("gradient descent", BLUE)):
             axis.plot(result["adam"][optimizer]["walked"], color=color, label=optimizer)
         axis.set_xlabel("training steps")
         axis.set_ylabel("largest bias")
         axis.set_title("A bias that nothing depends on (solver-12)")
-        axis.legend()
+        drawing.legend(loc="outside lower center", ncols=2)
 
 
 if __name__ == "__main__":

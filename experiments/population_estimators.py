@@ -344,10 +344,11 @@ def _best_decays(result: dict) -> dict[int, float]:
 
 _LINES = {
     PASS: {"color": BLUE, "linewidth": 2.4, "marker": "o"},
-    "EMA 0.9": {"color": ORANGE, "linestyle": ":"},
-    "EMA 0.99": {"color": ORANGE, "linestyle": "-."},
+    # From pale to dark as the memory grows; each has a marker too. The document's is the broad one.
+    "EMA 0.9": {"color": "#F0B27A", "marker": "v"},
+    "EMA 0.99": {"color": "#DD8A3C", "marker": "D"},
     "EMA 0.999": {"color": ORANGE, "linewidth": 2.4, "marker": "s"},
-    "EMA 0.9999": {"color": ORANGE, "linestyle": "--"},
+    "EMA 0.9999": {"color": "#6B2D00", "marker": "x"},
     CUMULATIVE: {"color": GREY, "marker": "^"},
 }
 

@@ -363,7 +363,7 @@ def draw_by_rows(axis, runs: list[dict], style: dict) -> None:
 
 
 def draw_first_steps(result: dict, path: Path) -> None:
-    with figure(path, ncols=2, figsize=(10, 4)) as (_, (left, right)):
+    with figure(path, ncols=2, figsize=(10, 4.3)) as (drawing, (left, right)):
         rows = [row for row in result["first_steps"] if row["epsilon"] == PAPER_EPSILON]
         for row, color in zip(rows, (ORANGE, BLUE), strict=True):
             values = np.maximum(row["variance_by_step"], 1e-14)
@@ -372,7 +372,7 @@ def draw_first_steps(result: dict, path: Path) -> None:
         left.annotate("epsilon", (1, PAPER_EPSILON), xytext=(0, 3), textcoords="offset points", color=GREY)
         left.set(yscale="log", xlabel="time step", ylabel="variance over the batch")
         left.set_title("The hidden term, mean over units")
-        left.legend()
+        drawing.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=2)
         labels = [f"{STARTS[row['noise']]}\nepsilon {row['epsilon']:g}" for row in result["first_steps"]]
         # float32's largest, where it overflowed.
         norms = [3e38 if row["gradient_norm"] is None else row["gradient_norm"] for row in result["first_steps"]]

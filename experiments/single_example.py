@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 
 import bn_graph
+from bn_graph.checkpoints.files import written_beside
 from bn_graph.tf1 import tf
 from experiments.machinery import children, harness, kept_work, results
 from experiments.machinery.figures import BLUE, ORANGE, figure
@@ -49,6 +50,9 @@ STANDARD_ERRORS = 2
 WORKS_WITHIN = 0.01
 # r2rt-14: means of the test set less than a tenth of a standard deviation from the training set's.
 ESTIMATES_WITHIN = 0.1
+
+# Both networks of the first seed are written beside result.json: the report computes with them in the reader's browser.
+NETWORKS = {"before": "network_before.npz", "after": "network_after.npz"}
 
 FULL = Mode(data="mnist", steps=STEPS, seeds=[0, 1, 2, 3, 4])
 QUICK = Mode(data="auto", steps=STEPS, seeds=[0])
@@ -80,7 +84,7 @@ def wrapper(inputs, is_training, name):
 def run(settings: Settings) -> dict:
     runs = [run_seed(settings, seed) for seed in settings.seeds]
     images = results.pack_images(settings.dataset.test.images[:SHOWN])
-    shown = {"images": images, "image_shape": list(settings.dataset.image_shape)}
+    shown = {"images": images, "image_shape": list(settings.dataset.image_shape), "networks": NETWORKS}
     return runs[0] | {"runs": runs, "document_list": document_list(settings)} | shown
 
 
@@ -127,6 +131,17 @@ def train(settings: Settings, session: tf.Session, network: bn_graph.Network, se
     return folder
 
 
+def write_network(settings: Settings, seed: int, when: str, session: tf.Session) -> None:
+    """Writes the first seed's network, by the names of its variables, in half the space: float16 has three digits."""
+    if seed != settings.seeds[0]:
+        return
+    variables = {variable.op.name: variable for variable in tf.global_variables() if variable.dtype.is_floating}
+    halves = {name: value.astype(np.float16) for name, value in session.run(variables).items()}
+    path = settings.output / settings.name / NETWORKS[when]
+    with written_beside(path, replace=True) as beside, open(beside, "wb") as file:
+        np.savez_compressed(file, **halves)
+
+
 # --- The network with the bug: trained, then asked for one image at a time --------------------------------------------
 def batch_statistics_network(settings: Settings, seed: int, weights: list[np.ndarray]) -> dict:
     """Trains the faulty network, scores the test set at once, and predicts the first images one at a time."""
@@ -134,6 +149,7 @@ def batch_statistics_network(settings: Settings, seed: int, weights: list[np.nda
     with tf.Graph().as_default(), tf.Session(config=bn_graph.session_config()) as session:
         network = bn_graph.build_graph(True, weights, normalizer=batch_statistics_always, learning_rate=LEARNING_RATE)
         train(settings, session, network, seed, "batch_statistics")
+        write_network(settings, seed, "before", session)
 
         test_accuracy = session.run(network.accuracy, {network.x: test.images, network.y_: test.labels})
         feeds = [{network.x: images, network.y_: labels} for images, labels in batches_of(test)]
@@ -164,6 +180,7 @@ def train_wrapper_network(settings: Settings, seed: int, weights: list[np.ndarra
     with tf.Graph().as_default(), tf.Session(config=bn_graph.session_config()) as session:
         network = bn_graph.build_graph(True, weights, normalizer=wrapper, learning_rate=LEARNING_RATE)
         folder = train(settings, session, network, seed, "wrapper")
+        write_network(settings, seed, "after", session)
         return bn_graph.save(bn_graph.make_saver(), session, folder / "model")
 
 
@@ -340,7 +357,7 @@ def draw(result: dict, folder: Path) -> None:
     shape = (SHOWN, *result["image_shape"])
     images = 255 - results.unpack_images(result["images"], shape)
     panels = (("before", "batch statistics, always"), ("after", "batch_norm_wrapper, population statistics"))
-    with figure(folder / "single_example.png", ncols=2, figsize=(13, 4.9)) as (drawing, axes):
+    with figure(folder / "single_example.png", ncols=2, figsize=(13, 4.5)) as (drawing, axes):
         for axis, (when, title) in zip(axes, panels, strict=True):
             predictions, accuracy = result[f"predictions_{when}"], result[f"accuracy_{when}"]
             draw_grid(axis, images, predictions, result["labels"])

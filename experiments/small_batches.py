@@ -33,10 +33,11 @@ import numpy as np
 from matplotlib.ticker import NullLocator
 
 from experiments.machinery import harness, kept_work, remedies
-from experiments.machinery.figures import BLUE, GREY, ORANGE, figure
+from experiments.machinery.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, figure
 from experiments.machinery.harness import Mode, Settings
 from experiments.machinery.remedies import FORMS, LARGEST, RECALIBRATED, SAMPLINGS, Training
 from experiments.machinery.results import data_name, listed, seeds, spread
+from experiments.machinery.tables import Table
 from experiments.machinery.verdicts import Verdict, does_not_hold, holds, holds_with_a_trap
 
 MIXED, TWO_CLASSES = SAMPLINGS
@@ -325,33 +326,27 @@ def judge_precise_02(result: dict) -> Verdict:
 LINES = {
     BATCH_NORM: (ORANGE, "o", "batch norm"),
     RECALIBRATED: (BLUE, "s", "batch norm, recalibrated"),
-    RENORM: ("#009E73", "^", "renorm"),
-    GHOSTS: ("#CC79A7", "D", f"ghosts of batches of {LARGEST}"),
+    RENORM: (GREEN, "^", "renorm"),
+    GHOSTS: (PURPLE, "D", f"ghosts of batches of {LARGEST}"),
     NONE: (GREY, "x", "no normalization"),
 }
 
 FIGURES = {
-    "small_batches.png": "Above, the test error of each remedy against the number of examples that are normalized "
-    "together, for batches of all classes and of two; below, what each gains on plain batch norm of the same batch, in "
-    "bold the best and what is level with it. Dotted: batch norm scored by the statistics of test batches of its "
-    "training's size and kind, which is no way to predict, and shows how much of the error is the change of statistics."
+    "small_batches.png": "The test error of each remedy against the number of examples that are normalized together, for "
+    "batches of all classes and of two. Dotted: batch norm scored by the statistics of test batches of its training's "
+    "size and kind, which is no way to predict, and shows how much of the error is the change of statistics."
 }
 
 
 def draw(result: dict, folder: Path) -> None:
-    """Above: test error against the batch for each remedy; below: accuracy that each gains on batch norm, in points."""
-    options = {"nrows": 2, "ncols": 2, "figsize": (12, 7.4), "height_ratios": (1.7, 1)}
-    with figure(folder / "small_batches.png", **options) as (drawing, axes):
+    """Test error against the batch for each remedy, for either kind of batch."""
+    with figure(folder / "small_batches.png", ncols=2, sharey=True, figsize=(12, 5.4)) as (drawing, axes):
         titles = ("Batches of all classes", "Batches of two classes")
-        for above, below, sampling, title in zip(*axes, SAMPLINGS, titles, strict=True):
-            draw_errors(above, result, sampling)
-            draw_gains(below, result, sampling)
-            above.set_title(title)
-        limits = [limit for axis in axes[0] for limit in axis.get_ylim()]
-        for axis in axes[0]:
-            axis.set_ylim(min(limits), max(limits))
-        axes[0, 0].set_ylabel("test error, %")
-        drawing.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+        for axis, sampling, title in zip(axes, SAMPLINGS, titles, strict=True):
+            draw_errors(axis, result, sampling)
+            axis.set(title=title, xlabel="examples that are normalized together")
+        axes[0].set_ylabel("test error, %")
+        drawing.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
         examples = f"{data_name(result)}, {result['examples']:,} training examples at every size"
         drawing.suptitle(f"{examples}, {seeds(result)}: medians, and from the least to the most", fontsize=10)
 
@@ -374,26 +369,30 @@ def draw_errors(axis, result: dict, sampling: str) -> None:
     axis.xaxis.set_minor_locator(NullLocator())
 
 
-def draw_gains(axis, result: dict, sampling: str) -> None:
-    """A table in colours: blue is better than batch norm, orange is worse, for every seed."""
-    compared, sizes = REMEDIES[1:], result["sizes"]
-    axis.set(xlim=(-0.5, len(sizes) - 0.5), ylim=(len(compared) - 0.5, -0.5))
-    axis.grid(False)
-    for (row, remedy), (column, size) in itertools.product(enumerate(compared), enumerate(sizes)):
-        differences = gains(result, sampling, remedy, size)
-        if np.isnan(differences).any():
-            axis.text(column, row, "–", ha="center", va="center", color=GREY)
-            continue
-        points = 100 * np.median(differences)
-        colour = BLUE if is_seen(result, differences) else ORANGE if is_seen(result, -differences) else "white"
-        strength = min(0.15 + 0.1 * math.log2(1 + abs(points)), 0.6)
-        axis.fill_between((column - 0.5, column + 0.5), row - 0.5, row + 0.5, color=colour, alpha=strength, linewidth=0)
-        weight = "bold" if remedy in helping(result, sampling, size, OTHER_WAYS) else "normal"
-        axis.text(column, row, f"{points:+.1f}", ha="center", va="center", fontsize=9, fontweight=weight)
-    axis.set_xticks(range(len(sizes)), sizes)
-    axis.set_yticks(range(len(compared)), [LINES[each][2] if sampling == MIXED else "" for each in compared])
-    axis.set_xlabel("examples that are normalized together")
-    axis.set_title(f"points of accuracy gained on batch norm (ghosts: of {LARGEST} whole)", fontsize=9)
+def tables(result: dict) -> list[Table]:
+    """The points of accuracy that each remedy gains on plain batch norm: a table for either kind of batch."""
+    return [table_of_gains(result, *each) for each in ((MIXED, "all classes"), (TWO_CLASSES, "two classes"))]
+
+
+def table_of_gains(result: dict, sampling: str, classes: str) -> Table:
+    rows, colours = [], {}
+    for row, remedy in enumerate(REMEDIES[1:]):
+        rows.append([LINES[remedy][2]])
+        for column, size in enumerate(result["sizes"], 1):
+            differences = gains(result, sampling, remedy, size)
+            if np.isnan(differences).any():
+                rows[-1].append("–")
+                continue
+            best = " *" if remedy in helping(result, sampling, size, OTHER_WAYS) else ""
+            rows[-1].append(f"{100 * np.median(differences):+.1f}{best}")
+            if is_seen(result, differences) or is_seen(result, -differences):
+                colours[row, column] = "blue" if np.median(differences) > 0 else "orange"
+    caption = (
+        f"Batches of {classes}: points of accuracy gained on plain batch norm of the same batch (ghosts: on {LARGEST} "
+        "whole), by the number of examples that are normalized together. Blue is better, orange is worse, for every "
+        "seed. A star marks the best and what is level with it."
+    )
+    return Table(caption, ["examples", *map(str, result["sizes"])], rows, colours)
 
 
 def summarize(result: dict) -> str:

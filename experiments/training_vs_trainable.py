@@ -16,7 +16,6 @@ training, so both modes are the same.
 
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 
@@ -24,9 +23,8 @@ import bn_graph
 from bn_graph.layers import slim
 from bn_graph.tf1 import legacy_layers, tf
 from experiments.machinery import harness, keras_child
-from experiments.machinery.figures import figure
 from experiments.machinery.harness import Mode, Settings
-from experiments.machinery.tables import draw_table
+from experiments.machinery.tables import Table
 from experiments.machinery.verdicts import Verdict, does_not_hold, holds, holds_with_a_trap
 
 # (2, 2, 4); a batch of this one image is fed.
@@ -371,34 +369,30 @@ def judge_flags_08(result: dict) -> Verdict:
 
 
 # --- The figure -------------------------------------------------------------------------------------------------------
-FIGURES = {
-    "training_vs_trainable.png": "What each library does with the two flags on the document's image, and which variance "
-    "it averages by rank. Look at the column training=True, trainable=False: that is where the libraries part."
-}
-
-
-def draw(result: dict, folder: Path) -> None:
-    """One table: libraries by (training, trainable), and which variance they average, by rank."""
-    header = ["", *(f"training={a}\ntrainable={b}" for a, b in PAIRS), *(f"rank {rank}" for rank in SHAPES)]
-    rows, colours = [], {}
+def tables(result: dict) -> list[Table]:
+    """Libraries by (training, trainable); and which variance they average, by rank."""
+    flags, flag_colours, variances, variance_colours = [], {}, [], {}
     for row, (library, cells) in enumerate(result["cells"].items()):
-        kinds = result["variance_by_rank"][library].values()
-        texts = [f"by {cell['normalizes_with']}\nthey {'move' if cell['moved'] else 'stay'}" for cell in cells]
-        texts += [{"unbiased": "m/(m−1)·σ²", "biased": "σ²"}.get(kind, kind) for kind in kinds]
-        rows.append([library.replace(", ", ",\n"), *texts])
-        blue = [cell["moved"] for cell in cells] + [kind == "unbiased" for kind in kinds]
-        colours |= {(row, 1 + place): "blue" for place, each in enumerate(blue) if each}
-        for place, cell in enumerate(cells, 1):
-            # Asked to train, and normalized by the moving statistics all the same.
-            if cell["training"] and cell["normalizes_with"] != "batch":
-                colours[row, place] = "orange"
-    with figure(folder / "training_vs_trainable.png", figsize=(12.5, 6.2)) as (drawing, axis):
-        draw_table(axis, header, rows, colours, [0.19, *[0.115] * 4, *[0.087] * 4], height=2.75)
-        title = "Statistics that normalize the document's image (batch or moving), and whether the moving ones move"
-        axis.set_title(f"{title}      |      variance that is averaged, by rank", fontsize=10)
-        key = "blue: the moving statistics move, or take Bessel's correction"
-        key += "; orange: training=True, yet normalized by the moving statistics"
-        drawing.supxlabel(key, fontsize=9)
+        kinds = list(result["variance_by_rank"][library].values())
+        statistics = [f"by {cell['normalizes_with']}, they {'move' if cell['moved'] else 'stay'}" for cell in cells]
+        flags.append([library, *statistics])
+        variances.append([library, *({"unbiased": "m/(m−1)·σ²", "biased": "σ²"}.get(kind, kind) for kind in kinds)])
+        flag_colours |= {(row, place): "blue" for place, cell in enumerate(cells, 1) if cell["moved"]}
+        # Asked to train, and normalized by the moving statistics all the same.
+        asked = [cell["training"] and cell["normalizes_with"] != "batch" for cell in cells]
+        flag_colours |= {(row, place): "orange" for place, each in enumerate(asked, 1) if each}
+        variance_colours |= {(row, place): "blue" for place, kind in enumerate(kinds, 1) if kind == "unbiased"}
+    caption = (
+        "Which statistics (the batch's or the moving ones) normalize the document's image, and whether the moving ones "
+        "move. Blue: they move. Orange: training=True, yet normalized by the moving statistics; that is where the "
+        "libraries part."
+    )
+    header = ["library", *(f"training={training}, trainable={trainable}" for training, trainable in PAIRS)]
+    by_rank = "The variance that is averaged, by the rank of the inputs. Blue: with Bessel's correction."
+    return [
+        Table(caption, header, flags, flag_colours),
+        Table(by_rank, ["library", *(f"rank {rank}" for rank in SHAPES)], variances, variance_colours),
+    ]
 
 
 def summarize(result: dict) -> str:

@@ -12,11 +12,14 @@ import matplotlib.pyplot as plt
 
 from bn_graph.checkpoints.files import written_beside
 
-__all__ = ["BLUE", "GREY", "ORANGE", "figure"]
+__all__ = ["BLUE", "GREEN", "GREY", "ORANGE", "PURPLE", "figure"]
 
-# From the palette of Okabe and Ito. Blue is right or "with", orange (vermilion) is wrong or "without", everywhere.
+# From the palette of Okabe and Ito. Blue is right or "with", orange (vermilion) is wrong or "without", everywhere. Those
+# that are text, or have white text on them, have a contrast of 4.5 to white or more, so their orange is darker here.
 BLUE = "#0072B2"
-ORANGE = "#D55E00"
+ORANGE = "#BC5000"
+GREEN = "#007A59"
+PURPLE = "#A3507D"
 GREY = "#666666"
 
 _STYLE = {

@@ -26,6 +26,7 @@ from bn_graph.tf1 import tf
 from experiments.machinery import programs, register
 from experiments.machinery.programs import UsageError, whole_number
 from experiments.machinery.results import FORMAT, versions, write_json
+from experiments.machinery.tables import Table
 from experiments.machinery.verdicts import Verdict
 
 __all__ = [
@@ -76,6 +77,7 @@ class Page(NamedTuple):
             for r2rt-03. They are the claims that ``claims.toml`` gives to this experiment, no more and no fewer.
         figures: the module's ``FIGURES``: file name and caption of each; the caption says what to see. May be left out.
         draw: draws the figures into a folder, from the result alone; needed where there are figures.
+        tables: from the result to the tables that the report shows; may be left out.
         summarize: from the result to the text that a person reads first; None if the verdicts are all there is to say.
     """
 
@@ -87,6 +89,7 @@ class Page(NamedTuple):
     judges: Mapping[str, Callable[[dict], Verdict]]
     figures: Mapping[str, str]
     draw: Callable[[dict, Path], None]
+    tables: Callable[[dict], list[Table]]
     summarize: Callable[[dict], str] | None
 
 
@@ -140,6 +143,7 @@ def page_of(module: ModuleType) -> Page:
         {claim: judges[claim] for claim in claims},
         getattr(module, "FIGURES", {}),
         getattr(module, "draw", lambda result, folder: None),
+        getattr(module, "tables", lambda result: []),
         getattr(module, "summarize", None),
     )
 

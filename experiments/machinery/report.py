@@ -4,24 +4,22 @@
     make reference         takes this machine's full results as the new reference, and brings the READMEs up to date
     python -m experiments.machinery.report --check-readme     exit 1 if a README's tables are out of date
 
-An experiment without a result here is shown by its reference result, and the page says so.
+An experiment without a result here is shown by its reference result, and the page says so. A figure that is not beside
+its result is drawn from it. The page itself is made in `experiments.machinery.page`.
 """
 
 import argparse
-import base64
 import shutil
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-import jinja2
-
 from bn_graph.audit import rules
-from experiments.machinery import programs, register, results
+from experiments.machinery import page, programs, register, results
 from experiments.machinery.programs import UsageError
 from experiments.machinery.results import write_json, write_text
 from experiments.machinery.verbatim import summary as verbatim
-from experiments.machinery.verdicts import MARKS, counts, kind_of
+from experiments.machinery.verdicts import counts, kind_of
 
 ROOT = Path(__file__).parents[2]
 REFERENCE = ROOT / "experiments" / "reference"
@@ -51,66 +49,6 @@ def claims_of(loaded: Mapping[str, dict]) -> dict[str, dict]:
 def counts_of(claims: Mapping[str, dict]) -> dict[str, int]:
     """How many claims have each kind of verdict."""
     return counts(claim["verdict"] for claim in claims.values())
-
-
-# --- the page ---------------------------------------------------------------------------------------------------------
-
-
-def page(loaded: Mapping[str, dict], reference: Mapping[str, dict], folders: Mapping[str, Path]) -> str:
-    """The report as one self-contained HTML page."""
-    claims = claims_of(loaded)
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.get_template("report.html.jinja").render(
-        documents=register.documents(),
-        counts=counts_of(claims),
-        missing=[claim for claim in register.claims() if claim not in claims],
-        rows=[_row(claim, measured, reference) for claim, measured in claims.items()],
-        sections=[_section(name, result, folders[name]) for name, result in loaded.items()],
-        marks=MARKS,
-        total=len(register.claims()),
-    )
-
-
-def _row(claim: str, measured: dict, reference: Mapping[str, dict]) -> dict:
-    entry = register.claims()[claim]
-    before = claims_of(reference).get(claim)
-    changed = None if before is None or before["verdict"] == measured["verdict"] else before["verdict"]
-    return measured | {
-        "id": claim,
-        "key": claim.partition("-")[0],
-        "group": kind_of(measured["verdict"]),
-        "claim": entry["claim"],
-        "section": entry["section"],
-        "kind": entry["kind"],
-        "command": _command(entry["experiment"], measured["mode"]),
-        "reference_verdict": changed,
-    }
-
-
-def _section(name: str, result: dict, folder: Path) -> dict:
-    figures = [
-        {"source": _data_url(folder / file), "caption": caption, "file": file}
-        for file, caption in result.get("figures", {}).items()
-        if (folder / file).exists()
-    ]
-    command = _command(name, result["mode"])
-    return {
-        "name": name,
-        "command": command,
-        "result": result,
-        "figures": figures,
-        "is_reference": REFERENCE in folder.parents,
-    }
-
-
-def _command(experiment: str, mode: str) -> str:
-    return f"make {register.target(experiment)}" + (" MODE=full" if mode == "full" else "")
-
-
-def _data_url(path: Path) -> str:
-    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
 
 
 # --- the READMEs ------------------------------------------------------------------------------------------------------
@@ -210,7 +148,11 @@ def outdated_readmes() -> dict[Path, str]:
 
 
 def update_reference(source: Path, reference: Path) -> None:
-    """Copies the full results, and the figures that a README shows, where git keeps them; refuses other modes and sizes."""
+    """Copies the full results, their networks, and the figures that a README shows, where git keeps them.
+
+    Raises:
+        UsageError: an experiment has no full result, or a file is too large.
+    """
     loaded = load_results(source)
     missing = [name for name in register.experiments() if loaded.get(name, {}).get("mode") != "full"]
     if missing:
@@ -219,7 +161,8 @@ def update_reference(source: Path, reference: Path) -> None:
         )
     shown = "".join(path.read_text(encoding="utf-8") for path in READMES)
     for name, result in loaded.items():
-        for file in ["result.json"] + [file for file in result["figures"] if f"reference/{name}/{file}" in shown]:
+        figures = [file for file in result["figures"] if f"reference/{name}/{file}" in shown]
+        for file in ["result.json", *result.get("networks", {}).values(), *figures]:
             size = (source / name / file).stat().st_size
             if size > LARGEST:
                 raise UsageError(
@@ -238,9 +181,10 @@ def _write_report(output: Path) -> None:
     everything = {name: everything[name] for name in register.experiments() if name in everything}
     folders = {name: (output if name in own else REFERENCE) / name for name in everything}
     output.mkdir(parents=True, exist_ok=True)
-    write_text(output / "report.html", page(everything, reference, folders))
-    write_json(output / "claims.json", claims_of(everything))
-    judged = counts_of(claims_of(everything))
+    claims = claims_of(everything)
+    write_text(output / "report.html", page.render(everything, claims, claims_of(reference), folders, REFERENCE))
+    write_json(output / "claims.json", claims)
+    judged = counts_of(claims)
     print(f"{output / 'report.html'}: " + ", ".join(f"{number} {kind}" for kind, number in judged.items()))
 
 
