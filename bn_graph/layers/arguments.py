@@ -22,6 +22,7 @@ __all__ = [
     "refuse_static_single_value",
     "resolve_average",
     "resolve_method",
+    "weights_shape_checks",
     "with_run_time_checks",
 ]
 
@@ -218,7 +219,7 @@ def resolve_method(
         "sync": sync is not None,
     }
     given = [name for name, is_given in options.items() if is_given]
-    if len(given) > 1:
+    if len(given) > 1 and given != ["weights", "sync"]:
         raise ValueError(f"{' and '.join(given)} exclude each other: give one of them.")
     if isinstance(axis, tuple) and (weights is not None or sync is not None):
         raise ValueError(
@@ -227,12 +228,12 @@ def resolve_method(
         )
     _check_virtual_batches(inputs, axis, virtual_batch_size)
     _check_sync(sync, sync_population_only)
-    plain = not given or sync_population_only
+    plain = not given or (sync_population_only and weights is None)
     if checked_fused(fused, inputs, axis, plain=plain):
         return Method.FUSED_KERNEL
-    if plain or weights is not None:
-        return Method.MOMENTS
-    return Method.RENORM if renorm else Method.ALL_WORKERS if sync is not None else Method.VIRTUAL_BATCHES
+    if sync is not None and not sync_population_only:
+        return Method.ALL_WORKERS
+    return Method.RENORM if renorm else Method.VIRTUAL_BATCHES if virtual_batch_size else Method.MOMENTS
 
 
 def _check_sync(sync: Callable | None, population_only: bool) -> None:
@@ -329,16 +330,21 @@ def _values_checks(
     return checks
 
 
-def _weights_checks(inputs: tf.Tensor, axis: Axis, weights: tf.Tensor, unbiased: bool) -> list[tf.Operation]:
-    """A shape that fits; no negative weight; a sum that the mean, and Bessel's correction, can divide by."""
-    checks = []
+def weights_shape_checks(inputs: tf.Tensor, weights: tf.Tensor) -> list[tf.Operation]:
+    """An assertion that the weights' shape fits, where that is only known in a run."""
     if None in weights.shape.as_list() or None in inputs.shape.as_list()[: weights.shape.rank]:
         sizes, wanted = tf.shape(weights), tf.shape(inputs)[: weights.shape.rank]
         fits = tf.reduce_all(tf.logical_or(tf.equal(sizes, wanted), tf.equal(sizes, 1)))
         message = (
             "weights must have the shape of the leading dimensions of inputs, or 1 in their place; their shapes were"
         )
-        checks.append(tf.debugging.Assert(fits, [message, sizes, tf.shape(inputs)]))
+        return [tf.debugging.Assert(fits, [message, sizes, tf.shape(inputs)])]
+    return []
+
+
+def _weights_checks(inputs: tf.Tensor, axis: Axis, weights: tf.Tensor, unbiased: bool) -> list[tf.Operation]:
+    """A shape that fits; no negative weight; a sum that the mean, and Bessel's correction, can divide by."""
+    checks = weights_shape_checks(inputs, weights)
     message = "batch_norm_wrapper needs weights that are not negative and do not all vanish; their sum and least were"
     weights = tf.cast(weights, tf.float32)
     total, least = tf.reduce_sum(weights), tf.reduce_min(weights)

@@ -139,15 +139,16 @@ def batch_norm_wrapper(
             neither a bool nor a scalar bool tensor; `decay` or `renorm_decay` outside [0, 1]; `epsilon` not above 0;
             an `average` or a key of `renorm_clipping` that does not exist; `weights` of a shape that does not fit; a custom
             getter that returns no variable for a statistic; arguments that exclude each other (fused
-            with what the kernel can't do; two of virtual_batch_size, renorm, weights and sync; zero_debias with another
-            average; sync_population_only without sync); a static batch that is no multiple of `virtual_batch_size`; or,
-            with ``is_training=True`` and without sync, a static shape with fewer than two values per channel.
+            with what the kernel can't do; two of virtual_batch_size, renorm, weights and sync, but for weights with sync;
+            zero_debias with another average; sync_population_only without sync); a static batch that is no multiple of
+            `virtual_batch_size`; or, with ``is_training=True`` and without sync, a static shape with fewer than two
+            values per channel.
         TypeError: `inputs` are not floats, or `weights` neither bools nor numbers.
         tf.errors.InvalidArgumentError: at a training run that is fed fewer than two values per channel. The mean
             of one value is that value, so every output would be beta whatever the input, and an empty batch would
             turn the moving statistics into NaN. (PyTorch refuses the same.) Likewise weights of a shape that does not
-            fit, that sum to 0, or to at most 1 with `unbiased_variance`, and a batch that is no multiple of
-            `virtual_batch_size`, and a decay outside [0, 1]. Nothing is updated.
+            fit, that sum to 0 (with `sync`, at all workers together), or to at most 1 with `unbiased_variance`, and a batch
+            that is no multiple of `virtual_batch_size`, and a decay outside [0, 1]. Nothing is updated.
 
     Caveats:
         1. A bias just before the layer is redundant: the batch's mean subtracts it, and beta adds one. Leave it out
@@ -233,7 +234,7 @@ def _transform(
 ) -> Callable[..., Normalized]:
     """The transform of a training batch, ``(inputs, axis, gamma, beta, epsilon)``, behind the batch's checks."""
     if method is Method.ALL_WORKERS:  # the values of all workers are checked there, where they are known
-        return partial(synchronized.by_all_workers, gather=sync, unbiased=unbiased)
+        return partial(synchronized.by_all_workers, gather=sync, unbiased=unbiased, weights=weights)
     if method is Method.RENORM:
         by_batch = partial(transforms.with_renorm, reference=reference[:2], clipping=clipping)
     elif method is Method.VIRTUAL_BATCHES:
@@ -243,7 +244,9 @@ def _transform(
         by_batch = transforms.by_fused_kernel if kernel else partial(transforms.by_moments, weights=weights)
         by_batch = partial(by_batch, unbiased=unbiased and not sync_population_only)
     if sync_population_only:
-        by_batch = synchronized.with_moving_statistics_of_all_workers(by_batch, sync, unbiased=unbiased)
+        by_batch = synchronized.with_moving_statistics_of_all_workers(
+            by_batch, sync, unbiased=unbiased, weights=weights
+        )
     checked = partial(
         arguments.with_run_time_checks, weights=weights, virtual_batch_size=virtual_batch_size, unbiased=unbiased
     )

@@ -13,7 +13,8 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from bn_graph.layers import moments
-from bn_graph.layers.transforms import Normalized, along, corrected, reduced_axes
+from bn_graph.layers.arguments import weights_shape_checks
+from bn_graph.layers.transforms import Normalized, along, corrected, per_example, reduced_axes
 from bn_graph.tf1 import tf
 
 __all__ = ["Gather", "by_all_workers", "with_moving_statistics_of_all_workers"]
@@ -28,9 +29,19 @@ _ONE_VALUE = (
 )
 
 
-class _Statistics(NamedTuple):
-    """Of one worker's batch or of all: mean = shift + remainder, and no gradient through count and shift."""
+_NO_WEIGHT = (
+    "batch_norm_wrapper needs weights that are not negative, and that sum per channel, at all workers together, to more "
+    "than 0, or with unbiased_variance to more than 1. Their sums (NaN where a worker has a negative weight) were"
+)
 
+
+class _Statistics(NamedTuple):
+    """Of one worker's batch or of all: mean = shift + remainder, and no gradient through values, count and shift.
+
+    ``values`` ``[1]`` counts the values per channel, ``count`` ``[1]`` or ``[channels]`` their weights (1 if not given).
+    """
+
+    values: tf.Tensor
     count: tf.Tensor
     shift: tf.Tensor
     remainder: tf.Tensor
@@ -46,6 +57,7 @@ def by_all_workers(
     gather: Gather,
     *,
     unbiased: bool,
+    weights: tf.Tensor | None = None,
 ) -> Normalized:
     """Normalizes this worker's `inputs` by the mean and variance of all workers' examples, each example counted alike.
 
@@ -53,30 +65,33 @@ def by_all_workers(
         inputs, axis, gamma, beta, epsilon: as for `transforms.by_moments`. The batch's size may differ between workers,
             and be 0 or 1 at some.
         gather: exchanges one vector, forward, and one in the gradient.
-        unbiased: the estimator gets m/(m−1) times the variance, m the number of values at all workers.
+        unbiased: the estimator gets m/(m−1) times the variance, m the number of values at all workers (their weights'
+            sum).
+        weights: how much each of this worker's examples counts, as for `transforms.by_moments`; may all be 0 at some
+            workers.
 
     Returns:
         `Normalized`; its mean and variance are those of the whole batch, the same at every worker.
 
     Raises:
         tf.errors.InvalidArgumentError: at a run, at every worker, if all of them together have fewer than two values
-            per channel.
+            per channel, or weights that sum to 0.
     """
-    axes = reduced_axes(inputs, axis)
     values = tf.cast(inputs, moments.compute_dtype(inputs.dtype))
-    channels = inputs.shape.as_list()[axis]
-    corner = tuple(slice(0, 1) if dimension in axes else slice(None) for dimension in range(values.shape.rank))
-    shift = tf.stop_gradient(tf.reduce_sum(values[corner], axes))  # the first value; of an empty batch, 0
-    count = tf.cast(tf.size(values) // channels, values.dtype)
-    shifted = values - along(axis, inputs, shift)
-    remainder = tf.reduce_sum(shifted, axes) / tf.maximum(count, 1.0)
-    centered = shifted - along(axis, inputs, remainder)
-    variance = tf.reduce_sum(tf.square(centered), axes) / tf.maximum(count, 1.0)
+    if weights is not None:
+        with tf.control_dependencies(weights_shape_checks(inputs, weights)):
+            weights = tf.cast(per_example(weights, inputs), values.dtype) + tf.zeros_like(values)
+    part = _own(values, axis, weights)
+    kept = None
+    if weights is not None:  # what is not finite and does not count (padding) is normalized as if it were the mean
+        kept = tf.logical_or(weights > 0, tf.math.is_finite(values))
+        values = tf.where(kept, values, tf.zeros_like(values))
 
-    whole = _combined(_Statistics(count, shift, remainder, variance), gather)
-    to_own_mean = (shift - whole.shift) + remainder - whole.remainder
+    whole = _combined(part, gather, unbiased=unbiased, weighted=weights is not None)
+    centered = values - along(axis, inputs, part.shift) - along(axis, inputs, part.remainder)
+    centered += along(axis, inputs, (part.shift - whole.shift) + part.remainder - whole.remainder)
     outputs = moments.normalize(
-        centered + along(axis, inputs, to_own_mean),
+        centered if kept is None else tf.where(kept, centered, tf.zeros_like(centered)),
         *(along(axis, inputs, each) for each in (whole.variance, gamma, beta)),
         epsilon,
     )
@@ -84,15 +99,52 @@ def by_all_workers(
     return Normalized(tf.cast(outputs, inputs.dtype), whole.shift + whole.remainder, variance)
 
 
+def _own(values: tf.Tensor, axis: int, weights: tf.Tensor | None) -> _Statistics:
+    """The statistics of one worker's batch; 0 where it has none."""
+    axes = reduced_axes(values, axis)
+    number = _values_per_channel(values, axis)
+    if weights is None:
+        count = number
+        corner = tuple(slice(0, 1) if dimension in axes else slice(None) for dimension in range(values.shape.rank))
+        shift = tf.reduce_sum(values[corner], axes)  # the first value; of an empty batch, 0
+    else:
+        values = tf.where(weights > 0, values, tf.zeros_like(values))  # 0·NaN is NaN, in the gradient as well
+        count = _sum_of_weights(weights, axes)
+        shift = tf.math.divide_no_nan(tf.reduce_sum(weights * values, axes), count)
+    shift = tf.stop_gradient(shift)
+
+    def mean(of: tf.Tensor) -> tf.Tensor:
+        if weights is None:
+            return tf.reduce_sum(of, axes) / tf.maximum(count, 1.0)
+        return tf.math.divide_no_nan(tf.reduce_sum(weights * of, axes), count)
+
+    shifted = values - along(axis, values, shift)
+    remainder = mean(shifted)
+    variance = mean(tf.square(shifted - along(axis, values, remainder)))
+    return _Statistics(number, count, shift, remainder, variance)
+
+
+def _values_per_channel(inputs: tf.Tensor, axis: int) -> tf.Tensor:
+    count = tf.size(inputs) // inputs.shape.as_list()[axis]
+    return tf.cast(tf.reshape(count, [1]), moments.compute_dtype(inputs.dtype))
+
+
+def _sum_of_weights(weights: tf.Tensor, axes: list[int]) -> tf.Tensor:
+    """Per channel; NaN if one is negative, so that every worker hears of it in the exchange."""
+    is_negative = tf.reduce_any(weights < 0, axes)
+    total = tf.reduce_sum(weights, axes)
+    return tf.where(is_negative, tf.fill(tf.shape(total), tf.constant(float("nan"), total.dtype)), total)
+
+
 def with_moving_statistics_of_all_workers(
-    by_batch: Callable[..., Normalized], gather: Gather, *, unbiased: bool
+    by_batch: Callable[..., Normalized], gather: Gather, *, unbiased: bool, weights: tf.Tensor | None = None
 ) -> Callable[..., Normalized]:
     """`by_batch`, each worker by its own batch's statistics, and the estimator gets those of all workers' examples.
 
     Args:
         by_batch: as `transforms.by_moments`; its own variance biased.
         gather: exchanges one vector. Only the updates wait for it, and it has no gradient.
-        unbiased: as in `by_all_workers`.
+        unbiased, weights: as in `by_all_workers`; `by_batch` has the weights too.
 
     Returns:
         A function like `by_batch`. The variance for the estimator is the mean of the workers' variances *and* the
@@ -102,25 +154,33 @@ def with_moving_statistics_of_all_workers(
     def by_own_batch(inputs: tf.Tensor, axis: int, *args) -> Normalized:
         outputs, mean, variance = by_batch(inputs, axis, *args)
         mean, variance = tf.stop_gradient(mean), tf.stop_gradient(variance)
-        count = tf.cast(tf.size(inputs) // inputs.shape.as_list()[axis], mean.dtype)
-        whole = _combined(_Statistics(count, mean, tf.zeros_like(mean), variance), gather)
+        number = count = _values_per_channel(inputs, axis)
+        if weights is not None:
+            each = tf.cast(per_example(weights, inputs), mean.dtype) + tf.zeros_like(inputs, mean.dtype)
+            count = _sum_of_weights(each, reduced_axes(inputs, axis))
+        own = _Statistics(number, count, mean, tf.zeros_like(mean), variance)
+        whole = _combined(own, gather, unbiased=unbiased, weighted=weights is not None)
         return Normalized(outputs, whole.shift + whole.remainder, corrected(whole.variance, whole.count, unbiased))
 
     return by_own_batch
 
 
-def _combined(part: _Statistics, gather: Gather) -> _Statistics:
-    parts = gather(tf.concat([[part.count], part.shift, part.remainder, part.variance], 0))
+def _combined(part: _Statistics, gather: Gather, *, unbiased: bool, weighted: bool) -> _Statistics:
+    parts = gather(tf.concat(list(part), 0))
     channels = part.shift.shape.as_list()[0]
-    counts, shifts, remainders, variances = tf.split(parts, [1, channels, channels, channels], 1)
-    counts, shifts = tf.stop_gradient(counts), tf.stop_gradient(shifts)
-    count = tf.reduce_sum(counts)
+    sizes = [1, channels if weighted else 1, channels, channels, channels]
+    numbers, counts, shifts, remainders, variances = tf.split(parts, sizes, 1)
+    numbers, counts, shifts = tf.stop_gradient(numbers), tf.stop_gradient(counts), tf.stop_gradient(shifts)
+    number, count = tf.reduce_sum(numbers, 0), tf.reduce_sum(counts, 0)
     # Every worker has the same counts before it, so all of them raise, and none waits for another's next exchange.
-    with tf.control_dependencies([tf.debugging.Assert(count > 1.0, [_ONE_VALUE, count])]):
+    checks = [tf.debugging.Assert(number[0] > 1.0, [_ONE_VALUE, number])]
+    if weighted:
+        checks.append(tf.debugging.Assert(tf.reduce_all(count > (1.0 if unbiased else 0.0)), [_NO_WEIGHT, count]))
+    with tf.control_dependencies(checks):
         shares = counts / count
     # Any value near the data would do: the remainders have what is rounded off here.
     shift = tf.reduce_sum(shares * shifts, 0)
     offsets = (shifts - shift) + remainders
     remainder = tf.reduce_sum(shares * offsets, 0)
     variance = tf.reduce_sum(shares * (variances + tf.square(offsets - remainder)), 0)
-    return _Statistics(count, shift, remainder, variance)
+    return _Statistics(number, count, shift, remainder, variance)

@@ -25,6 +25,7 @@ __all__ = [
     "corrected",
     "kept_axes",
     "parameter_shape",
+    "per_example",
     "reduced_axes",
     "with_renorm",
 ]
@@ -74,7 +75,7 @@ def by_moments(
     if weights is None:
         statistics = moments.batch_statistics(inputs, axes)
     else:
-        statistics = moments.weighted_statistics(inputs, axes, _per_example(weights, inputs))
+        statistics = moments.weighted_statistics(inputs, axes, per_example(weights, inputs))
     outputs = moments.normalize(
         statistics.centered, statistics.variance, along(axis, inputs, gamma), along(axis, inputs, beta), epsilon
     )
@@ -248,7 +249,7 @@ def along(axis: Axis, inputs: tf.Tensor, vector: tf.Tensor | None) -> tf.Tensor 
     return tf.reshape(vector, [-1 if dimension == axis else 1 for dimension in range(inputs.shape.rank)])
 
 
-def _per_example(weights: tf.Tensor, inputs: tf.Tensor) -> tf.Tensor:
+def per_example(weights: tf.Tensor, inputs: tf.Tensor) -> tf.Tensor:
     """Weights of the leading dimensions (one an example, one a time step), shaped to broadcast over the rest of `inputs`."""
     missing = inputs.shape.rank - weights.shape.rank
     return tf.reshape(weights, tf.concat([tf.shape(weights), [1] * missing], 0)) if missing else weights

@@ -1,9 +1,9 @@
-"""Data-parallel training in graph mode: workers that each hold a part of the batch and come to one step together.
+"""Data-parallel training in graph mode: workers that each have a part of the batch and take each step together.
 
 A worker is a process of a cluster (`Cluster`, from ``TF_CONFIG``) or a tower of one process on a device of its own. Each
-builds the same graph, with variables of its own, and the graphs meet in sums over all workers (`all_sum`): of the batch
-statistics (`gatherer`, for ``batch_norm_wrapper(..., sync=...)``), in both directions, and of the gradients (`train_op`).
-So all workers take the same step from the same values, and stay equal bit for bit.
+builds the same graph, with variables of its own. The graphs exchange sums over all workers (`all_sum`): of the batch
+statistics (`gatherer`, for ``batch_norm_wrapper(..., sync=...)``), forward and backward, and of the gradients (`train_op`).
+So all workers take the same step from the same values, and their variables stay equal bit for bit.
 
     cluster = distributed.cluster_from_tf_config()              # {"cluster": {"worker": [...]}, "task": {...}}
     workers = cluster.workers()
@@ -15,12 +15,12 @@ So all workers take the same step from the same values, and stay equal bit for b
         session.run(equal)
         ...session.run(step, feed_dict=<this worker's examples>)...
 
-The transport is TensorFlow's: collective ops between ``tf.train.Server`` processes. What was tried, as a chain of five
-dependent sums over two local processes (a layer's exchanges; one or two runs of 500 on two busy cores, whose spread is
-as large as the differences, so that speed decides nothing):
+The transport is TensorFlow's: collective ops between ``tf.train.Server`` processes. Three methods were compared on a chain
+of five dependent sums over two local processes. (One or two runs of 500 on two busy cores: the spread is as large as the
+differences, so speed did not decide.)
 
 ===============================================  ==========  =========================================================
-way                                              ms a chain  and
+method                                           ms a chain  remarks
 ===============================================  ==========  =========================================================
 collective ops, a graph a worker (chosen)        5.9 to 7.5  variables are local; a timeout in each op bounds any wait
 MultiWorkerMirroredStrategy in graph mode        6.4         the same ops below; needs the server made by hand all the
@@ -29,8 +29,8 @@ one graph over all devices, sums by ``add_n``    7.6         weights cross the n
                                                              built in lockstep, and the chief feeds everybody's data
 ===============================================  ==========  =========================================================
 
-A collective does not learn at once that a peer has died (a session that drives remote devices does): it waits for its
-timeout. That is the bound on how long the others go on.
+A collective op does not notice at once that a peer has died (a session that drives remote devices does): it waits for its
+timeout. So the other workers stop after that time at the latest.
 """
 
 import json
@@ -45,6 +45,7 @@ from typing import NamedTuple
 
 from bn_graph.graphs.errors import BnGraphError
 from bn_graph.tf1 import tf
+from bn_graph.training import train_op as one_worker
 
 __all__ = [
     "Cluster",
@@ -66,7 +67,7 @@ TIMEOUT = 20.0
 """Seconds that a worker waits for the others within a step. A step of the slowest worker must be shorter."""
 
 WAIT = 60.0
-"""Seconds that a worker waits for the others to come, at the start."""
+"""Seconds that a worker waits for the others to start."""
 
 _JOB = "worker"
 _GROUP_KEY = 1
@@ -84,18 +85,18 @@ _servers: list[tf.train.Server] = []  # a server whose last reference goes would
 
 
 class ClusterError(BnGraphError):
-    """A cluster that can't be, a port that is taken, or workers that did not come or do not agree; one line."""
+    """An invalid cluster, a port in use, or workers that did not start or do not agree. The message is one line."""
 
 
 class WorkerLostError(RuntimeError):
-    """Another worker stopped answering while a step was under way; one line."""
+    """Another worker stopped answering during a step. The message is one line."""
 
 
 class Workers(NamedTuple):
-    """Those who hold a part of the batch each, as seen by one of them.
+    """The workers that have a part of the batch each, as one of them sees them.
 
-    ``size`` of them, of which this is number ``index``; each sum waits for the others at most ``timeout`` seconds
-    (0: for ever; in one process all towers run or none does).
+    There are ``size`` of them, and this is number ``index``. Each sum waits at most ``timeout`` seconds for the others
+    (0: no limit; in one process all towers run or none does).
     """
 
     size: int
@@ -115,20 +116,20 @@ class Cluster(NamedTuple):
         return self.index == 0
 
     def workers(self, timeout: float = TIMEOUT) -> Workers:
-        """The cluster's processes as the holders of a batch's parts, one part each."""
+        """The cluster's processes as workers with one part of the batch each."""
         return Workers(len(self.addresses), self.index, timeout)
 
 
 def cluster_from_tf_config(text: str | None = None) -> Cluster:
-    """The cluster that ``TF_CONFIG`` tells of, in the form that tf.distribute reads.
+    """The cluster that ``TF_CONFIG`` describes, in the form that tf.distribute reads.
 
     Args:
         text: JSON; the environment's ``TF_CONFIG`` if None. ``cluster`` has the addresses of the ``worker`` job and, if
             there is one, of a ``chief``, which is then the first worker; ``task`` is the type and index of this process.
 
     Raises:
-        ClusterError: it is missing or no JSON; another job than these two; an address that is not ``host:port`` or comes
-            twice; a task that the cluster doesn't have.
+        ClusterError: it is missing or is no JSON; it has a job other than these two, an address that is not ``host:port``
+            or is there twice, or a task that the cluster doesn't have.
 
     Example:
         >>> from bn_graph.training.distributed import cluster_from_tf_config
@@ -155,7 +156,7 @@ def cluster_from_tf_config(text: str | None = None) -> Cluster:
 
 def _bad_config(found: str) -> ClusterError:
     example = '{"cluster": {"worker": ["host1:2222", "host2:2222"]}, "task": {"type": "worker", "index": 0}}'
-    return ClusterError(f"TF_CONFIG: expected the like of {example}, found {' '.join(found.split())}.")
+    return ClusterError(f"TF_CONFIG: expected something like {example}, found {' '.join(found.split())}.")
 
 
 def _counted(jobs: dict) -> str:
@@ -264,10 +265,10 @@ def _reduce(tensor: tf.Tensor, workers: Workers, key: int) -> tf.Tensor:
 
 
 def gatherer(workers: Workers) -> Callable[[tf.Tensor], tf.Tensor]:
-    """What ``batch_norm_wrapper(..., sync=...)`` asks for: from each worker's ``[n]`` to ``[workers, n]``, by `all_sum`.
+    """The `sync` argument of ``batch_norm_wrapper``: puts every worker's ``[n]`` together as ``[workers, n]``, by `all_sum`.
 
     Args:
-        workers: the holders of the batch's parts; towers of one process need a device each (``/cpu:0``, ``/cpu:1``).
+        workers: those who have a part of the batch each; towers of one process need a device each (``/cpu:0``, ``/cpu:1``).
 
     Example:
         >>> import bn_graph
@@ -327,23 +328,29 @@ def _place(index: int | tf.Tensor, size: int) -> list:
 
 
 def train_op(
-    optimizer: tf.train.Optimizer, loss: tf.Tensor, workers: Workers, global_step: tf.Variable | None = None
+    optimizer: tf.train.Optimizer,
+    loss: tf.Tensor,
+    workers: Workers,
+    global_step: tf.Variable | None = None,
+    *,
+    update_ops: Sequence[tf.Operation | tf.Tensor] | None = None,
+    var_list: Sequence[tf.Variable] | None = None,
 ) -> tuple[tf.Operation, tf.Tensor]:
     """One step of all workers on the sum of their losses; one exchange carries all gradients, and the loss.
 
     Args:
-        optimizer: of ``tf.train``.
+        optimizer, update_ops, var_list: as for `bn_graph.train_op`, which this is otherwise: the update ops in
+            ``UPDATE_OPS`` have run before any variable is trained.
         loss: this worker's share: a *sum* over its examples, or that divided by the number of all workers' examples. (A
             mean over its own would make examples of smaller batches count for more.)
         workers: those who step together. Their variables must hold equal values (`broadcast_op`).
         global_step: incremented by each step, if given.
 
     Returns:
-        The op, and the total of the losses, a scalar, before the step. Update ops that are in a collection are not run;
-        updates in place are, with the layers.
+        The op, and the total of the losses, a scalar, before the step.
 
     Raises:
-        ValueError: no variable gets a gradient.
+        TypeError, ValueError: as `bn_graph.train_op` does.
 
     Example:
         >>> from bn_graph.training import distributed
@@ -356,19 +363,28 @@ def train_op(
         ...     float(session.run([total, step])[0]), float(session.run(weight))
         (1.0, 0.5)
     """
-    pairs = [(gradient, variable) for gradient, variable in optimizer.compute_gradients(loss) if gradient is not None]
-    flat = [tf.reshape(tf.convert_to_tensor(value), [-1]) for value in (loss, *(gradient for gradient, _ in pairs))]
-    sizes = [1, *(variable.shape.num_elements() for _, variable in pairs)]
-    total, *summed = tf.split(all_sum(tf.concat(flat, 0), workers), sizes)
-    applied = optimizer.apply_gradients(
-        [(tf.reshape(each, variable.shape), variable) for each, (_, variable) in zip(summed, pairs, strict=True)],
+    totals = []
+
+    def summed(gradients: list[tf.Tensor], variables: list[tf.Variable]) -> list[tf.Tensor]:
+        flat = [tf.reshape(tf.convert_to_tensor(value), [-1]) for value in (loss, *gradients)]
+        sizes = [1, *(variable.shape.num_elements() for variable in variables)]
+        total, *sums = tf.split(all_sum(tf.concat(flat, 0), workers), sizes)
+        totals.append(tf.reshape(total, []))
+        return [tf.reshape(each, variable.shape) for each, variable in zip(sums, variables, strict=True)]
+
+    step = one_worker.train_op(
+        optimizer,
+        loss,
+        update_ops=update_ops,
+        var_list=var_list,
         global_step=global_step,
+        transform_gradients=summed,
     )
-    return applied, tf.reshape(total, [])
+    return step, totals[0]
 
 
 def broadcast_op(variables: Sequence[tf.Variable], workers: Workers) -> tf.Operation:
-    """Assigns the chief's values to every worker's `variables`, so that the chief alone need have read the checkpoint.
+    """Assigns the chief's values to every worker's `variables`, so that only the chief has to read the checkpoint.
 
     Args:
         variables: floats and integers, initialized at every worker.
@@ -423,11 +439,11 @@ def session(cluster: Cluster, *, agree: str = "", wait: float = WAIT, timeout: f
     Args:
         cluster: of this process. It starts one ``tf.train.Server``, which serves until the process ends.
         agree: text of whatever must be the same at all workers for the training to make sense (sizes, seed, data).
-        wait: seconds to wait for the others to come.
+        wait: seconds to wait for the others to start.
         timeout: as given to `Cluster.workers`.
 
     Raises:
-        ClusterError: this worker's port is taken or its host is not this machine; a worker didn't come; they disagree.
+        ClusterError: this worker's port is in use or its host is not this machine; a worker did not start; they disagree.
         WorkerLostError: within the context, when another worker died or took longer than `timeout`. No later step of
             this process can succeed. Start all workers again, from the last checkpoint.
 
@@ -482,15 +498,15 @@ def _family(host: str) -> socket.AddressFamily:
 
 
 def _wait_for_others(cluster: Cluster, wait: float) -> None:
-    """Returns when every worker's port takes connections: a session would wait for a missing one without end."""
+    """Returns when every worker's port accepts connections; a session would wait for a missing one without a limit."""
     until = time.monotonic() + wait
     for index, address in enumerate(cluster.addresses):
         host, _, port = address.rpartition(":")
         while not _is_there(host.strip("[]"), int(port)):
             if time.monotonic() > until:
                 raise ClusterError(
-                    f"Worker {cluster.index} waited {wait:g} s for worker {index} at {address}, and it did not come. Start "
-                    "it, or give a cluster that is without it."
+                    f"Worker {cluster.index} waited {wait:g} s for worker {index} at {address}, and it did not start. Start "
+                    "it, or leave it out of the cluster."
                 )
             time.sleep(0.1)
 
@@ -504,7 +520,7 @@ def _is_there(host: str, port: int) -> bool:
 
 
 def _check_agreement(cluster: Cluster, server: tf.train.Server, agree: str, wait: float) -> None:
-    """The first exchange: of a digest of what all must have in common."""
+    """Exchanges a digest of what must be equal at all workers."""
     workers = cluster.workers(timeout=wait)
     digest = zlib.crc32(json.dumps([agree, cluster.addresses]).encode())
     rows = tf.Graph()
@@ -516,7 +532,7 @@ def _check_agreement(cluster: Cluster, server: tf.train.Server, agree: str, wait
                 found = opened.run(digests).tolist()
     except (*_LOST, tf.errors.InvalidArgumentError) as error:
         raise ClusterError(
-            f"Worker {cluster.index} found all addresses taken, but did not come together with {workers.size - 1} other "
+            f"Worker {cluster.index} reached all addresses, but could not exchange data with {workers.size - 1} other "
             f"workers there within {wait:g} s ({type(error).__name__}). Check that all have the same cluster, and that "
             "nothing else uses its ports."
         ) from error

@@ -32,9 +32,10 @@ def start():
         session.close()
 
 
-def towers(parts, is_training=True, *, dtype=tf.float64, static=False, **options):
+def towers(parts, is_training=True, *, dtype=tf.float64, static=False, weights=None, **options):
     """Inputs and outputs of a layer at each worker; each has variables of its own, as processes have."""
     built = []
+    options_of_each = [options if weights is None else options | {"weights": of_one} for of_one in weights or parts]
     for index, part in enumerate(parts):
         with tf.device(f"/cpu:{index}"):
             shape = part.shape if static else [None, *part.shape[1:]]
@@ -42,7 +43,12 @@ def towers(parts, is_training=True, *, dtype=tf.float64, static=False, **options
             sync = distributed.gatherer(Workers(len(parts), index))
             name = f"worker_{index}"
             built.append(
-                (inputs, batch_norm_wrapper(inputs, is_training, decay=DECAY, sync=sync, name=name, **options))
+                (
+                    inputs,
+                    batch_norm_wrapper(
+                        inputs, is_training, decay=DECAY, sync=sync, name=name, **options_of_each[index]
+                    ),
+                )
             )
     inputs, outputs = zip(*built, strict=True)
     return list(inputs), list(outputs)
@@ -200,6 +206,107 @@ def test_without_sync_the_variance_between_workers_is_missing(plain_graph, start
         np.testing.assert_allclose(own, oracle.moving([part], DECAY), rtol=1e-12)
 
 
+# --- weights ---
+
+
+def weighted_statistics(batch, weights):
+    """Mean and variance per channel of a batch whose examples count `weights` times each."""
+    kept, weights = batch[weights > 0], weights[weights > 0]
+    mean = np.average(kept, 0, weights)
+    return mean, np.average((kept - mean) ** 2, 0, weights)
+
+
+WEIGHTS = np.array([1.0, 0.0, 2.0, 0.5, 1.0, 0.0])
+CUTS = pytest.mark.parametrize("sizes", [(3, 3), (5, 1), (6, 0), (1, 3, 2)])  # (5, 1): one worker has no weight at all
+
+
+@CUTS
+@pytest.mark.parametrize("unbiased", [False, True])
+def test_weighted_examples_are_pooled_over_all_workers(plain_graph, start, random, sizes, unbiased):
+    batch = random.normal(2.0, 3.0, (6, CHANNELS))
+    batch[1] = np.nan  # padding may hold anything
+    parts, weights = cut(batch, sizes), cut(WEIGHTS, sizes)
+    inputs, outputs = towers(parts, weights=weights, unbiased_variance=unbiased)
+    session = start()
+    found = np.concatenate(session.run(outputs, fed(inputs, parts)))
+    mean, variance = weighted_statistics(batch, WEIGHTS)
+    expected = oracle.normalized(batch, mean, variance)
+    expected[1] = 0.0  # beta
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-9)
+    total = WEIGHTS.sum()
+    moving = np.stack(
+        [mean * (1 - DECAY), 1.0 * DECAY + variance * (total / (total - 1) if unbiased else 1) * (1 - DECAY)]
+    )
+    for own in statistics_of_each(session, len(sizes)):
+        np.testing.assert_allclose(own, moving, rtol=1e-12)
+
+
+@CUTS
+def test_gradients_of_weighted_examples_are_those_of_the_whole_batch(plain_graph, start, random, sizes):
+    batch, slopes = random.normal(1.0, 2.0, (6, CHANNELS)), random.normal(size=(6, CHANNELS))
+    slopes[1] = 0.0
+    parts = cut(batch, sizes)
+    inputs, outputs = towers(parts, weights=cut(WEIGHTS, sizes))
+    losses = [tf.reduce_sum(y**2 * slope) for y, slope in zip(outputs, cut(slopes, sizes), strict=True)]
+    gradients = [tf.gradients(loss, x)[0] for loss, x in zip(losses, inputs, strict=True)]
+    session = start()
+    found = np.concatenate(session.run(gradients, fed(inputs, parts)))
+
+    def whole_loss(values):
+        return np.sum(oracle.normalized(values, *weighted_statistics(values, WEIGHTS)) ** 2 * slopes)
+
+    # Central differences are good to about 1e-9 here.
+    np.testing.assert_allclose(found, oracle.gradient(whole_loss, batch), rtol=1e-6, atol=1e-8)
+    batch[1] = np.inf
+    again = np.concatenate(session.run(gradients, fed(inputs, cut(batch, sizes))))
+    np.testing.assert_array_equal(np.delete(again, 1, 0), np.delete(found, 1, 0))
+    assert np.isfinite(again).all()
+
+
+def test_weights_of_one_are_no_weights(plain_graph, start, random):
+    parts = [1e6 + np.round(random.normal(size=(size, 4, CHANNELS)) * 8) / 8 for size in (5, 2)]
+    weights = [np.ones(part.shape[:2], np.float32) for part in parts]
+    session_outputs = []
+    for options in ({}, {"weights": weights}):
+        with tf.Graph().as_default():
+            inputs, outputs = towers(parts, dtype=tf.float32, **options)
+            session_outputs.append(np.concatenate(start().run(outputs, fed(inputs, parts))))
+    np.testing.assert_allclose(*session_outputs, atol=5e-6)  # float32, at a mean of 10⁶
+
+
+def test_population_only_pools_weighted_statistics_of_workers(plain_graph, start, random):
+    batch = random.normal(2.0, 3.0, (6, CHANNELS))
+    parts, weights = cut(batch, (3, 3)), cut(WEIGHTS, (3, 3))
+    inputs, outputs = towers(parts, weights=weights, sync_population_only=True)
+    session = start()
+    for found, part, of_part in zip(session.run(outputs, fed(inputs, parts)), parts, weights, strict=True):
+        np.testing.assert_allclose(found, oracle.normalized(part, *weighted_statistics(part, of_part)), rtol=1e-6)
+    mean, variance = weighted_statistics(batch, WEIGHTS)
+    for own in statistics_of_each(session, 2):
+        np.testing.assert_allclose(own, [mean * (1 - DECAY), 1.0 * DECAY + variance * (1 - DECAY)], rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("first", "unbiased"), [([0.0, 0.0], False), ([0.5, 0.5], True), ([3.0, -1.0], False)], ids=["0", "1", "negative"]
+)
+def test_weights_that_no_statistics_can_be_computed_of_are_refused_at_every_worker(plain_graph, start, first, unbiased):
+    parts = [np.ones((2, CHANNELS)), np.ones((2, CHANNELS))]
+    inputs, outputs = towers(parts, weights=[np.array(first), np.zeros(2)], unbiased_variance=unbiased)
+    session = start()
+    for y in outputs:
+        with pytest.raises(tf.errors.InvalidArgumentError, match="weights that are not negative, and that sum"):
+            session.run([y, *outputs], fed(inputs, parts))
+    np.testing.assert_array_equal(statistics_of_each(session, 2)[0], [np.zeros(CHANNELS), np.ones(CHANNELS)])
+
+
+def test_weights_of_another_batch_are_refused(plain_graph, start):
+    parts = [np.ones((1, CHANNELS)), np.ones((2, CHANNELS))]
+    fed_weights = tf.placeholder(tf.float32, [None])
+    inputs, outputs = towers(parts, weights=[fed_weights, np.ones(2)])
+    with pytest.raises(tf.errors.InvalidArgumentError, match="weights must have the shape"):
+        start().run(outputs, fed(inputs, parts) | {fed_weights: np.ones(4)})
+
+
 def test_one_value_at_all_workers_together_is_refused_at_each_and_nothing_moves(plain_graph, start):
     parts = [np.ones((1, CHANNELS)), np.ones((0, CHANNELS))]
     inputs, outputs = towers(parts)
@@ -224,7 +331,10 @@ def test_one_example_a_worker_is_enough_even_where_the_graph_knows_it(plain_grap
         ({"sync_population_only": True}, "there is no sync"),
         ({"sync": tf.identity, "renorm": True}, "renorm and sync exclude each other"),
         ({"sync": tf.identity, "virtual_batch_size": 2}, "virtual_batch_size and sync exclude each other"),
-        ({"sync": tf.identity, "weights": np.ones(4)}, "weights and sync exclude each other"),
+        (
+            {"sync": tf.identity, "weights": np.ones(4), "renorm": True},
+            "renorm and weights and sync exclude each other",
+        ),
     ],
 )
 def test_what_does_not_go_with_sync_is_refused(plain_graph, options, message):

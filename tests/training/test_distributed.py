@@ -21,6 +21,7 @@ import bn_graph
 from bn_graph.tf1 import tf
 from bn_graph.training import distributed
 from bn_graph.training.distributed import ClusterError, Workers
+from bn_graph.training.train_op import collect
 from experiments.demos import distributed as program
 
 PROGRAM = [sys.executable, "-m", "experiments.demos.distributed", "--data=digits"]
@@ -226,7 +227,7 @@ def test_a_worker_that_does_not_come_is_waited_for_up_to_a_limit(started, tmp_pa
     assert finished.status == 2
     missing = json.loads(config)["cluster"]["worker"][1]
     assert re.fullmatch(
-        rf"distributed: Worker 0 waited 1 s for worker 1 at {missing}, and it did not come\. .*", finished.err
+        rf"distributed: Worker 0 waited 1 s for worker 1 at {missing}, and it did not start\. .*", finished.err
     )
 
 
@@ -352,14 +353,37 @@ def test_train_op_steps_on_the_sum_of_all_losses(two_cpus):
         with tf.device(f"/cpu:{index}"), tf.variable_scope(f"worker_{index}"):
             weight = tf.get_variable("w", initializer=tf.constant(3.0))
             step = tf.get_variable("step", initializer=tf.constant(0, tf.int64), trainable=False)
-            optimizer = tf.train.GradientDescentOptimizer(0.1)
-            optimizer.compute_gradients = lambda loss, weight=weight, compute=optimizer.compute_gradients: compute(
-                loss, var_list=[weight]
-            )
-            results.append(distributed.train_op(optimizer, value * weight, Workers(2, index), step))
+            optimizer, workers = tf.train.GradientDescentOptimizer(0.1), Workers(2, index)
+            results.append(distributed.train_op(optimizer, value * weight, workers, step, var_list=[weight]))
     two_cpus.run(tf.global_variables_initializer())
     found = two_cpus.run(results)
     assert [total for _, total in found] == [3.0 * (2.0 + 5.0)] * 2
     w_0, step_0, w_1, step_1 = two_cpus.run([variable.read_value() for variable in tf.global_variables()])
     np.testing.assert_allclose([w_0, w_1], [3.0 - 0.1 * (2.0 + 5.0)] * 2, rtol=1e-6)
     assert (step_0, step_1) == (1, 1)
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_train_op_runs_the_collected_updates_of_every_worker(two_cpus, given):
+    parts, results = ([[1.0], [3.0]], [[8.0]]), []
+    for index, part in enumerate(parts):
+        with tf.device(f"/cpu:{index}"), tf.name_scope(f"tower_{index}"):
+            scope, workers = f"worker_{index}", Workers(2, index)
+            y = bn_graph.batch_norm_wrapper(
+                tf.constant(part),
+                True,
+                decay=0.5,
+                sync=distributed.gatherer(workers),
+                updates_collection=tf.GraphKeys.UPDATE_OPS,
+                name=scope,
+            )
+            updates = collect(name_scope=f"tower_{index}") if given else None
+            optimizer, variables = tf.train.GradientDescentOptimizer(0.1), tf.trainable_variables(scope)
+            loss = tf.reduce_sum(y)
+            results.append(distributed.train_op(optimizer, loss, workers, update_ops=updates, var_list=variables))
+    two_cpus.run(tf.global_variables_initializer())
+    two_cpus.run(results)
+    means = two_cpus.run([v for v in tf.global_variables() if "moving_mean" in v.op.name])
+    np.testing.assert_allclose(means, [[0.0 * 0.5 + 4.0 * 0.5]] * 2, rtol=1e-6)
+    betas = two_cpus.run([v for v in tf.global_variables() if v.op.name.endswith("beta")])
+    np.testing.assert_allclose(betas, [[-0.1 * 3]] * 2, rtol=1e-6)  # 3 examples, each with slope 1
