@@ -39,7 +39,7 @@ __all__ = [
 ]
 
 DEFAULT_DIRECTORY = "MNIST_data"
-"""Where MNIST is looked for, in the current directory, when neither an argument nor ``MNIST_DIR`` names a place."""
+"""The directory that is searched for MNIST when neither an argument nor ``MNIST_DIR`` names one."""
 
 CLASSES = 10
 
@@ -63,7 +63,7 @@ class IdxFile(NamedTuple):
 
     @property
     def magic(self) -> int:
-        """0x08 says unsigned bytes, and the last byte says how many dimensions."""
+        """0x08 stands for unsigned bytes; the last byte is the number of dimensions."""
         return 0x0800 + len(self.shape)
 
     @property
@@ -88,7 +88,7 @@ MNIST_FILES = {
 """MNIST's four files; the SHA-256 is that of the decompressed content."""
 
 MNIST_VALIDATION = 5_000
-"""So many of the first training images are for validation, as in the tutorial loader that the documents used."""
+"""How many of the first training images are the validation split, as in the tutorial loader that the documents used."""
 
 DIGITS_SEED = 0
 DIGITS_TEST = 360
@@ -138,8 +138,8 @@ def load(name: str = "auto", directory: str | os.PathLike | None = None) -> Data
 
     Args:
         name: "mnist", "digits", or "auto": MNIST if `directory` has at least one of its files, else the digits.
-        directory: where MNIST is. None stands for ``$MNIST_DIR`` (an empty value is as good as none), and failing that
-            for ``./MNIST_data``. The digits need none.
+        directory: where MNIST is. None stands for ``$MNIST_DIR`` or, if that is not set or empty, for
+            ``./MNIST_data``. The digits need none.
 
     Returns:
         `Dataset`.
@@ -147,7 +147,7 @@ def load(name: str = "auto", directory: str | os.PathLike | None = None) -> Data
     Raises:
         DataError: `name` is none of the three; MNIST is asked for and missing; files of it are there but incomplete or
             damaged, "auto" or not; or "auto" finds no MNIST in a directory that was *named*, by `directory` or by
-            ``MNIST_DIR``: who names a place wants what is there, and not another data set.
+            ``MNIST_DIR``: if you name a directory, no other data set is taken in its place.
 
     Example:
         >>> from bn_graph.training import datasets
@@ -159,11 +159,11 @@ def load(name: str = "auto", directory: str | os.PathLike | None = None) -> Data
         raise DataError(f'data set: expected "auto", "mnist" or "digits", found {name!r}; choose one of the three')
     if name == "digits":
         return load_digits()
-    named = (os.environ.get("MNIST_DIR") or None) if directory is None else directory
-    place = Path(DEFAULT_DIRECTORY if named is None else named)
-    if name == "auto" and named is None and not _mnist_paths(place):
+    given = (os.environ.get("MNIST_DIR") or None) if directory is None else directory
+    folder = Path(DEFAULT_DIRECTORY if given is None else given)
+    if name == "auto" and given is None and not _mnist_paths(folder):
         return load_digits()
-    return load_mnist(place)
+    return load_mnist(folder)
 
 
 def describe(dataset: Dataset) -> str:
@@ -187,8 +187,8 @@ def describe(dataset: Dataset) -> str:
 def load_mnist(directory: str | os.PathLike) -> Dataset:
     """Loads MNIST from its four IDX files, each plain or with ``.gz`` after its name.
 
-    If a file is there in both forms the plain one is read: it needs no decompressing, and it is what
-    ``experiments.machinery.fetch_mnist`` writes, which so repairs a directory with a damaged ``.gz``.
+    If both forms of a file exist, the plain one is read: it needs no decompressing, and it is what
+    ``experiments.machinery.fetch_mnist`` writes to repair a directory with a damaged ``.gz``.
 
     Args:
         directory: of the four files.
@@ -217,7 +217,7 @@ def load_mnist(directory: str | os.PathLike) -> Dataset:
         raise _bad(directory / missing[0], expected, f"{found} (missing in all: {', '.join(missing)})")
     arrays = {}
     for name, expected_file in MNIST_FILES.items():
-        # One byte more than is expected shows that there is too much, and a gzip bomb gets no further than that.
+        # One byte more than expected shows that a file is too long, and no gzip bomb is decompressed beyond it.
         arrays[name] = parse_idx(_read_at_most(paths[name], expected_file.size + 1), name, paths[name])
     training = _split(arrays["train-images-idx3-ubyte"], arrays["train-labels-idx1-ubyte"], white=255)
     return Dataset(
@@ -227,7 +227,7 @@ def load_mnist(directory: str | os.PathLike) -> Dataset:
         test=_split(arrays["t10k-images-idx3-ubyte"], arrays["t10k-labels-idx1-ubyte"], white=255),
         image_shape=arrays["train-images-idx3-ubyte"].shape[1:],
         source=str(directory),
-        # `parse_idx` let nothing pass that has another digest.
+        # `parse_idx` accepts no other digest.
         sha256={name: expected_file.sha256 for name, expected_file in MNIST_FILES.items()},
     )
 
@@ -239,8 +239,8 @@ def load_digits() -> Dataset:
     on writers that training never saw. (The accuracies are therefore those for *known* writers.)
 
     The test set has 360 examples, 20 % of 1797 rounded up, as scikit-learn's own ``train_test_split`` would take.
-    Training has 1300, a multiple of 10, 13, 20, 50, 65 and 100, so that an epoch in such batches has no ragged tail.
-    The 137 that are left are for validation.
+    Training has 1300, a multiple of 10, 13, 20, 50, 65 and 100, so that an epoch in such batches uses every example.
+    The other 137 are for validation.
 
     Returns:
         `Dataset` with 64 inputs, each pixel (0 to 16) divided by 16.
@@ -250,7 +250,7 @@ def load_digits() -> Dataset:
         >>> datasets.load_digits().train.images.shape
         (1300, 64)
     """
-    import sklearn.datasets  # here, for it takes a second and who has MNIST does not need it
+    import sklearn.datasets  # only here: the import takes a second, and MNIST does not need it
 
     raw = sklearn.datasets.load_digits()
     pixels, labels = raw.data.astype(np.uint8), raw.target.astype(np.uint8)
@@ -295,7 +295,7 @@ def parse_idx(content: bytes, name: str, path: str | os.PathLike) -> np.ndarray:
     path, expected = Path(path), MNIST_FILES[name]
     _check_header(content, expected, path)
     if len(content) != expected.size:
-        # `_read_at_most` stops one byte past the end, so what is too long is only known to be so.
+        # `_read_at_most` stops one byte past the end, so the length of a file that is too long is unknown.
         found = f"{len(content)} bytes (truncated)" if len(content) < expected.size else f"{len(content)} bytes or more"
         raise _bad(path, f"{expected.size} bytes", found)
     array = np.frombuffer(content, np.uint8, offset=expected.header_size).reshape(expected.shape)
@@ -371,13 +371,13 @@ def _bad(path: Path, expected: str, found: str) -> DataError:
 
 
 def _one_line(text: str) -> str:
-    # The name of a directory may hold a line feed.
+    # The name of a directory may contain a line feed.
     return " ".join(text.splitlines())
 
 
 def _split(images: np.ndarray, labels: np.ndarray, white: int) -> Split:
     flat = images.reshape(len(images), -1)
-    # The dtype makes it divide in float32 straight away; without it MNIST would pass through 376 MB of float64.
+    # The dtype makes it divide in float32; without it MNIST would be 376 MB of float64 in between.
     scaled = np.divide(flat, np.float32(white), dtype=np.float32)
     return Split(scaled, np.eye(CLASSES, dtype=np.float32)[labels])
 
@@ -389,9 +389,8 @@ def _part(split: Split, start: int, stop: int | None) -> Split:
 def batches(split: Split, batch_size: int, *, seed: int, start: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """The batches of a training run, from its step `start` on, without end.
 
-    Which examples make up a step's batch is a pure function of the number of examples, `batch_size`, `seed` and the
-    step, and of nothing that happened before. That is so that a run which is stopped and resumed at step k sees exactly
-    what the uninterrupted one saw.
+    Which examples are in a step's batch depends on the number of examples, `batch_size`, `seed` and the step, and on
+    nothing else. So a run that is stopped and resumed at step k gets the same batches as one that is not stopped.
 
     Args:
         split: the examples.
@@ -420,7 +419,7 @@ def batch_rows(size: int, batch_size: int, *, seed: int, start: int = 0) -> Iter
     """The row numbers of each batch of a training run, from its step `start` on, without end.
 
     Every epoch is shuffled anew, by ``np.random.default_rng([seed, 1 + epoch])``, and cut into ``size // batch_size``
-    batches; the ragged tail is dropped, so that all batches have one size (each epoch leaves out other examples).
+    batches; the examples left over are dropped, so that all batches have one size (each epoch drops other examples).
 
     Args:
         size: the number of examples.
@@ -452,7 +451,7 @@ def _rows(size: int, batch_size: int, seed: int, start: int) -> Iterator[np.ndar
     steps = size // batch_size
     first_epoch, first_step = divmod(start, steps)
     for epoch in itertools.count(first_epoch):
-        # 1 + epoch: [seed, 0] would be the very stream of [seed], which is what draws the weights.
+        # 1 + epoch: [seed, 0] would be the same stream as [seed], which draws the weights.
         order = np.random.default_rng([seed, 1 + epoch]).permutation(size)
         for step in range(first_step if epoch == first_epoch else 0, steps):
             yield order[step * batch_size : (step + 1) * batch_size]
