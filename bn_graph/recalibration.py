@@ -204,9 +204,9 @@ def recalibrate(
     Raises:
         RecalibrationError: an unknown `method`; no layer found, or not one of `layers`; an iterator in place of a
             callable; no batches, or not as many in every pass; too few values; NaN or infinity; a layer's inputs
-            that can't be computed (a missing feed, a layer inside a branch or loop); "pooled" and a layer that can't be
-            switched to its moving statistics, or whose inputs depend on its own outputs. The message names the
-            layer. Nothing has been assigned then, nor after any other exception, KeyboardInterrupt included.
+            that can't be computed (a missing feed, a layer inside a branch or loop, a recurrent cell's); "pooled" and a
+            layer that can't be switched to its moving statistics, or whose inputs depend on its own outputs. The message
+            names the layer. Nothing has been assigned then, nor after any other exception, KeyboardInterrupt included.
 
     What else a layer may keep (``biased`` and ``local_step`` of zero-debiasing, renorm's, ``moving_count``) stays as it is,
     and a later training step averages on from there. Weights that a layer gives its examples are not looked at: every
@@ -306,9 +306,7 @@ def _warn_of_others(graph: tf.Graph, found: FoundCalls) -> None:
     left = [variable.op.name for variable in averages.moving_statistics(graph)]
     left = [name for name in left if name not in found.statistics(*done) and not name.startswith(scopes)]
     if left:
-        warnings.warn(
-            f"Left as they are, since no update op tells what they are statistics of: {', '.join(left)}.", stacklevel=3
-        )
+        warnings.warn(" ".join(found.left_as_they_are(left)), stacklevel=3)
 
 
 def _plan(
@@ -360,7 +358,9 @@ def _check_switched(
     above = [call.layer for call in found.calls if call.outputs and found.graph.names[call.outputs[0]] in before]
     stuck = [name for name in above if name in switched.unsupported] + list(by_batch)
     if stuck:
-        reason = switched.unsupported.get(stuck[0], "its batch statistics reach further than its outputs")
+        reason = switched.unsupported.get(stuck[0]) or found.unsupported.get(
+            stuck[0], "its batch statistics reach further than its outputs"
+        )
         raise RecalibrationError(
             f"{stuck[0]}, above layer {layer}, can't be made to normalize by its moving statistics: {reason}. "
             'Use method="paper".'

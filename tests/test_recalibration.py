@@ -801,12 +801,19 @@ def test_what_only_knows_the_batch_is_refused_above_a_layer(plain_graph, start, 
     x = tf.placeholder(tf.float32, [None, 2, 2, 4])
     by_moments = tf.nn.batch_normalization(x, *tf.nn.moments(x, [0, 1, 2]), None, None, EPSILON)
     by_kernel, _, _ = tf.nn.fused_batch_norm(x, tf.ones([4]), tf.zeros([4]))
+    mean = tf.reduce_mean(x, [0, 1, 2])
+    variance = tf.divide(
+        tf.reduce_sum(tf.square(x - mean), [0, 1, 2]), tf.placeholder_with_default(32.0, []), name="sum"
+    )
+    by_sum = tf.nn.batch_normalization(x, mean, variance, None, None, EPSILON)
     bn_graph.batch_norm_wrapper(by_moments, True, name="bn1")
     bn_graph.batch_norm_wrapper(by_kernel, True, name="bn2")
+    bn_graph.batch_norm_wrapper(by_sum, True, name="bn3")
     session, batches = start(), [{x: examples(random, rank=4)}]
     check_refused(session, batches, 'moments/variance, above layer bn1, .*Use method="paper"', layers=["bn1"])
     check_refused(session, batches, 'FusedBatchNormV3, above layer bn2, .*Use method="paper"', layers=["bn2"])
-    assert len(recalibrate(session, batches, method="paper")) == 2
+    check_refused(session, batches, 'sum_1, above layer bn3, .*Use method="paper"', layers=["bn3"])
+    assert len(recalibrate(session, batches, method="paper")) == 3
 
 
 def test_averages_that_are_each_examples_own_may_stand_above_a_layer(plain_graph, start, random):

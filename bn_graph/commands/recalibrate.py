@@ -261,8 +261,8 @@ def _print_rest(
             f"Left as they are, since their layers were built for inference: {', '.join(of_inference)}. "
             "If the weights were trained with batch statistics, give --inference-layers."
         )
-    if others:
-        print(f"Left as they are, since no update op shows what they are statistics of: {', '.join(others)}.")
+    for sentence in found.left_as_they_are(others):
+        print(sentence)
     initialized = [name for name in restored.missing if name not in known]
     if initialized:
         print(f"Not in the checkpoint, and so initialized: {', '.join(initialized)}.")

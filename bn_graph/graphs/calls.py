@@ -18,14 +18,35 @@ from bn_graph.graphs.layers import Layer, find_layers
 from bn_graph.graphs.modes import value_sources
 from bn_graph.graphs.normalizations import Normalization, Origin, Source, find_normalizations
 from bn_graph.graphs.notes import LAYERS
-from bn_graph.graphs.ops import ARITHMETIC, ENTERS, EXITS, FORWARDS, FUSED, LOOPS, SAME_VALUES
+from bn_graph.graphs.ops import (
+    ARITHMETIC,
+    ENTERS,
+    EXITS,
+    FORWARDS,
+    FUSED,
+    LOOPS,
+    REFERENCE_FORWARDS,
+    ROW_READS,
+    SAME_VALUES,
+)
 from bn_graph.graphs.shapes import Shape, stored_shape
 from bn_graph.graphs.statistics import Kind, recognize, shifted_parts
 from bn_graph.graphs.updates import assigned_value, targets
 from bn_graph.graphs.values import strip, variable
 
-__all__ = ["BatchTensor", "FoundCalls", "LayerCall", "find_calls", "shape_of", "tensor_name"]
+__all__ = [
+    "RECURRENT",
+    "BatchTensor",
+    "FoundCalls",
+    "LayerCall",
+    "find_calls",
+    "is_read_by_rows",
+    "shape_of",
+    "tensor_name",
+]
 
+RECURRENT = "it is a recurrent cell's, with statistics for each time step"
+"""Why a layer is neither recalibrated nor folded."""
 
 _MOST_STEPS = 64
 
@@ -105,6 +126,22 @@ class FoundCalls(NamedTuple):
             layer for layer, calls in self.by_layer.items() if not any(call.updates or call.noted for call in calls)
         ]
 
+    def left_as_they_are(self, statistics: Iterable[str]) -> list[str]:
+        """What to report of moving statistics that are not recalibrated: a sentence for each reason, with names.
+
+        Args:
+            statistics: the names of their ops.
+        """
+        owners = {self.graph.names[node]: layer.name for layer in self.layers for node in layer.statistics}
+        by_reason: dict[str, list[str]] = {}
+        for name in statistics:
+            layer = owners.get(name)
+            reason = self.unsupported.get(layer, "no update op shows what they are statistics of")
+            by_reason.setdefault(reason, []).append(layer if layer in self.unsupported else name)
+        return [
+            f"Left as they are: {', '.join(dict.fromkeys(names))} ({reason})." for reason, names in by_reason.items()
+        ]
+
     def inputs(self, call: LayerCall) -> str:
         """The name of the tensor that a call normalizes; one computed inside a function has ``//`` in it."""
         return tensor_name(self.graph, call.inputs)
@@ -142,7 +179,7 @@ def find_calls(live: Any) -> FoundCalls:
     own = {node for call in noted for node in (call.mean, call.variance)}
     for layer in layers:
         if not own & set(layer.statistics):
-            found, reason = _calls_of(graph, looping, layer)
+            found, reason = _calls_of(graph, users, looping, layer)
             calls.extend(found)
             if not found:
                 unsupported[layer.name] = reason
@@ -219,10 +256,12 @@ def _ref(graph: Graph, name: str) -> Ref | None:
 # --- Everybody's layers -----------------------------------------------------------------------------------------------
 
 
-def _calls_of(graph: Graph, looping: Collection[int], layer: Layer) -> tuple[list[LayerCall], str]:
+def _calls_of(graph: Graph, users: Uses, looping: Collection[int], layer: Layer) -> tuple[list[LayerCall], str]:
     """The calls of a layer, and a reason in case that there are none."""
     if not layer.means or not layer.variances:
         return [], "it has no variables for its statistics"
+    if any(is_read_by_rows(graph, users, node) for node in layer.statistics):
+        return [], RECURRENT
     calls, reason = {}, ""
     for place in layer.places:
         try:
@@ -237,6 +276,16 @@ def _calls_of(graph: Graph, looping: Collection[int], layer: Layer) -> tuple[lis
     if any(call.updates for call in found):
         found = [call for call in found if call.batch or call.updates]
     return found, reason
+
+
+def is_read_by_rows(graph: Graph, users: Uses, variable: int) -> bool:
+    """Whether a variable has a row for each time step, as a recurrent cell's statistics have."""
+
+    def forwards(node: int) -> list[int]:
+        return [user for user, _, _ in users.data[node] if graph.ops[user] in REFERENCE_FORWARDS]
+
+    readers = (user for node in walk([variable], forwards) for user, _, _ in users.data[node])
+    return any(graph.ops[reader] in ROW_READS for reader in readers)
 
 
 def _call(graph: Graph, looping: Collection[int], layer: Layer, place: Normalization) -> LayerCall:

@@ -40,6 +40,7 @@ __all__ = [
     "RESHAPES",
     "RESOURCE_ASSIGNS",
     "ROW_ASSIGNS",
+    "ROW_READS",
     "SAME_RANK",
     "SAME_VALUES",
     "SCALINGS",
@@ -72,6 +73,9 @@ ASSIGNS = REF_ASSIGNS | RESOURCE_ASSIGNS
 
 ROW_ASSIGNS = frozenset({"ResourceScatterSub", "ResourceScatterAdd", "ResourceScatterUpdate"})
 """Assign to rows of a variable: the handle, the rows' numbers, the values."""
+
+ROW_READS = frozenset({"ResourceGather"})
+"""Read rows of a resource variable: the handle, the rows' numbers."""
 
 OPTIMIZERS = ("Apply", "ResourceApply", "SparseApply", "ResourceSparseApply")
 """Beginnings of the types of optimizers' kernels."""

@@ -10,9 +10,13 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from bn_graph.checkpoints.files import written_beside
-from bn_graph.graphs.graph import Graph, build, uses
+from bn_graph.graphs.calls import RECURRENT, is_read_by_rows
+from bn_graph.graphs.effects import variable_name
+from bn_graph.graphs.graph import Graph, build, producer, uses
 from bn_graph.graphs.layers import Layer, find_layers
 from bn_graph.graphs.normalizations import find_normalizations
+from bn_graph.graphs.ops import ENTERS, ROW_READS
+from bn_graph.graphs.values import variable
 from bn_graph.inference.extraction import ExportError, InferenceGraph, extract, open_session
 from bn_graph.inference.folding import fold_batch_norm, obstacles
 from bn_graph.tf1 import tf
@@ -121,7 +125,8 @@ def export_frozen_graph(
         is called by its name in `inputs`.
 
     Raises:
-        FileExistsError, ExportError, OSError: as `export_saved_model`.
+        FileExistsError, ExportError, OSError: as `export_saved_model`. ExportError also for a recurrent cell (or anything
+            else that reads rows of a variable) in a loop of control flow v2, which TensorFlow can't freeze.
 
     Warns:
         UnfoldedWarning: layers could not be folded: they are named with the reason, and computed as before. No matmul
@@ -170,8 +175,34 @@ def export_frozen_graph(
 def _frozen(extracted: InferenceGraph) -> tf.GraphDef:
     """The extracted graph with constants for variables."""
     outputs = [tensor.op.name for tensor in extracted.outputs.values()]
+    _refuse_rows_in_functions(build(extracted.graph))
     with open_session(extracted) as session:
-        return tf.graph_util.convert_variables_to_constants(session, extracted.graph.as_graph_def(), outputs)
+        frozen = tf.graph_util.convert_variables_to_constants(session, extracted.graph.as_graph_def(), outputs)
+    _put_axes_into_loops(frozen)
+    return frozen
+
+
+def _put_axes_into_loops(frozen: tf.GraphDef) -> None:
+    """Of a row read in a loop of control flow v1, TensorFlow makes the new constant of its axis outside of the loop."""
+    nodes = {node.name: node for node in frozen.node}
+    for node in frozen.node:
+        if node.op == "GatherV2" and len(node.input) >= 3 and producer(node.input[0]) in nodes:
+            values, axis = nodes[producer(node.input[0])], nodes.get(node.input[2])
+            if values.op in ENTERS and axis is not None and axis.op == "Const" and not axis.input:
+                axis.input.append(f"^{values.name}")
+
+
+def _refuse_rows_in_functions(model: Graph) -> None:
+    """TensorFlow makes constants of such variables and leaves the reads as they are: the file would not run."""
+    rows = [node for node, op in enumerate(model.ops) if op in ROW_READS and model.callers[node] is not None]
+    variables = [variable(model, model.inputs[node][0]) for node in rows]
+    names = dict.fromkeys(variable_name(model, node) for node in variables if node is not None)
+    if names:
+        raise ExportError(
+            f"These variables are read by rows inside a loop or function of control flow v2, which can't be frozen: "
+            f"{', '.join(names)}. Write a SavedModel (export_saved_model), or build the graph after "
+            "tf.disable_control_flow_v2()."
+        )
 
 
 def _reasons(model: Graph, layers: list[Layer], frozen: tf.GraphDef, outputs: list[str]) -> dict[str, str]:
@@ -180,4 +211,11 @@ def _reasons(model: Graph, layers: list[Layer], frozen: tf.GraphDef, outputs: li
         layer.name: [(model.names[place.inputs[0]], model.names[place.outputs[0]]) for place in layer.places]
         for layer in layers
     }
-    return {name: "; ".join(obstacles(frozen, outputs, ends)) for name, ends in places.items()}
+    users = uses(model)
+    recurrent = {
+        layer.name for layer in layers if any(is_read_by_rows(model, users, node) for node in layer.statistics)
+    }
+    return {
+        name: RECURRENT if name in recurrent else "; ".join(obstacles(frozen, outputs, ends))
+        for name, ends in places.items()
+    }

@@ -19,6 +19,7 @@ from bn_graph.graphs import effects
 from bn_graph.graphs.errors import BnGraphError
 from bn_graph.graphs.graph import Graph, Ref, build, node_named, producer, uses
 from bn_graph.graphs.modes import modes, values_used
+from bn_graph.graphs.ops import CONDS, LOOPS
 from bn_graph.graphs.statistics import batch_variances
 from bn_graph.inference.branches import without_training_branches
 from bn_graph.layers.averages import is_ref_variable, moving_statistics
@@ -127,8 +128,23 @@ def refuse_training(graph: tf.Graph, graph_def: tf.GraphDef, outputs: Iterable[s
         raise ExportError(
             f"The outputs still train in {', '.join(where)}: they normalize by their batch, or assign variables. "
             "Export from a graph that is built with is_training=False, restored from the checkpoint; or, if the training "
-            "flag is a tensor, pass it as is_training=."
+            f"flag is a tensor, pass it as is_training=.{_IN_LOOP if _has_conds_in_loops(built) else ''}"
         )
+
+
+_IN_LOOP = (
+    " (In a loop of control flow v2, such as tf.nn.dynamic_rnn's, no flag can be fixed; after "
+    "tf.disable_control_flow_v2() it can.)"
+)
+
+
+def _has_conds_in_loops(graph: Graph) -> bool:
+    for node in (node for node, op in enumerate(graph.ops) if op in CONDS):
+        while graph.callers[node] is not None:
+            node = graph.callers[node][0]
+            if graph.ops[node] in LOOPS:
+                return True
+    return False
 
 
 def _check_signature(graph: tf.Graph, inputs: Mapping, outputs: Mapping, is_training: tf.Tensor | None) -> None:

@@ -10,14 +10,15 @@ How a call is switched depends on how it was built:
 Nothing in the copy assigns a variable. The graph itself is not touched, and may be finalized.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import NamedTuple
 
-from bn_graph.graphs.calls import BatchTensor, FoundCalls, LayerCall, tensor_name
+from bn_graph.graphs.calls import BatchTensor, FoundCalls, LayerCall, shape_of, tensor_name
 from bn_graph.graphs.graph import Graph, Ref, build, walk
-from bn_graph.graphs.modes import value_sources
+from bn_graph.graphs.layers import Layer
+from bn_graph.graphs.modes import mode_switches, value_sources
 from bn_graph.graphs.ops import ASSIGNS, FUSED, MERGES, REF_ASSIGNS, SELECTS
-from bn_graph.graphs.statistics import Kind, is_training_kernel, recognize
+from bn_graph.graphs.statistics import Kind, batch_variances, is_training_kernel
 from bn_graph.tf1 import tf
 
 __all__ = ["Switched", "by_moving_statistics", "still_by_batch", "values_above"]
@@ -128,17 +129,37 @@ def still_by_batch(graph: Graph, found: FoundCalls, tensor: Ref) -> list[str]:
     # A switched layer may have left behind the kernel's node, which now is in inference mode.
     left = {by_node[node] for node in before & by_node.keys() if _is_by_batch(graph, node)}
     always = {node for node, _ in walk([tensor], lambda ref: _without_choices(graph, ref))} - by_node.keys()
-    others = {graph.names[node] for node in always if _normalizes_by_batch(graph, node)}
+
+    def rank_of(ref: Ref) -> int | None:
+        node = found.graph.ids.get(graph.names[ref[0]])
+        sizes = None if node is None else shape_of(found.graph, (node, ref[1]))
+        return None if sizes is None else len(sizes)
+
+    others = {graph.names[node] for node in batch_variances(graph, always, rank_of)}
+    names = {graph.names[node] for node in before}
+    left |= {
+        layer.name
+        for layer in found.layers
+        if layer.name in found.unsupported
+        and _is_always_by_batch(found.graph, layer)
+        and _uses_batch(found, layer, names)
+    }
     return sorted(left | {_layer_of(found, name) or name for name in others})
+
+
+def _is_always_by_batch(graph: Graph, layer: Layer) -> bool:
+    """Whether no flag switches a layer to its moving statistics; a recurrent cell reads them for a single example too."""
+    return all(graph.ops[node] == "Less" for node in mode_switches([layer]))
+
+
+def _uses_batch(found: FoundCalls, layer: Layer, names: Collection[str]) -> bool:
+    statistics = [source.statistic for place in layer.places for source in place.sources()]
+    return any(statistic and found.graph.names[statistic.ref[0]] in names for statistic in statistics)
 
 
 def _layer_of(found: FoundCalls, name: str) -> str | None:
     """The layer that normalizes by a batch statistic which node `name` computes."""
-    for layer in found.layers:
-        statistics = [source.statistic for place in layer.places for source in place.sources()]
-        if any(statistic and found.graph.names[statistic.ref[0]] == name for statistic in statistics):
-            return layer.name
-    return None
+    return next((layer.name for layer in found.layers if _uses_batch(found, layer, [name])), None)
 
 
 def values_above(graph: Graph, tensor: Ref) -> set[int]:
@@ -155,15 +176,6 @@ def _without_choices(graph: Graph, ref: Ref) -> list[Ref]:
     node, _ = ref
     is_choice = graph.ops[node] in MERGES | SELECTS or len(graph.calls.get(node, ())) > 1
     return [] if is_choice else value_sources(graph, ref)
-
-
-def _normalizes_by_batch(graph: Graph, node: int) -> bool:
-    """Whether a node is a fused kernel in training mode, or the ``Mean`` over the examples of squared deviations."""
-    if graph.ops[node] in FUSED:
-        return is_training_kernel(graph, node)
-    statistic = recognize(graph, (node, 0)) if graph.ops[node] == "Mean" else None
-    # Averages that leave out the first axis are each example's own: layer and instance normalization.
-    return statistic is not None and statistic.kind is Kind.VARIANCE and 0 in (statistic.axes or ())
 
 
 def _freeze(graph_def: tf.GraphDef) -> None:

@@ -159,6 +159,7 @@ def batch_norm_wrapper(
            don't depend on each other, order them by ``parallel_iterations=1``; otherwise updates may get lost.
         4. Updating in place (the default) delays the outputs until both updates are done, at every run in training,
            also one that only wants a loss. A collected update runs beside the rest of the step, and only with the train op.
+           In a branch of a ``tf.cond`` or the body of a loop, update in place: a train op outside can't run updates there.
 
     Source: r2rt, "Implementing Batch Normalization in Tensorflow", *Fixing the model for test time*; Ioffe &
     Szegedy 2015, Algorithms 1 and 2; Ioffe 2017 (renorm); Hoffer et al. 2017 (virtual batches).

@@ -5,6 +5,7 @@ import pytest
 
 import bn_graph
 from bn_graph.checkpoints.values import assign_values
+from bn_graph.inference.export import ExportError, UnfoldedWarning, export_frozen_graph, export_saved_model
 from bn_graph.layers.recurrent import BatchNormLSTMCell, LSTMState
 from bn_graph.tf1 import tf
 from tests import oracle
@@ -469,3 +470,95 @@ def test_a_training_batch_of_one_is_refused_at_the_run_and_nothing_is_updated(lo
         session.run(outputs, {x: sequences(random, batch=1), **feed})
     after = by_name(session)
     assert all(np.array_equal(before[name], after[name]) for name in before)
+
+
+# --- Recalibration, export and folding -------------------------------------------------------------------------------
+
+LAYERS = ["bn_c", "bn_h", "bn_x"]
+IN_ANY_ORDER = ", ".join([rf"{SCOPE}bn_[chx]"] * 3)
+
+
+def classifier(is_training):
+    """A cell and a layer above it, whose variables have some values; inputs, outputs and a session."""
+    x = tf.placeholder(tf.float32, [None, STEPS, INPUTS], name="x")
+    cell = BatchNormLSTMCell(UNITS, is_training, STEPS, epsilon=EPSILON)
+    outputs, _ = tf.nn.dynamic_rnn(cell, x, dtype=tf.float32)
+    last = tf.identity(outputs[:, -1], name="last")
+    return x, tf.identity(bn_graph.batch_norm_wrapper(last, is_training, name="above"), name="y")
+
+
+def test_recalibration_of_other_layers_names_the_cells_that_it_leaves(plain_graph, cond_kind, start, random):
+    flag = tf.placeholder(tf.bool, [])
+    x, _ = classifier(flag)
+    session = start()
+    scramble(session, random)
+    before = by_name(session)
+    data = sequences(random)
+    expected = session.run("last:0", {x: data, flag: False})
+    with pytest.warns(UserWarning, match=rf"Left as they are: {IN_ANY_ORDER} \(it is a recurrent cell's"):
+        (above,) = bn_graph.recalibrate(session, [{x: data}], is_training=flag)
+    assert above.layer == "above"
+    np.testing.assert_allclose(above.mean, expected.mean(0), rtol=1e-5)  # the cell normalized by its moving statistics
+    after = by_name(session)
+    changed = {name for name in before if not np.array_equal(before[name], after[name])}
+    assert changed == {"above/moving_mean", "above/moving_variance"}
+
+
+def test_recalibration_refuses_the_cell_and_what_is_above_one_that_always_trains(plain_graph, cond_kind, start, random):
+    x, _ = classifier(True)
+    session, data = start(), sequences(random)
+    with pytest.raises(bn_graph.RecalibrationError, match=f"{SCOPE}bn_x: it is a recurrent cell's"):
+        bn_graph.recalibrate(session, [{x: data}], layers=[f"{SCOPE}bn_x"])
+    with pytest.raises(bn_graph.RecalibrationError, match=f"{SCOPE}bn_c, above layer above.*recurrent cell's"):
+        bn_graph.recalibrate(session, [{x: data}])
+
+
+def test_a_saved_model_of_a_cell_predicts_as_the_graph_did(plain_graph, cond_kind, start, random, tmp_path):
+    x, y = classifier(False)
+    session = start()
+    scramble(session, random)
+    data = sequences(random)
+    expected = session.run(y, {x: data})
+    path = export_saved_model(session, tmp_path / "model", {"x": x}, {"y": y})
+    with tf.Graph().as_default(), tf.Session() as restored:
+        tf.saved_model.load(restored, ["serve"], path)
+        np.testing.assert_allclose(restored.run("y:0", {"x:0": data}), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_a_flag_inside_a_loop_can_be_fixed_under_control_flow_v1_only(plain_graph, cond_kind, start, random, tmp_path):
+    flag = tf.placeholder(tf.bool, [])
+    x, y = classifier(flag)
+    session = start()
+    scramble(session, random)
+    if cond_kind == "v2":
+        with pytest.raises(ExportError, match=rf"still train in {SCOPE}bn_c.*tf.disable_control_flow_v2\(\) it can"):
+            export_saved_model(session, tmp_path / "model", {"x": x}, {"y": y}, is_training=flag)
+        return
+    export_saved_model(session, tmp_path / "model", {"x": x}, {"y": y}, is_training=flag)
+    data = sequences(random)
+    with tf.Graph().as_default(), tf.Session() as restored:
+        tf.saved_model.load(restored, ["serve"], str(tmp_path / "model"))
+        expected = session.run(y, {x: data, flag: False})
+        np.testing.assert_allclose(restored.run("y:0", {"x:0": data}), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_a_frozen_cell_predicts_as_the_graph_did_and_is_named_as_not_folded(
+    plain_graph, cond_kind, start, random, tmp_path
+):
+    x, y = classifier(False)
+    session = start()
+    scramble(session, random)
+    if cond_kind == "v2":
+        with pytest.raises(ExportError, match=rf"can't be frozen: .*{SCOPE}bn_h/moving_mean.*export_saved_model"):
+            export_frozen_graph(session, tmp_path / "net.pb", {"x": x}, {"y": y})
+        return
+    with pytest.warns(
+        UnfoldedWarning, match=rf"{SCOPE}bn_h \(it is a recurrent cell's, with statistics for each time step"
+    ):
+        frozen = export_frozen_graph(session, tmp_path / "net.pb", {"x": x}, {"y": y})
+    assert sorted(name.removeprefix(SCOPE) for name in frozen.unfolded if name.startswith(SCOPE)) == LAYERS
+    data = sequences(random)
+    expected = session.run(y, {x: data})
+    with tf.Graph().as_default(), tf.Session() as restored:
+        tf.import_graph_def(tf.GraphDef.FromString((tmp_path / "net.pb").read_bytes()), name="")
+        np.testing.assert_allclose(restored.run("y:0", {"x:0": data}), expected, rtol=1e-5, atol=1e-6)
