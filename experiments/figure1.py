@@ -52,7 +52,7 @@ SHARE = 5
 STEADIER = 1.25
 # Evaluations averaged for an accuracy "at the end".
 LAST = 10
-NETWORKS = {"paper": "paper's", "kind": "paper's (at the rate kindest to batch norm)", "r2rt": "r2rt's"}
+NETWORKS = {"paper": "paper's", "kind": "paper's, at the rate kindest to batch norm", "r2rt": "r2rt's"}
 
 # What the paper's section 4.1 and the document have, for the note.
 PAPER_NETWORK = {"hidden layers": "3", "start": "small Gaussian", "images": "binary", "steps": "50,000 steps"}
@@ -212,11 +212,13 @@ def judge_r2rt_02(result: dict) -> Verdict:
     moved, noise = (
         {network: times_steadier(result, network, name) for network in NETWORKS} for name in ("movement", "noise")
     )
-    figures = ", ".join(
-        f"{moved[network]:.1f} times as near its end with {noise[network]:.1f} times less noise in the {name} network"
-        for network, name in NETWORKS.items()
+    figures = "; ".join(
+        f"in {place} it stays {moved[network]:.1f} times as near its end, with {noise[network]:.1f} times less noise"
+        for network, place in zip(
+            NETWORKS, ("the paper's network", "that at its rate kindest to batch norm", "r2rt's"), strict=True
+        )
     )
-    measured = f"With batch norm the distribution of a unit's inputs stays {figures}."
+    measured = f"Of the distribution of a unit's inputs, with batch norm against without: {figures}."
     differences = ", ".join(f"{R2RT_NETWORK[name]} for {there}" for name, there in PAPER_NETWORK.items())
     is_beta = float(np.max(column(result, "r2rt_mean_minus_beta"))) < 1e-3
     drawn = "The document draws means, and with batch norm that mean is beta" if is_beta else "The document draws means"

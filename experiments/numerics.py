@@ -253,7 +253,7 @@ def judge_r2rt_11(result: dict) -> Verdict:
         f"{min(first['loss', False], first['loss_if_right', False]):.2f}."
     )
     stable = "not finite either" if any(is_broken(row["stable"]) for row in rows) else "finite throughout"
-    note = f"softmax of the other class is a subnormal number there. softmax_cross_entropy_with_logits is {stable}."
+    note = f"From there on the softmax of the other class is 0. softmax_cross_entropy_with_logits is {stable}."
     return holds_with_a_trap(f"it becomes NaN or infinite where a logit leads by {gap:.2f}", measured, note)
 
 

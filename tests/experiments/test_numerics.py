@@ -31,7 +31,7 @@ def test_the_documents_loss_breaks_at_the_end_of_float32(result):
     # exp(−g) is a subnormal float32 from g = 87.34 on, and 0 from 103.97 on; softmax adds the 1 of the other class.
     assert result["claims"]["r2rt-11"]["verdict"].startswith("holds, with a trap: it becomes NaN or infinite where")
     broken = [row["gap"] for row in result["log_softmax"] if numerics.is_broken(row["gradient"])]
-    # Where the gradient's division by the subnormal overflows: found to a hundredth.
+    # The kernel's exp is 0 a little earlier, and the place is found to a hundredth.
     assert 86 < min(broken) < 88
     finite = [row["gap"] for row in result["log_softmax"] if not numerics.is_broken(row["gradient"])]
     assert 0 < min(broken) - max(finite) <= numerics.GAP_TO
