@@ -1,8 +1,7 @@
 """Training batches of 1 to 64, mixed and of two classes: batch norm, and which remedy helps where.
 
-Documents: Ioffe 2017, "Batch Renormalization", sections 4.2 and 4.3 (claims renorm-01, 02); Hoffer, Hubara & Soudry 2017,
-"Train longer, generalize better", *Ghost Batch Normalization* (ghost-01); Wu & Johnson 2021, "Rethinking 'Batch' in
-BatchNorm", sections 3 and 4 (precise-01, 02).
+Documents: Ioffe 2017, "Batch Renormalization", sections 4.2 and 4.3 (claims renorm-01, 02); Wu & Johnson 2021,
+"Rethinking 'Batch' in BatchNorm", sections 3 and 4 (precise-01, 02).
 
     make small-batches        or        python -m experiments.small_batches --mode full
 
@@ -12,7 +11,8 @@ statistics that are computed anew after training (`bn_graph.recalibrate`); and n
 inference statistics on the whole test set; batch norm also by the statistics of test batches as in its training.
 
 Ghost batches are no remedy if only small batches fit into memory, and answer another question: what small statistics
-cost when the gradient is that of a large batch. All of them are cut from batches of 64, and are shown at their own size.
+cost when the gradient is that of a larger batch. All of them are cut from batches of 64, and are shown at their own
+size; the page ghost_batches has them cut from large batches, where the paper says that they help.
 
 Every remedy has a learning rate of its own at every batch size and for either kind of batch. Rates are those of the
 *summed* loss, a rate per example: with those, the same rate means the same distance per example whatever the batch (the
@@ -257,21 +257,6 @@ def judge_renorm_02(result: dict) -> Verdict:
         trap = f"in batches of {listed(behind)} renorm leaves more than half of it lost"
         return holds_with_a_trap(trap, measured, note)
     return holds(measured, note)
-
-
-# --- ghost-01: do ghosts generalize better than the whole batch? ------------------------------------------------------
-def judge_ghost_01(result: dict) -> Verdict:
-    ahead = {size: gains(result, MIXED, GHOSTS, size) for size in from_two(result) if size < LARGEST}
-    measured = f"Ghosts are ahead of the whole batch of {LARGEST} by {by_size(ahead)} examples."
-    note = (
-        f"The whole batch: {spread(values(result, MIXED, BATCH_NORM, LARGEST))}. The paper's batches of 4,096 are cut into "
-        "128 and trained to the end, where a gap in generalization is to be closed; "
-        f"{result['examples']:,} examples in batches of {LARGEST} leave little of one."
-    )
-    better = [size for size, differences in ahead.items() if is_seen(result, differences)]
-    if better and len(better) < len(ahead):
-        note += f" True of ghosts of {listed(better)}."
-    return (holds if len(better) == len(ahead) else does_not_hold)(measured, note)
 
 
 # --- precise-01: are recalibrated statistics better than moving averages? ---------------------------------------------

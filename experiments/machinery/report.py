@@ -60,7 +60,6 @@ def readme_tables(loaded: Mapping[str, dict]) -> dict[str, str]:
     words = {
         "holds": "hold",
         "holds, with a trap": "hold with a trap outside of the document's own case",
-        "holds if": "hold under a condition",
         "does not hold": "do not hold",
         "dated": "are dated",
     }
@@ -68,7 +67,7 @@ def readme_tables(loaded: Mapping[str, dict]) -> dict[str, str]:
     return {
         "counts": f"Of the {len(claims)} claims measured, {summary}.",
         "did not hold": "\n".join(
-            f"- **{claim}** {register.claims()[claim]['claim']} Measured: {entry['measured']}."
+            f"- **{claim}** {register.claims()[claim]['claim']}"
             for claim, entry in claims.items()
             if kind_of(entry["verdict"]) == "does not hold"
         ),

@@ -16,12 +16,11 @@ __all__ = [
     "dated",
     "does_not_hold",
     "holds",
-    "holds_if",
     "holds_with_a_trap",
     "kind_of",
 ]
 
-MARKS = {"holds": "✓", "holds, with a trap": "⚠", "holds if": "◐", "does not hold": "✗", "dated": "○"}
+MARKS = {"holds": "✓", "holds, with a trap": "⚠", "does not hold": "✗", "dated": "○"}
 """The kinds of verdicts, each with the sign that the report gives it."""
 
 KINDS = tuple(MARKS)
@@ -43,11 +42,6 @@ def holds(measured: str, note: str) -> Verdict:
 def holds_with_a_trap(trap: str, measured: str, note: str) -> Verdict:
     """In the document's own case; outside of it there is a trap, which is named."""
     return Verdict(f"holds, with a trap: {trap}", measured, note)
-
-
-def holds_if(condition: str, measured: str, note: str) -> Verdict:
-    """The claim holds under a condition, which is named."""
-    return Verdict(f"holds if {condition}", measured, note)
 
 
 def does_not_hold(measured: str, note: str) -> Verdict:

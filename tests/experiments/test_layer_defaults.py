@@ -12,8 +12,8 @@ PAGE = experiment
     {
         "article-04": "holds",
         "article-06": "holds",
-        "article-08": "does not hold",
-        "r2rt-10": "holds if i is a Python int",
+        "article-08": "holds, with a trap: momentum/decay 0.99/0.999, training/is_training False/True differ too",
+        "r2rt-10": "holds, with a trap: NumPy's integers are never picked",
         "r2rt-24": "dated",
         "solver-11": "dated",
         "solver-13": "does not hold",
@@ -23,10 +23,26 @@ def test_verdicts(finished, claim, expected):
     assert finished[0]["claims"][claim]["verdict"] == expected
 
 
-def test_qa_01_is_dated_where_none_of_the_three_is_installed(finished):
-    found = [finished[0]["modules_found"][name] for name in ("tensorflow.contrib", "tf_slim", "tflearn")]
-    expected = "holds" if any(found) else "dated"
-    assert finished[0]["claims"]["qa-01"]["verdict"].startswith(expected)
+def test_qa_01_is_dated_without_contrib_and_says_of_each_library_what_came_of_it(finished):
+    assert finished[0]["claims"]["qa-01"]["verdict"] == "dated"
+    for name in experiment.EASIEST:
+        assert name in finished[0]["claims"]["qa-01"]["measured"]
+
+
+def test_qa_01_follows_what_trains(result, verdict):
+    trains = {"found": "", "2": "", "4": ""}
+    result["easiest"]["contrib"] = trains
+    assert verdict(result, "qa-01") == "holds, with a trap: not slim, tflearn"
+    result["easiest"]["slim"] = trains | {"4": "AttributeError: no such module"}
+    assert "slim fails for inputs of rank 4" in experiment.judge_qa_01(result).measured
+    result["easiest"] = dict.fromkeys(experiment.EASIEST, trains)
+    assert verdict(result, "qa-01") == "holds"
+
+
+def test_one_step_trains_with_a_layer_that_is_there_and_names_the_error_of_one_that_is_not():
+    assert experiment.one_step("bn_graph.layers.slim", "batch_norm") == {"found": "", "2": "", "4": ""}
+    assert experiment.one_step("no_such_module", "batch_norm")["found"].startswith("ModuleNotFoundError")
+    assert experiment.one_step("math", "sqrt")["2"].startswith("TypeError")
 
 
 def test_contribs_defaults_differ_in_three_and_center_is_not_one(finished):
@@ -35,7 +51,7 @@ def test_contribs_defaults_differ_in_three_and_center_is_not_one(finished):
         "momentum/decay 0.99/0.999",
         "scale True/False",
         "training/is_training False/True",
-        "center is True",
+        "center is True in tf.layers and True there",
     ):
         assert expected in measured
 
@@ -72,7 +88,7 @@ def test_a_model_name_with_a_blank_is_refused(finished):
         ("article-04", "signatures/tf.nn.batch_normalization/offset", "None", "does not hold"),
         ("article-06", "signatures/tf.layers.batch_normalization/momentum", "0.9", "does not hold"),
         ("article-06", "signatures/tf.layers.batch_normalization/synchronized", "False", "does not hold"),
-        ("qa-01", "modules_found/tflearn", True, "holds if it is tflearn"),
+        ("article-08", "signatures/slim form/center", "False", "does not hold"),
         ("r2rt-10", "step_test/same_steps", False, "does not hold"),
         ("r2rt-10", "step_test/picked_of_numpy_integers", 200, "holds"),
         ("solver-13", "model_names/Batch Norm", "", "holds"),
@@ -87,14 +103,14 @@ def test_a_contradicting_measurement_changes_the_verdict(result, claim, path, va
     assert verdict(result, claim) == expected
 
 
-def test_article_08_would_hold_if_scale_and_center_alone_differed(result, verdict):
+def test_article_08_would_hold_if_scale_alone_differed(result, verdict):
     contrib = result["signatures"]["slim form"]
-    contrib |= {"center": "False", "decay": "0.99", "is_training": "False"}
+    contrib |= {"decay": "0.99", "is_training": "False"}
     assert verdict(result, "article-08") == "holds"
 
 
 def test_what_is_still_there_is_not_dated(result, verdict):
     result["modules_found"] = dict.fromkeys(result["modules_found"], True)
     result["attributes"] = {name: {"tensorflow": True, "compat.v1": True} for name in result["attributes"]}
-    for claim in ("qa-01", "r2rt-24", "solver-11"):
+    for claim in ("r2rt-24", "solver-11"):
         assert verdict(result, claim) == "holds"

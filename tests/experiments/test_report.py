@@ -133,9 +133,9 @@ def test_an_outdated_table_is_named(monkeypatch, tmp_path, capsys):
     assert "1.md" in capsys.readouterr().out
 
 
-def test_verdicts_fall_into_kinds_by_how_they_begin():
-    verdicts = ("holds", "holds, with a trap: only if big", "holds if big", "does not hold", "dated")
-    kinds = ["holds", "holds, with a trap", "holds if", "does not hold", "dated"]
+def test_verdicts_fall_into_four_kinds_by_how_they_begin():
+    verdicts = ("holds", "holds, with a trap: only if big", "does not hold", "dated")
+    kinds = ["holds", "holds, with a trap", "does not hold", "dated"]
     assert [kind_of(verdict) for verdict in verdicts] == kinds
     assert counts(verdicts) == dict.fromkeys(kinds, 1)
 

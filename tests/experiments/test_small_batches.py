@@ -285,19 +285,6 @@ def test_renorm_02_follows_what_two_classes_cost(result, batch_norm, renorm, exp
     ("changes", "expected"),
     [
         ({}, "does not hold"),
-        ({(MIXED, GHOSTS, None, "accuracy"): 0.95}, "holds"),
-        ({(MIXED, GHOSTS, 16, "accuracy"): 0.95}, "does not hold"),
-        ({(MIXED, BATCH_NORM, 16, "accuracy"): 0.8}, "does not hold"),  # the whole batch counts, not that of their size
-    ],
-)
-def test_ghost_01_compares_ghosts_with_the_whole_batch(result, changes, expected, verdict):
-    assert verdict(as_if(result, to=changes), "ghost-01") == expected
-
-
-@pytest.mark.parametrize(
-    ("changes", "expected"),
-    [
-        ({}, "does not hold"),
         (
             {(sampling, BATCH_NORM, None, "same weights"): 0.95 for sampling in experiment.SAMPLINGS},
             "holds",
