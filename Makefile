@@ -91,7 +91,7 @@ mend-demo: $(VENV)/.installed  ## break a checkpoint, audit it, recalibrate it: 
 	@$(RUN) experiments.demos.repaired_checkpoint --output $(OUTPUT) $(if $(DATA),--data $(DATA)) $(if $(STEPS),--steps $(STEPS)) $(if $(SEED),--seed $(SEED))
 
 # FULL=1: a graph of a million nodes too
-audit-cost: $(VENV)/.installed  ## seconds, memory and nodes per second of the audit, beside import_meta_graph
+audit-cost: $(VENV)/.installed  ## seconds and memory of the audit, beside a mere parse and import_meta_graph
 	@$(RUN) experiments.benchmarks.audit_cost --output $(OUTPUT) $(if $(FULL),--full)
 
 # QUICK=1: a share of it. The peers are installed where they can be; what is not there is left out, with a note.

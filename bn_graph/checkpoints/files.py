@@ -192,7 +192,7 @@ def first_bytes(path: str) -> bytes:
             raise NoModelError(f"{path}: is empty.")
         if head.startswith(b"version https://git-lfs"):
             raise NoModelError(f"{path}: is a Git LFS pointer, not the file itself; fetch it with `git lfs pull`.")
-        if re.match(rb"\x80[\2-\5][(}\]\x95c]", head):
+        if re.match(rb"\x80[\2-\5]", head):
             raise NoModelError(f"{path}: is a Python pickle, no graph or checkpoint.")
         if head.startswith(b"\x1f\x8b"):
             raise AuditError(f"{path}: is compressed by gzip; unpack it first.")

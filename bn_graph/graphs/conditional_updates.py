@@ -66,13 +66,16 @@ def find_conditional_updates(
     if not appliers or owners.keys().isdisjoint(training.closure) or SWITCHES.isdisjoint(graph.ops):
         return []
     under = branches(graph) if under is None else under
-    inside = branches(graph._replace(controls=[[]] * len(graph.names)))
     switches = mode_switches(layers)
+    choices = frozenset().union(*(under[applier] for applier in appliers))
+    choices = {each for each in choices if each[0] not in switches and not _is_always_taken(graph, each)}
+    if not choices:
+        return []
+    inside = branches(graph._replace(controls=[[]] * len(graph.names)))
     waiting: dict[Choice, int] = {}
     for applier in appliers:
-        for choice in under[applier] - inside[applier]:
-            if choice[0] not in switches and not _is_always_taken(graph, choice):
-                waiting.setdefault(choice, applier)
+        for choice in (under[applier] - inside[applier]) & choices:
+            waiting.setdefault(choice, applier)
     found = []
     for node in _waited_for(graph, waiting, under, inside, owners):
         for choice in sorted(under[node] & waiting.keys())[:1]:

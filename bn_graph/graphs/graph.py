@@ -9,8 +9,9 @@ linear in nodes and edges; nothing recurses, and cycles are passed over.
 """
 
 import re
+import sys
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from google.protobuf.message import DecodeError
 
@@ -146,12 +147,14 @@ def build(graph_def: GraphDef) -> Graph:
 def _lay_out(graph: Graph, body: _Body) -> dict[str, int]:
     """Adds the nodes of a body, and what its caller gets of them; returns the nodes' numbers by their own names."""
     start = len(graph.names)
-    ids = {node.name: start + place for place, node in enumerate(body.nodes)}
+    names = [node.name for node in body.nodes]
+    ids = {name: start + place for place, name in enumerate(names)}
+    first_ports = {name: (number, 0) for name, number in ids.items()}  # the same object for all that use it
     absent: dict[str, int] = {}
 
     def ref(name: str) -> Ref:
-        if name in ids:  # the usual case, and the fast one
-            return ids[name], 0
+        if name in first_ports:
+            return first_ports[name]
         if name in body.arguments:
             return body.arguments[name]
         node, *rest = name.split(":")
@@ -163,28 +166,52 @@ def _lay_out(graph: Graph, body: _Body) -> dict[str, int]:
     def number(name: str) -> int:
         return ids[name] if name in ids else absent.setdefault(name, start + len(body.nodes) + len(absent))
 
-    def add(name: str, op: str, data: list[Ref], controls: list[int], proto: NodeDef) -> None:
-        graph.names.append(body.prefix + name)
-        graph.ops.append(op)
+    def sources(name: str, node: NodeDef) -> tuple[list[Ref], list[int]]:
+        data, controls = [], []
+        for source in node.input:
+            if source in first_ports:  # the usual case, and the fast one
+                data.append(first_ports[source])
+            elif source.startswith("^"):
+                controls.append(number(source[1:]))
+            else:
+                data.append(ref(source))
+        # What an op must have and has not; no name of a node has a space.
+        places = range(len(data), FEWEST_INPUTS.get(node.op, 0))
+        data += [(number(f"{name} input {place}"), 0) for place in places]
+        return data or _NONE, controls or _NONE
+
+    for name, node in zip(names, body.nodes, strict=True):
+        data, controls = sources(name, node)
         graph.inputs.append(data)
         graph.controls.append(controls)
-        graph.protos.append(proto)
-        graph.callers.append(body.caller)
-
-    for node in body.nodes:
-        data = [ref(name) for name in node.input if not name.startswith("^")]
-        fewest = FEWEST_INPUTS.get(node.op, 0)
-        if len(data) < fewest:  # no name of a node has a space
-            data += [(number(f"{node.name} input {place}"), 0) for place in range(len(data), fewest)]
-        controls = [number(name[1:]) for name in node.input if name.startswith("^")]
-        add(node.name, node.op, data, controls, node)
+    graph.names.extend(body.prefix + name for name in names)
+    graph.ops.extend(map(_shared_op, body.nodes))
+    graph.protos.extend(body.nodes)
+    graph.callers.extend([body.caller] * len(names))
     if body.caller is not None:
         returned = [body.function.ret.get(output.name, "") for output in body.function.signature.output_arg]
         results, effects = [ref(name) for name in returned], _effects(body, ids, graph.protos[body.caller[0]])
         graph.calls.setdefault(body.caller[0], []).append(Call(body.caller[1], results, effects))
-    for name in absent:
-        add(name, ABSENT, [], [], NodeDef(name=name))
+    _add_absent(graph, body, absent)
     return ids
+
+
+def _add_absent(graph: Graph, body: _Body, names: Collection[str]) -> None:
+    """Adds nodes that a body refers to and does not have."""
+    graph.names.extend(body.prefix + name for name in names)
+    graph.ops.extend([ABSENT] * len(names))
+    graph.inputs.extend([_NONE] * len(names))
+    graph.controls.extend([_NONE] * len(names))
+    graph.protos.extend(NodeDef(name=name) for name in names)
+    graph.callers.extend([body.caller] * len(names))
+
+
+_NONE: list = []
+"""What nodes without inputs have, and without control inputs or users: one list for all of them, which nobody changes."""
+
+
+def _shared_op(node: NodeDef) -> str:
+    return sys.intern(node.op)
 
 
 def _effects(body: _Body, ids: Mapping[str, int], caller: NodeDef) -> list[int]:
@@ -275,19 +302,26 @@ def uses(graph: Graph) -> Uses:
         >>> graph.uses(built).data[built.ids["x"]]  # by node 1, as its input 0, port 0
         [(1, 0, 0)]
     """
-    data = [[] for _ in graph.names]
-    control = [[] for _ in graph.names]
+    data = [_NONE] * len(graph.names)
+    control = [_NONE] * len(graph.names)
+
+    def add(users: list[list], node: int, user: Any) -> None:
+        if users[node] is _NONE:
+            users[node] = [user]
+        else:
+            users[node].append(user)
+
     for user, inputs in enumerate(graph.inputs):
         for place, (node, port) in enumerate(inputs):
-            data[node].append((user, place, port))
+            add(data, node, (user, place, port))
         for node in graph.controls[user]:
-            control[node].append(user)
+            add(control, node, user)
     for caller, calls in graph.calls.items():
         for call in calls:
             for node, port in call.results:
-                data[node].append((caller, -1, port))
+                add(data, node, (caller, -1, port))
             for node in call.effects:
-                control[node].append(caller)
+                add(control, node, caller)
     return Uses(data, control)
 
 

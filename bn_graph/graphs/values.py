@@ -359,15 +359,28 @@ def branches(graph: Graph) -> list[frozenset[Choice]]:
     if not any(op in SWITCHES or op in CONDS for op in graph.ops):
         return found
     around: dict[Caller | None, frozenset[Choice]] = {None: nowhere}
+    shared = {
+        nowhere: nowhere
+    }  # most nodes have the choices of their inputs: one set for all of them, and little to join
+    ops = graph.ops
     for node in _in_order(graph):
-        choices = set(_around(graph, graph.callers[node], around, found))
-        arriving = [_arriving(graph, ref, found) for ref in graph.inputs[node]]
-        if graph.ops[node] in MERGES:
+        caller = graph.callers[node]
+        choices = nowhere if caller is None else _around(graph, caller, around, found)
+        if ops[node] in MERGES:
+            arriving = [_arriving(graph, ref, found) for ref in graph.inputs[node]]
             choices |= frozenset.intersection(*arriving) if arriving else nowhere
         else:
-            choices = choices.union(*arriving, *(found[source] for source in graph.controls[node]))
+            for ref in graph.inputs[node]:
+                source = ref[0]
+                more = _arriving(graph, ref, found) if ops[source] in SWITCHES else found[source]
+                if more and more is not choices:
+                    choices = choices | more if choices else more
+            for source in graph.controls[node]:
+                more = found[source]
+                if more and more is not choices:
+                    choices = choices | more if choices else more
         if choices and len(choices) <= _MOST_CHOICES:
-            found[node] = frozenset(choices)
+            found[node] = shared.setdefault(choices, choices)
     return found
 
 
@@ -400,16 +413,26 @@ def _around(
     return known[chain[0]] if chain else known[caller]
 
 
-def _in_order(graph: Graph) -> list[int]:
-    """Nodes after their inputs and after those that call them; the edges that close loops are passed over."""
+def _before(graph: Graph, node: int) -> list[int]:
+    """A node's inputs and the node that calls it, but for the edges that close loops."""
+    sources = [source for source, _ in graph.inputs[node]]
+    if graph.controls[node]:
+        sources += graph.controls[node]
+    if graph.callers[node] is not None:
+        sources.append(graph.callers[node][0])
+    if graph.ops[node] in MERGES:
+        sources = [source for source in sources if graph.ops[source] not in NEXT_ITERATIONS]
+    return sources
+
+
+def _in_order(graph: Graph) -> Sequence[int]:
+    """Nodes after their inputs and after those that call them, as they mostly stand in files."""
+    if all(source < node for node in range(len(graph.names)) for source in _before(graph, node)):
+        return range(len(graph.names))
     waiting = [0] * len(graph.names)
     users: list[list[int]] = [[] for _ in graph.names]
-    for node, op in enumerate(graph.ops):
-        sources = {source for source, _ in graph.inputs[node]} | set(graph.controls[node])
-        if graph.callers[node] is not None:
-            sources.add(graph.callers[node][0])
-        if op in MERGES:
-            sources = {source for source in sources if graph.ops[source] not in NEXT_ITERATIONS}
+    for node in range(len(graph.names)):
+        sources = _before(graph, node)
         waiting[node] = len(sources)
         for source in sources:
             users[source].append(node)
