@@ -92,15 +92,12 @@ def run(settings: Settings) -> dict:
 
 def _measure(build, variables: str, cond: str, seed: int) -> dict:
     """Trains one layer, then runs it for inference on shifted data, and says what its statistics did meanwhile."""
-    was_v2 = tf.control_flow_v2_enabled()
-    (tf.enable_control_flow_v2 if cond == "v2" else tf.disable_control_flow_v2)()
+    is_resource = variables == "resource"
     try:
-        with tf.Graph().as_default(), tf.variable_scope("", use_resource=variables == "resource"):
+        with harness.control_flow(cond), tf.Graph().as_default(), tf.variable_scope("", use_resource=is_resource):
             return _run_layer(build, np.random.default_rng(seed))
     except (TypeError, ValueError) as error:
         return {"error": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
-    finally:
-        (tf.enable_control_flow_v2 if was_v2 else tf.disable_control_flow_v2)()
 
 
 def _run_layer(build, generator: np.random.Generator) -> dict:

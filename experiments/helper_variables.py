@@ -68,8 +68,8 @@ def judge_qa_02(result: dict) -> Verdict:
     distances = ("scaled_from_modern", "unscaled_from_modern", "unscaled_from_given_moments")
     furthest = max(function[key] for key in distances)
     measured = (
-        f"at most {furthest:.1g} from tf.nn.batch_normalization and from the formula; another gamma changes "
-        f"{function['gamma_changes_unscaled']:g} without scaling, {function['gamma_changes_scaled']:.3g} with it"
+        f"It is at most {furthest:.1g} from tf.nn.batch_normalization and from the formula; another gamma changes the output "
+        f"by {function['gamma_changes_unscaled']:g} without scaling, and by {function['gamma_changes_scaled']:.3g} with it."
     )
     if furthest > TOLERANCE:
         return does_not_hold(measured, "It does not compute what it is handed the moments for.")
@@ -106,7 +106,8 @@ def averaged_axes() -> dict:
 def judge_qa_03(result: dict) -> Verdict:
     axes = result["axes"]
     measured = (
-        f"mean over axes 0, 1, 2 to {axes['convolution_from_012']:.1g}; dense over axis 0 to {axes['dense_from_0']:.1g}"
+        f"A convolution's mean is that over axes 0, 1, 2 to {axes['convolution_from_012']:.1g}, and a dense layer's that over "
+        f"axis 0 to {axes['dense_from_0']:.1g}."
     )
     note = (
         f"Axis 0 alone would keep {axes['axis_0_alone_statistics']} means of the example here, where there are "
@@ -147,10 +148,11 @@ def judge_qa_04(result: dict) -> Verdict:
     shadows = [name for name in found if name not in expected]
     of = sorted(name.rpartition("/")[0] for name in shadows)
     listed = [each["name"] for each in result["variables"] if each["moving_average_variables"]]
-    measured = "; ".join(
-        f"{name.removeprefix('bn/')} {'/'.join(f'{start:g}' for start in starts)}{' trainable' if trainable else ''}"
+    kept = ", ".join(
+        f"{name.removeprefix('bn/')} ({'/'.join(f'{start:g}' for start in starts)}{', trainable' if trainable else ''})"
         for name, (starts, trainable) in found.items()
     )
+    measured = f"It keeps {kept}."
     wrong = [name for name, each in expected.items() if found.get(name) != each]
     if wrong:
         return does_not_hold(measured, f"Otherwise than the document says: {', '.join(wrong)}.")
@@ -181,7 +183,10 @@ def training_step() -> dict:
 def judge_qa_05(result: dict) -> Verdict:
     step = result["training_step"]
     stored = max(step["stored_mean_from_batch"], step["stored_variance_from_batch"])
-    measured = f"outputs to {step['outputs_from_batch']:.1g} by the batch; stored moments to {stored:.1g}"
+    measured = (
+        f"The outputs are normalized by the batch's moments to {step['outputs_from_batch']:.1g}, and the stored ones are the "
+        f"batch's to {stored:.1g}."
+    )
     if step["outputs_from_batch"] > TOLERANCE:
         return does_not_hold(measured, "The outputs are not normalized by the batch's moments.")
     if stored > TOLERANCE:

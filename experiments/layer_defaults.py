@@ -330,8 +330,8 @@ def step_test() -> dict:
 
 def judge_r2rt_10(result: dict) -> Verdict:
     found = result["step_test"]
-    warning = f"with a {found['warning']}" if found["warning"] else "without a warning"
-    measured = f"Of range's numbers it picks {found['picked']} where {found['wanted']} are wanted, {warning}"
+    warning = f"with a {found['warning'].partition('.')[0]}" if found["warning"] else "without a warning"
+    measured = f"Of range's numbers it picks {found['picked']} where {found['wanted']} are wanted, {warning}."
     note = f"0 is among the small integers that {found['python']} keeps once: of numpy integers it picks "
     note += f"{found['picked_of_numpy_integers']}, and i % 1000 is 500 picks {found['picked_beyond_the_cache']} of "
     note += f"{found['wanted_beyond_the_cache']}."

@@ -6,6 +6,7 @@ which has all that was measured, is written whole, and then judged, drawn and su
 """
 
 import argparse
+import contextlib
 import importlib
 import inspect
 import json
@@ -35,6 +36,7 @@ __all__ = [
     "Page",
     "Settings",
     "advance_with_progress",
+    "control_flow",
     "judge",
     "main",
     "page_of",
@@ -280,6 +282,17 @@ def _common(page: Page, settings: Settings) -> dict:
 def session_config(settings: Settings) -> tf.ConfigProto:
     """One thread for each kernel, so that every sum is made in one order; ``--threads`` networks trained at a time."""
     return bn_graph.session_config(networks=settings.threads)
+
+
+@contextlib.contextmanager
+def control_flow(version: str) -> Iterator[None]:
+    """While it is open, `tf.cond` builds control flow "v1" or "v2". Ref variables had v1 only."""
+    was_v2 = tf.control_flow_v2_enabled()
+    (tf.enable_control_flow_v2 if version == "v2" else tf.disable_control_flow_v2)()
+    try:
+        yield
+    finally:
+        (tf.enable_control_flow_v2 if was_v2 else tf.disable_control_flow_v2)()
 
 
 def advance_with_progress(
