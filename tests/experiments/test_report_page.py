@@ -4,8 +4,10 @@ Where no Chromium is installed, what needs one is skipped.
 """
 
 import base64
+import fcntl
 import importlib
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -30,9 +32,14 @@ SCRIPT = Path(__file__).with_name("report_in_browser.js").read_text(encoding="ut
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> str:
-    """The page of a fresh clone: there is no result but the committed ones."""
-    output = tmp_path_factory.mktemp("results")
-    assert report.main(["--output", str(output)]) == 0
+    """The page of a fresh clone, where there is no result but the committed ones; made once for all test processes."""
+    base = tmp_path_factory.getbasetemp()
+    output = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "report"
+    output.mkdir(exist_ok=True)
+    with (output / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (output / "report.html").exists():
+            assert report.main(["--output", str(output)]) == 0
     return (output / "report.html").read_text(encoding="utf-8")
 
 
