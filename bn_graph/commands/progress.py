@@ -1,5 +1,6 @@
 """A line on the terminal that says how far a command is."""
 
+import math
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -22,13 +23,15 @@ def with_progress(items: Iterable[Item], total: int) -> Iterator[Item]:
     if total < 2 or not sys.stderr.isatty():
         yield from items
         return
-    start = written = time.monotonic()
+    start = time.monotonic()
+    written, line = -math.inf, ""
     for number, item in enumerate(items, 1):
         print(end=_CLEAR, file=sys.stderr, flush=True)
         yield item
         now = time.monotonic()
-        if now - written >= _EACH and number < total:
+        if now - written >= _EACH:
             left = (now - start) / number * (total - number)
             bar = "█" * (20 * number // total)
-            print(f"{bar:░<20} {number:,} of {total:,} files, {left:.0f} s left", end="", file=sys.stderr, flush=True)
-            written = now
+            written, line = now, f"{bar:░<20} {number:,} of {total:,} files, {left:.0f} s left"
+        if number < total:
+            print(end=line, file=sys.stderr, flush=True)
