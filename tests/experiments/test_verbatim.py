@@ -3,12 +3,15 @@
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
+from bn_graph.tf1 import tf
 from experiments.machinery import report
 from experiments.machinery.programs import UsageError
-from experiments.machinery.verbatim import runner, table, texts, timeline
+from experiments.machinery.verbatim import around, runner, shim, table, texts, timeline
 from experiments.machinery.verbatim.runner import Environment
 
 # A page whose program has lost its indentation, between prose; lines 3 to 9.
@@ -281,4 +284,47 @@ def test_a_fact_of_the_timeline_is_asked_of_each_version_in_the_order_of_their_r
         ("1.9.0", False),
         ("1.10.1", True),
         ("2.21", True),
+    ]
+
+
+def test_a_printed_call_is_compared_with_a_functions_own_defaults():
+    zeros = tf.zeros_initializer()
+
+    def function(inputs, axis=-1, momentum=0.9, kind=zeros, added=None, **others):
+        pass
+
+    names = {"tf": SimpleNamespace(layers=SimpleNamespace(function=function))}
+    source = "tf.layers.function(inputs, axis=-1, momentum=0.99, kind=tf.zeros_initializer(), gone=None)"
+    assert around.compare_signature(source, "tf.layers.function", names) == {
+        "printed and not there": ["gone"],
+        "there and not printed": ["added"],
+        "other defaults": {"momentum": "0.9"},
+    }
+
+
+def test_the_shims_reader_shuffles_each_epoch_and_gives_an_epochs_rest_before_the_next():
+    rows = np.arange(10)
+    shuffled = shim._Shuffled(SimpleNamespace(images=rows, labels=-rows))
+    np.random.seed(0)
+    batches = [shuffled.next_batch(4) for _ in range(5)]
+    images = np.concatenate([images for images, _ in batches])
+    assert sorted(images[:10]) == sorted(images[10:]) == rows.tolist()
+    assert (images[:10] != images[10:]).any() and all((images == -labels).all() for images, labels in batches)
+
+
+def test_through_the_shim_a_program_of_tensorflow_1_runs_and_every_change_is_listed(program, tmp_path):
+    steps = (
+        "code import tensorflow as tf; from tensorflow.examples.tutorials.mnist import input_data",
+        "code flat = tf.contrib.layers.flatten(tf.zeros([2, 3, 4])); normalized = tf.contrib.layers.batch_norm(flat)",
+        "code updates = tf.get_collection(tf.GraphKeys.UPDATE_OPS)",
+    )
+    old = program._replace(steps=steps, changes=(), sha256="", printed="", keep=("normalized", "updates"))
+    (entry,) = runner.run_program(old, HERE._replace(mode="shim"), tmp_path, seed=0)
+    assert entry["error"] is None and len(entry["variables"]["updates"]) == 2
+    assert "shape=(2, 12)" in entry["variables"]["normalized"]
+    assert [each.split(":")[0].split(" ")[0] for each in entry["shim"]] == [
+        "TensorFlow",
+        "tf.contrib.layers.flatten",
+        "tensorflow.examples.tutorials.mnist.input_data",
+        "import",
     ]

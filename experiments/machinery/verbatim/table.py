@@ -418,7 +418,7 @@ ROWS = (
         _first,
         lambda r: r["keras_modes"]["libraries"]["Keras 3"]["one_layer"]["one_example"],
         9,
-        why="TensorFlow 1.0 has no tf.keras, 1.4 to 1.12 none that takes arrays",
+        why="TensorFlow 1.0 has no tf.keras, and 1.4 no eager execution",
     ),
     Row(
         "qa/keras-two-examples",
@@ -541,12 +541,14 @@ def failures_table(found: Mapping[tuple[str, str], dict]) -> tuple[list[str], li
             helps = (
                 after_it["changes"][-1]["why"] if after_it else "nothing small: what it needs is not in this version"
             )
-            entry = grouped.setdefault((program, error["type"], helps), {"error": error, "places": []})
+            entry = grouped.setdefault(
+                (program, error["type"], error["message"][:40], helps), {"error": error, "places": []}
+            )
             entry["places"].append(place)
             if error["line"] and not entry["error"]["line"]:
                 entry["error"] = error
     rows = []
-    for (program, kind, helps), entry in grouped.items():
+    for (program, kind, _, helps), entry in grouped.items():
         places = sorted(entry["places"], key=lambda place: [int(part) for part in place.split()[0].split(".")])
         everywhere = {place.split()[0] for place in places} == {
             place.split()[0] for key, place in found if key == program
