@@ -38,6 +38,10 @@ CHANGED = "†"
 """Marks a value of a program that raised as printed, and ran after the changes in the second table."""
 
 
+NOTHING = "nothing small: what it needs is not in this version"
+"""In the second table, where no change of the rules helps."""
+
+
 class Row(NamedTuple):
     """A figure that a program gives.
 
@@ -538,13 +542,12 @@ def failures_table(found: Mapping[tuple[str, str], dict]) -> tuple[list[str], li
             if run["error"] is None:
                 continue
             error = run["error"] | ({"line": None} if run["changes"] else {})  # lines that were put in count too
-            helps = (
-                after_it["changes"][-1]["why"] if after_it else "nothing small: what it needs is not in this version"
-            )
+            same_again = after_it and after_it["error"] and after_it["error"]["message"] == error["message"]
+            helps = NOTHING if after_it is None or same_again else after_it["changes"][-1]["why"]
             entry = grouped.setdefault(
-                (program, error["type"], error["message"][:40], helps), {"error": error, "places": []}
+                (program, error["type"], error["message"][:40], helps), {"error": error, "places": set()}
             )
-            entry["places"].append(place)
+            entry["places"].add(place)
             if error["line"] and not entry["error"]["line"]:
                 entry["error"] = error
     rows = []
