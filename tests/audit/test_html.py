@@ -8,7 +8,7 @@ import pytest
 
 from bn_graph.__main__ import main
 from bn_graph.audit.formats import render
-from bn_graph.audit.report import Details, Finding, Histogram, LayerDetails, LayerRow, Level, Report, UpdateOp
+from bn_graph.audit.report import Details, Finding, Histogram, LayerDetails, LayerRow, Level, Report, State, UpdateOp
 from tests.audit.test_many import frozen
 
 VOID = {"meta", "br", "hr", "img", "link", "input"}
@@ -107,9 +107,9 @@ def test_names_of_a_file_are_no_markup():
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({}, {"updates, run by Adam": "good", "moving mean and variance": "good"}),
-        ({"run_by": ()}, {"no train op runs these": "bad", "moving mean and variance: not updated": "bad"}),
-        ({"updates": False}, {"no update ops": "bad", "moving mean and variance: not updated": "bad"}),
+        ({}, {"updates by Adam": "good", "moving statistics": "good"}),
+        ({"run_by": ()}, {"no train op runs these": "bad", "moving statistics: not updated": "bad"}),
+        ({"updates": False}, {"no update ops": "bad", "moving statistics: not updated": "bad"}),
         ({"in_training": False}, {"No train op of this file runs the layer.": "absent"}),
         ({"inference_updates": ("bn/Assign",)}, {"running an output updates the statistics": "bad"}),
     ],
@@ -122,11 +122,11 @@ def test_the_drawing_says_where_the_update_is_or_is_not(changes, expected):
 @pytest.mark.parametrize(
     ("row", "expected"),
     [
-        ({"inference": "population"}, {"moving mean and variance": "good"}),
-        ({"inference": "population", "statistics": "initial"}, {"moving mean and variance: never updated": "bad"}),
+        ({"inference": "population"}, {"moving statistics": "good"}),
+        ({"inference": "population", "statistics": "initial"}, {"moving statistics: never updated": "bad"}),
         (
             {"inference": "batch"},
-            {"mean and variance of whatever batch is given": "bad", "moving mean and variance: not used": "absent"},
+            {"mean and variance of whatever batch is given": "bad", "moving statistics: not used": "absent"},
         ),
         ({"inference": "-"}, {"No inference path is in this file.": "absent"}),
         ({"inference": "?"}, {"Undetermined: see “cannot tell”.": "absent"}),
@@ -134,6 +134,19 @@ def test_the_drawing_says_where_the_update_is_or_is_not(changes, expected):
 )
 def test_the_drawing_says_what_inference_takes(row, expected):
     assert expected.items() <= drawn(report(**row)).items()
+
+
+def test_labels_fit_their_boxes():
+    rows = [{"inference": inference, "statistics": state} for inference in ("batch", "population") for state in State]
+    pages = [render([report(**row)], "html") for row in rows]
+    pages += [
+        render([report(details=details(run_by=run_by))], "html")
+        for run_by in ((), ("GradientDescent",), ("Adam", "Adam_1"))
+    ]
+    for width, label in re.findall(
+        r'<rect[^>]* width="(\d+)"[^>]*></rect><text[^>]*class="label">([^<]*)', "".join(pages)
+    ):
+        assert len(label) * 6.6 + 14 <= int(width), label  # of a bold letter on average
 
 
 def test_statistics_are_a_histogram_between_their_smallest_and_largest_value():

@@ -13,7 +13,7 @@ _ROWS = (6, 66, 146, 224)  # where boxes start
 _HEIGHTS = (40, 58, 54, 54)
 _LETTER = 6.7  # width of a letter in the names, in units of the drawing
 _BATCH = "mean and variance of the batch"
-_MOVING = "moving mean and variance"
+_MOVING = "moving statistics"
 
 
 def training_path(row: LayerRow, details: LayerDetails) -> Element:
@@ -44,7 +44,8 @@ def training_path(row: LayerRow, details: LayerDetails) -> Element:
     train_ops = sorted({op for update in run for op in update.run_by})
     label = "no train op runs these" if details.updates else "no update ops"
     _arrow(svg, 2 * _GAP + _HALF + _HALF // 2, 1, kind)
-    label = f"updates, run by {_shortened(', '.join(train_ops), 10)}" if run else label
+    more = ", …" if len(train_ops) > 1 else ""
+    label = f"updates by {_shortened(train_ops[0], 8)}{more}" if run else label
     _box(svg, 2, label, [update.op for update in run or details.updates], kind, half=1)
     if row.statistics != State.ABSENT or "moving_mean" in row.variables:
         _arrow(svg, 2 * _GAP + _HALF + _HALF // 2, 2, kind)
