@@ -7,7 +7,7 @@ import pytest
 from bn_graph.__main__ import main
 from bn_graph.audit.baseline import known_findings, read, with_accepted, write
 from bn_graph.audit.report import AuditError, Finding, Level, Report
-from tests.audit.test_many import frozen
+from tests.audit.frozen import frozen
 
 
 def finding(code, *layers, level=Level.ERROR):

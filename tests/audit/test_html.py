@@ -9,7 +9,7 @@ import pytest
 from bn_graph.__main__ import main
 from bn_graph.audit.formats import render
 from bn_graph.audit.report import Details, Finding, Histogram, LayerDetails, LayerRow, Level, Report, State, UpdateOp
-from tests.audit.test_many import frozen
+from tests.audit.frozen import frozen
 
 VOID = {"meta", "br", "hr", "img", "link", "input"}
 VARIABLES = {"moving_mean": "bn/moving_mean", "moving_variance": "bn/moving_variance"}

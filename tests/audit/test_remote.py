@@ -15,7 +15,7 @@ from bn_graph.audit.many import audit_tasks, find_tasks
 from bn_graph.audit.report import Report
 from bn_graph.checkpoints import storage
 from bn_graph.checkpoints.files import latest_checkpoint
-from tests.audit.test_many import frozen
+from tests.audit.frozen import frozen
 
 MODELS = Path(__file__).parents[1] / "models"
 fsspec = pytest.importorskip("fsspec", reason="the extra `remote` is not installed")
