@@ -281,6 +281,7 @@ class Unread(NamedTuple):
 # --- What the formats share -------------------------------------------------------------------------------------------
 
 _MOST_NAMES, _MOST_EVIDENCE = 3, 6
+_LONG = 80  # letters
 _NUMBERED = re.compile(r"(.*?)(_?\d{1,9})?", re.DOTALL)
 """A scope's name, and the number that it ends in."""
 
@@ -296,18 +297,18 @@ def printable(text: str) -> str:
 
 
 def names_in_brief(names: Sequence[str]) -> str:
-    """Names of layers: all of up to three; of more, those that differ by a number are one, and three of these.
+    """Names of layers: all of up to three, if they are short; else those that differ by a number are one, three of these.
 
     >>> names_in_brief(["net/bn", "net/bn_1", "net/bn_2", "net/bn_3", "net/bn_5"])
     'net/bn[_1…_3,_5] (5 layers)'
     >>> names_in_brief(["conv1/bn", "conv2/bn", "conv4/bn", "logits/bn"])
     'conv[1,2,4]/bn, logits/bn (4 layers)'
     """
-    if len(names) <= _MOST_NAMES:
+    if len(names) <= _MOST_NAMES and sum(map(len, names)) <= _LONG:
         return printable(", ".join(names))
     joined = _joined(names)
     shown = ", ".join(joined[:_MOST_NAMES]) + (", …" if len(joined) > _MOST_NAMES else "")
-    return f"{printable(shown)} ({len(names)} layers)"
+    return printable(shown) + (f" ({len(names)} layers)" if len(names) > _MOST_NAMES else "")
 
 
 def _joined(names: Sequence[str]) -> list[str]:

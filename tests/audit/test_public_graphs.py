@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from bn_graph.audit import audit
+from bn_graph.audit.formats import Style, render
 from bn_graph.audit.report import Level
 
 SHARED = Path(__file__).resolve().parents[2] / ".." / "shared"
@@ -43,3 +44,10 @@ def test_what_the_label_says_is_reported_and_no_other_error(folder, entry):
 def test_a_named_output_decides(folder, entry):
     path = SHARED / folder / entry["id"] / entry["open"]
     check(audit(path, outputs=["Output_Layer/Softmax"]), entry["with_output"])
+
+
+def test_the_text_of_a_faulty_graph_fits_a_screen():
+    path = SHARED / "graphs" / "L1" / "generator.ckpt.meta"
+    text = render([audit(path)], "text", style=Style(start=str(SHARED / "graphs")))
+    assert len(text.splitlines()) <= 30 and max(map(len, text.splitlines())) <= 120
+    assert text.startswith("L1/generator.ckpt.meta: 3 errors")

@@ -164,6 +164,20 @@ def test_long_names_lose_their_middle_and_lines_fit():
     assert name in text  # in full with the finding, to search for
 
 
+def test_shortened_names_in_the_table_still_differ():
+    scopes = [f"discriminator/downsampling_block_{number}/convolution_{number}" for number in (1, 2, 3)]
+    for names in (
+        [f"{scope}/batch_normalization" for scope in scopes],  # shown without the scope that all end in
+        [f"net/{'x' * 40}{number}{'y' * 80}" for number in (1, 2, 3)],  # differ in the middle alone
+    ):
+        lines = render([report(layers=tuple(map(row, names)), findings=(), undetermined=())], "text").splitlines()
+        shown = [line.split("  ")[0] for line in lines[3:]]
+        assert len(set(shown)) == 3
+    assert scopes[0] + "/…" in render(
+        [report(layers=tuple(row(f"{each}/batch_normalization") for each in scopes))], "text"
+    )
+
+
 def test_names_that_fit_are_not_shortened():
     assert "…" not in render([report(layers=(row("x" * 60),), findings=(), undetermined=())], "text")
 
@@ -254,6 +268,7 @@ def test_lone_surrogates_of_a_path_can_be_printed():
         (("d/bn", "d/bn_1", "d/bn_2", "d/bn_3", "d/bn_4"), "d/bn[_1…_4] (5 layers)"),
         (("bn_1", "bn_2", "bn_3", "bn_7"), "bn_[1…3,7] (4 layers)"),
         (("bn1", "bn2", "bn3"), "bn1, bn2, bn3"),
+        (("long" * 9 + "/bn", "long" * 9 + "/bn_1", "long" * 9 + "/bn_2"), "long" * 9 + "/bn[_1,_2]"),
         (("bn", "bn1", "bn2", "bn3"), "bn, bn[1…3] (4 layers)"),
         (NAMES, "conv[1…9]/bn (9 layers)"),
         (tuple(f"b{b}/u_{u}/bn" for b in (1, 2) for u in (1, 2, 3)), "b[1,2]/u_[1…3]/bn (6 layers)"),

@@ -115,9 +115,24 @@ def _table(report: Report, style: Style) -> list[str]:
     widths = [max(map(len, column)) for column in zip(titles, *rows, strict=True)]
     rest = sum(widths[1:]) + 2 * len(list(filter(None, titles[1:])))
     widths[0] = min(widths[0], max(WIDTH - rest, _NARROWEST_NAME))
-    cells = [(_shortened(name, widths[0]), *others) for name, *others in rows]
+    names = _fitting([name for name, *_ in rows], widths[0])
+    widths[0] = max(map(len, [titles[0], *names]))
+    cells = [(name, *others) for name, (_, *others) in zip(names, rows, strict=True)]
     head, *lines = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in [titles, *cells]]
     return [_styled(head, _BOLD, style), *(_with_coloured_codes(line, report, style) for line in lines)]
+
+
+def _fitting(names: list[str], width: int) -> list[str]:
+    """Names that fit a column and still differ: without the scopes that all end in, else without their middle."""
+    if max(map(len, names)) <= width:
+        return names
+    split = [name.split("/") for name in names]
+    while min(map(len, split)) > 1 and len({scopes[-1] for scopes in split}) == 1:
+        split = [scopes[:-1] for scopes in split]
+    if len(split[0]) < len(names[0].split("/")):
+        names = ["/".join([*scopes, "…"]) for scopes in split]
+    shorter = [_shortened(name, width) for name in names]
+    return shorter if len(set(shorter)) == len(set(names)) else names
 
 
 def _rows(report: Report, style: Style) -> list[tuple[str, ...]]:
