@@ -125,9 +125,8 @@ def few_integers(value: np.ndarray | None) -> tuple[int, ...] | None:
 
 def is_filled(value: np.ndarray, number: float) -> bool:
     """Whether every element is the same number; of one that was broadcast from a single value, that is looked at."""
-    return bool(
-        (value[(slice(0, 1),) * value.ndim] == number).all() if not any(value.strides) else (value == number).all()
-    )
+    looked_at = value if any(value.strides) else value[(slice(0, 1),) * value.ndim]
+    return bool((looked_at == number).all())
 
 
 def has_no_content(graph: Graph, node: int) -> bool:
