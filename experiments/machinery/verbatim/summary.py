@@ -5,7 +5,7 @@ from pathlib import Path
 
 from experiments.machinery.figures import BLUE, GREY, ORANGE, figure
 from experiments.machinery.results import load, write_text
-from experiments.machinery.verbatim import table, timeline
+from experiments.machinery.verbatim import table, texts, timeline
 
 __all__ = ["FIGURES", "REFERENCE", "described", "draw", "write"]
 
@@ -49,7 +49,19 @@ def _seeds(found: Mapping[tuple[str, str], dict]) -> str:
         f"{program} with {', '.join(map(str, seeds))} in {', '.join(sorted(there, key=timeline.order))}"
         for (program, seeds), there in places.items()
     ]
-    return f"Seeds: {'; '.join([*parts, 'all others with 0'])}."
+    return f"Seeds: {'; '.join([*parts, 'all others with 0'] if parts else ['0'])}. {_not_run(found)}"
+
+
+def _not_run(found: Mapping[tuple[str, str], dict]) -> str:
+    """The programs without a result in some column, so that nobody takes an empty cell for an outcome."""
+    there = {(program, place.split()[0]) for program, place in found}
+    missing = {key: [column for column in table.COLUMNS if (key, column) not in there] for key in texts.programs()}
+    parts = [
+        key if columns == list(table.COLUMNS) else f"{key} in {', '.join(columns)}"
+        for key, columns in missing.items()
+        if columns
+    ]
+    return f"Not run: {'; '.join(parts)}." if parts else "All were run."
 
 
 def draw(found: Mapping[tuple[str, str], dict], path: Path) -> None:
@@ -87,6 +99,7 @@ def draw(found: Mapping[tuple[str, str], dict], path: Path) -> None:
                     axis.axhline(
                         document(next(iter(there.values()))["document_printed"]), color=GREY, linestyle="--", zorder=1
                     )
+            axis.set_visible(bool(axis.lines))  # of a program that has not been run there is no panel
             axis.set_title(title, fontsize=10)
             axis.set_xticks(range(len(table.COLUMNS)), table.COLUMNS)
             axis.set_xlim(-0.5, len(table.COLUMNS) - 0.5)
