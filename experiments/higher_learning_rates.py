@@ -51,7 +51,7 @@ NOT_SEEN = 0.002
 UNDONE = 0.1
 
 # 0.6 of an epoch at batch 32: enough for 0.9 and more where a rate is usable.
-FULL = Mode(data="mnist", steps=1000, seeds=[0, 1, 2])
+FULL = Mode(data="mnist", steps=1000, seeds=[0, 1, 2, 3, 4])
 QUICK = Mode(data="digits", steps=300)
 
 

@@ -164,12 +164,17 @@ def run(settings: Settings) -> dict:
             # One network is enough for what does not depend on the seed.
             if seed == settings.seeds[0]:
                 evaluation = evaluate_in_batches(solvers["with"], dataset.train)
-                relus = [tensor(f"{NETWORKS['with']}/layer{number}/Relu") for number in range(len(HIDDEN_UNITS))]
-                sources = [relu.op.inputs[0].op.name for relu in relus]
+                sources = what_the_activations_get(tf.get_default_graph(), NETWORKS["with"])
     return {"runs": runs, "evaluation": evaluation, "what_the_activations_get": sources}
 
 
 # --- solver-01: batch norm before the activation ----------------------------------------------------------------------
+def what_the_activations_get(graph: tf.Graph, scope: str) -> list[str]:
+    """The name of the op that each ReLU of the scope takes its input from."""
+    relus = [op for op in graph.get_operations() if op.type == "Relu" and op.name.startswith(f"{scope}/")]
+    return [relu.inputs[0].op.name for relu in relus]
+
+
 def judge_solver_01(result: dict) -> Verdict:
     found = result["what_the_activations_get"]
     before = [name for name in found if "/batch_normalization/" in name]

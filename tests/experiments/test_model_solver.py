@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 
+from bn_graph.tf1 import legacy_layers, tf
 from experiments import model_solver
 from experiments.machinery import harness
 
@@ -35,6 +36,15 @@ def test_the_document_s_own_figures_satisfy_its_claims(result, verdict):
 
 def test_an_activation_that_gets_the_dense_layer_contradicts_solver_01(result, verdict):
     result["what_the_activations_get"][1] = "batchnorm/layer1/dense/BiasAdd"
+    assert verdict(result, "solver-01") == "does not hold"
+
+
+def test_a_network_with_batch_norm_after_the_activation_contradicts_solver_01(result, verdict):
+    with tf.Graph().as_default() as graph, tf.variable_scope("batchnorm"):
+        hidden = tf.nn.relu(legacy_layers().dense(tf.ones([4, 3]), 2))
+        legacy_layers().batch_normalization(hidden, training=True)
+    result["what_the_activations_get"] = model_solver.what_the_activations_get(graph, "batchnorm")
+    assert result["what_the_activations_get"] == ["batchnorm/dense/BiasAdd"]
     assert verdict(result, "solver-01") == "does not hold"
 
 
