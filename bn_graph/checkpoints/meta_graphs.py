@@ -121,6 +121,11 @@ def _imported(meta: tf.MetaGraphDef, collections: set[str]) -> tf.Graph:
     wanted.ClearField("saver_def")
     for key in set(meta.collection_def) - collections:
         wanted.collection_def.pop(key)
+    names = {node.name for node in meta.graph_def.node}
+    for collection in wanted.collection_def.values():
+        if collection.WhichOneof("kind") == "node_list":  # it may list ops of a function, as in a branch of cond v2
+            present = [name for name in collection.node_list.value if producer(name) in names]
+            collection.node_list.value[:] = present
     with _without_warnings(), tf.Graph().as_default() as graph:  # of old releases, whatever the collection is for
         tf.train.import_meta_graph(wanted)
     return graph

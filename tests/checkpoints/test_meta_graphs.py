@@ -46,6 +46,15 @@ def one_line_of(error):
 # --- Graphs -----------------------------------------------------------------------------------------------------------
 
 
+def test_a_collected_op_of_a_function_is_left_out_and_the_others_are_kept(plain_graph):
+    tf.add_to_collection(tf.GraphKeys.UPDATE_OPS, tf.no_op(name="update"))
+    meta = tf.train.export_meta_graph()
+    # As TensorFlow 2.12 writes the update op of a branch of cond v2.
+    meta.collection_def["update_ops"].node_list.value.append("in_a_branch/AssignSubVariableOp")
+    graph = meta_graphs.import_graph(meta)
+    assert [op.name for op in graph.get_collection(tf.GraphKeys.UPDATE_OPS)] == ["update"]
+
+
 def test_old_placeholders_keep_the_shape_that_only_output_shapes_holds(tmp_path):
     with tf.Graph().as_default():
         tf.placeholder(tf.float32, [None, 2], name="x")
