@@ -63,7 +63,7 @@ def render(
         faults=[_fault(*each) for each in by_cost(loaded)],
         marks=MARKS,
         total=len(register.claims()),
-        demo=demo(loaded.get("single_example", {}), folders.get("single_example")),
+        demo=_demo_of(folders.get("single_example")) or _demo_of(reference / "single_example"),
     )
 
 
@@ -75,7 +75,13 @@ def command(experiment: str, mode: str) -> str:
 # --- The demo ---------------------------------------------------------------------------------------------------------
 
 
-def demo(result: dict, folder: Path | None) -> dict | None:
+def _demo_of(folder: Path | None) -> dict | None:
+    """That of the result in `folder`, if there is one: a result of an earlier version has no networks beside it."""
+    path = folder and folder / "result.json"
+    return demo(results.load(path), folder) if path and path.exists() else None
+
+
+def demo(result: dict, folder: Path) -> dict | None:
     """What `demo.js` computes with, or None for a result without networks.
 
     Returns:
