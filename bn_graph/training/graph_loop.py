@@ -17,10 +17,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import numpy as np
 
 from bn_graph.graphs import effects
-from bn_graph.graphs.graph import build
+from bn_graph.graphs.graph import Graph, build
 from bn_graph.tf1 import tf
 from bn_graph.training import datasets
-from bn_graph.training.loops import Step, saving, step_of
+from bn_graph.training.loops import Step, refuse_counting_twice, saving, step_of
 from bn_graph.training.networks import Network
 from bn_graph.training.step_copy import calls_functions, chooses, copy_step, decided_step
 
@@ -75,8 +75,9 @@ def graph_loop(
 
     Raises:
         ValueError: `batch_size` is not from 1 to ``split.size``; `seed` is negative; a train op needs a placeholder
-            without a value; a variable is a ref variable; two steps share a variable that one of them assigns; or a step
-            is to be compiled that has a ``tf.cond`` whose predicate `Step.constants` doesn't decide.
+            without a value; a variable is a ref variable; a train op counts in `global_step` too; two steps share
+            a variable that one of them assigns; or a step is to be compiled that has a ``tf.cond`` whose predicate
+            `Step.constants` doesn't decide.
 
     Example:
         >>> import bn_graph
@@ -93,7 +94,9 @@ def graph_loop(
     """
     steps = [steps] if isinstance(steps, Step) else list(steps)
     datasets.batch_rows(split.size, batch_size, seed=seed)  # says what is wrong with its arguments, before all else
-    _refuse_shared(session.graph, steps)
+    built = build(session.graph)
+    refuse_counting_twice(built, steps, global_step)
+    _refuse_shared(built, steps)
     make_loop = _compiled_loop if compiled else _loop
     with session.graph.as_default(), tf.name_scope("graph_loop"), tf.control_dependencies(None):
         resident = [_resident(session, values) for values in (split.images, split.labels)]
@@ -203,9 +206,8 @@ class _Batches:
         return np.array(list(itertools.islice(self._rows, stop - start)), np.int32)
 
 
-def _refuse_shared(graph: tf.Graph, steps: Sequence[Step]) -> None:
+def _refuse_shared(built: Graph, steps: Sequence[Step]) -> None:
     """Two loops run side by side, so what one assigns the other must not touch."""
-    built = build(graph)
     fetched = [[step.train_op.name, *(tensor.name for tensor in step.recorded)] for step in steps]
     touched = [effects.variables_read(built, names) for names in fetched]
     written = [effects.variables_written(built, names) for names in fetched]

@@ -11,11 +11,13 @@ from typing import NamedTuple
 import numpy as np
 
 from bn_graph import checkpoints
+from bn_graph.graphs import effects
+from bn_graph.graphs.graph import Graph, build
 from bn_graph.tf1 import tf
 from bn_graph.training import datasets
 from bn_graph.training.networks import Model, Network
 
-__all__ = ["Step", "feed_loop", "resume", "saving", "session_config", "step_of", "train"]
+__all__ = ["Step", "feed_loop", "refuse_counting_twice", "resume", "saving", "session_config", "step_of", "train"]
 
 
 class Step(NamedTuple):
@@ -205,7 +207,8 @@ def feed_loop(
         ``advance(start, stop)``, as `graph_loop` does.
 
     Raises:
-        ValueError: `batch_size` is not from 1 to ``split.size``, or `seed` is negative.
+        ValueError: `batch_size` is not from 1 to ``split.size``; `seed` is negative; or a train op counts in `global_step`
+            too.
 
     Example:
         >>> import bn_graph
@@ -221,6 +224,7 @@ def feed_loop(
     """
     steps = [steps] if isinstance(steps, Step) else list(steps)
     datasets.batch_rows(split.size, batch_size, seed=seed)  # says what is wrong with its arguments
+    refuse_counting_twice(build(session.graph), steps, global_step)
     with session.graph.as_default():
         counted = [] if global_step is None else [global_step.assign_add(1).op]
 
@@ -237,6 +241,16 @@ def feed_loop(
         return [[np.stack(column) for column in zip(*values, strict=True)] for values in recorded]
 
     return advance
+
+
+def refuse_counting_twice(graph: Graph, steps: Sequence[Step], global_step: tf.Variable | None) -> None:
+    """Raises if a step's train op increments the variable in which the loop is to count."""
+    for step in steps if global_step is not None else ():
+        if global_step.op.name in effects.variables_written(graph, step.train_op):
+            raise ValueError(
+                f"The train op {step.train_op.name} increments {global_step.op.name} itself, and the loop's global_step would "
+                "count each step again: leave it out, or make the train op with global_step=None."
+            )
 
 
 def _value(session: tf.Session, value: object) -> object:

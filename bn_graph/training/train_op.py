@@ -132,7 +132,8 @@ def train_op(
         update_ops: the ops to run instead of collected ones; ``collect(name_scope="tower_0")``, say.
         var_list: the variables to train; all trainable ones if None.
         global_step: incremented by each step. ``"default"`` is the graph's (``tf.train.get_or_create_global_step``) if it
-            has one when this is called; None increments nothing, as for all but one train op of a GAN.
+            has one when this is called and no op increments it yet: with several train ops, the first one counts, unless
+            you give it to others too. None increments nothing.
         transform_gradients: given the gradients and their variables (those that have a gradient), returns the gradients
             to apply, in the same order: to clip, scale, or add noise.
         check_numerics: a loss that is NaN or infinite raises, and then *nothing* is assigned: no weight, slot or
@@ -201,9 +202,8 @@ def train_op(
                 updates = [finite, *_delayed_until(finite, built, updates, graph)]
             updated = tf.group(*updates, name="done")
         with tf.control_dependencies([updated]):
-            applied = _applied(
-                optimizer, gradients, _default_step(graph) if isinstance(global_step, str) else global_step
-            )
+            counted = _default_step(graph, built) if isinstance(global_step, str) else global_step
+            applied = _applied(optimizer, gradients, counted)
         if return_loss:
             with tf.control_dependencies([applied, updated]):
                 step = tf.identity(loss, name=name)
@@ -260,9 +260,13 @@ def check_train_op(train_op: _Op | str | Sequence[_Op | str], *, graph: tf.Graph
     _refuse_conditional_updates(graph, built, ops)
 
 
-def _default_step(graph: tf.Graph) -> tf.Variable | None:
+def _default_step(graph: tf.Graph, built: Graph) -> tf.Variable | None:
+    """The graph's global step, unless something increments it already."""
     steps = graph.get_collection(tf.GraphKeys.GLOBAL_STEP)
-    return steps[0] if len(steps) == 1 else None
+    if len(steps) != 1:
+        return None
+    assigns = targets(built).get(built.ids.get(steps[0].op.name), ())
+    return None if any("Add" in built.ops[node] for node in assigns) else steps[0]
 
 
 def _is_of_keras(optimizer: object) -> bool:

@@ -321,6 +321,21 @@ def test_a_global_step_that_no_train_op_counts_counts_the_steps():
         assert session.run(global_step) == 8
 
 
+@pytest.mark.parametrize("build_loop", LOOPS.values())
+def test_a_global_step_that_a_train_op_counts_is_not_counted_again(build_loop):
+    with tf.Graph().as_default(), tf.Session(config=bn_graph.session_config()) as session:
+        network = bn_graph.build_graph(True, WEIGHTS)
+        with pytest.raises(ValueError, match=r"increments global_step itself.*global_step=None"):
+            build_loop(
+                session,
+                bn_graph.step_of(network),
+                DIGITS.train,
+                batch_size=30,
+                seed=0,
+                global_step=network.global_step,
+            )
+
+
 def without_a_switch(inputs, units, is_training, kernel_initializer):
     """A hidden layer that trains, whatever the model's switch says."""
     del is_training

@@ -492,6 +492,22 @@ def test_the_graphs_global_step_counts_unless_told_otherwise(graph_of_kind, star
     assert counts == [[1, 0], [1, 0], [1, 1]]
 
 
+@pytest.mark.parametrize("by", ["the program", "another train op"])
+def test_a_global_step_that_is_incremented_already_is_left_alone(graph_of_kind, start, by):
+    count, loss = tf.train.get_or_create_global_step(), two_weights()
+    if by == "the program":
+        tf.assign_add(count, 1)
+    else:
+        train_op.train_op(sgd(), loss)
+    steps = [train_op.train_op(sgd(), loss), train_op.train_op(sgd(), loss, global_step=count)]
+    session = start()
+    counts = []
+    for step in steps:
+        session.run(step)
+        counts.append(session.run(count))
+    assert counts == [0, 1]
+
+
 def test_without_a_global_step_none_is_made(plain_graph):
     train_op.train_op(sgd(), two_weights())
     assert {v.op.name for v in tf.global_variables()} == {"a", "b", "beside"}
