@@ -307,9 +307,8 @@ def judge_flags_10(result: dict) -> Verdict:
         )
 
     back = {each["recursion"]["then_innermost_true"][2] for each in result["libraries"].values()}
-    note = (
-        f"With the inner layer set back to True the frozen model has {' or '.join(map(str, back))} trainable variables."
-    )
+    note = f"With the inner layer set back to True the frozen model has {' or '.join(map(str, back))} trainable "
+    note += "variables."
     return verdict_by_library(result, "recursion", right, text, note)
 
 
@@ -412,9 +411,8 @@ def summarize(result: dict) -> str:
     versions = "  ".join(f"{library} {each['version']}" for library, each in result["libraries"].items())
     lines = [f"{'':<{width}}  {versions}"]
     lines += [f"{question:<{width}}  {legacy:<19}  {keras_3:<19}" for question, legacy, keras_3 in rows]
-    title = (
-        "The script of four predictions: largest difference from the first; the moving variance as a share of the rows'"
-    )
+    title = "The script of four predictions: largest difference from the first; the moving variance as a share of the "
+    title += "rows'"
     lines += ["", title]
     for library, each in result["libraries"].items():
         for case, found in each["script"].items():

@@ -238,9 +238,8 @@ def judge_article_08(result: dict) -> Verdict:
     )
     unlisted = differences(parse(CONTRIB_LISTED), contrib)
     updates = [result["made_by"][name]["update_ops"] for name in (LAYERS, SLIM)]
-    note = (
-        "The document's next clause says what the two are: scale True and False, center True in both. Contrib's form "
-    )
+    note = "The document's next clause says what the two are: scale True and False, center True in both. Contrib's "
+    note += "form "
     note += f"{f'differs from its list in {unlisted}' if unlisted else 'has its list'}. Called with inputs alone, tf.layers "
     note += f"makes {updates[0]} update ops and contrib's form {updates[1]}."
     scale = (layers["scale"], contrib["scale"])
@@ -301,9 +300,8 @@ def judge_qa_01(result: dict) -> Verdict:
         others = ", ".join(name for name in found if name not in working)
         return holds_with_a_trap(f"not {others}", measured, "contrib is the one that came with TensorFlow.")
     note = "contrib, with slim in it, went with TensorFlow 1; tf_slim and tflearn are packages of their own. "
-    note += (
-        "bn_graph.layers.slim.batch_norm has contrib's signature, and bn_graph.batch_norm_wrapper needs no update ops."
-    )
+    note += "bn_graph.layers.slim.batch_norm has contrib's signature, and bn_graph.batch_norm_wrapper needs no update "
+    note += "ops."
     return dated(measured, note)
 
 
@@ -363,9 +361,8 @@ def judge_r2rt_24(result: dict) -> Verdict:
     old = ("arg_max", "initialize_all_variables")
     plain, v1 = ([name for name in old if result["attributes"][name][key]] for key in ("tensorflow", "compat.v1"))
     reader = result["modules_found"]["tensorflow.examples"]
-    measured = (
-        f"tensorflow has {' and '.join(plain) or 'neither function'}, compat.v1 {' and '.join(v1) or 'neither'}, and "
-    )
+    measured = f"tensorflow has {' and '.join(plain) or 'neither function'}, compat.v1 "
+    measured += f"{' and '.join(v1) or 'neither'}, and "
     measured += f"tensorflow.examples is {'there' if reader else 'gone'}."
     if len(plain) == len(old) and reader:
         return holds(measured, "All are there.")
@@ -378,9 +375,8 @@ def judge_r2rt_24(result: dict) -> Verdict:
 def judge_solver_11(result: dict) -> Verdict:
     contrib = result["attributes"]["contrib"]["compat.v1"] or result["modules_found"]["tensorflow.contrib"]
     reader = result["modules_found"]["tensorflow.examples"]
-    measured = (
-        f"tf.contrib is {'there' if contrib else 'gone'}, and tensorflow.examples {'there' if reader else 'gone'}."
-    )
+    measured = f"tf.contrib is {'there' if contrib else 'gone'}, and tensorflow.examples "
+    measured += f"{'there' if reader else 'gone'}."
     if contrib and reader:
         return holds(measured, "Both are there.")
     identity = result["old_calls"]["flatten_of_rank_2_is_the_identity"]

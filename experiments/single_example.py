@@ -243,9 +243,8 @@ def judge_r2rt_13(result: dict) -> Verdict:
     layers = [layer for run in result["runs"] for layer in run["activation_inputs"]]
     keys = ("largest_normalized", "largest_input", "largest_beta", "written_out_from_beta", "by_function_from_beta")
     normalized, inputs, beta, written, function = (max(layer[key] for layer in layers) for key in keys)
-    measured = (
-        f"The normalized values are {normalized:.2g} at most, and the sigmoids' inputs up to {inputs:.3g} from 0."
-    )
+    measured = f"The normalized values are {normalized:.2g} at most, and the sigmoids' inputs up to {inputs:.3g} from "
+    measured += "0."
     if normalized > 0:
         return does_not_hold(measured, "Not even the normalized values are 0.")
     if inputs == 0:

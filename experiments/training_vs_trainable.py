@@ -235,9 +235,8 @@ def judge_flags_02(result: dict) -> Verdict:
         note = "Not even the batch's own statistics give mean 0 and deviation 1 before gamma and beta."
         return does_not_hold(measured, note)
     if DOCUMENTS_OWN in failing:
-        note = (
-            "The document's own script has gamma 2 and beta 1. True while the batch's own statistics normalize, before "
-        )
+        note = "The document's own script has gamma 2 and beta 1. True while the batch's own statistics normalize, "
+        note += "before "
         return does_not_hold(measured, f"{note}gamma and beta.")
     return holds_with_a_trap(f"not in {' or '.join(failing)}", measured, "It is so in the document's own script.")
 
@@ -276,9 +275,8 @@ def judge_flags_03(result: dict) -> Verdict:
 # --- flags-04: nothing but gamma and beta at inference? ---------------------------------------------------------------
 def judge_flags_04(result: dict) -> Verdict:
     start, other = result["other_statistics"]["inference"]["from_gamma_and_beta_alone"]
-    measured = (
-        f"It is up to {start:.3g} from gamma·x + beta with moving statistics (0, 1), and {other:.3g} with (3, 4)."
-    )
+    measured = f"It is up to {start:.3g} from gamma·x + beta with moving statistics (0, 1), and {other:.3g} with (3, "
+    measured += "4)."
     # Beta and gamma alone leave no more than what ε changes: x/√(1 + ε), of the document's pixels up to 9.
     by_epsilon = START["gamma"] * np.max(IMAGE) * (1 - 1 / np.sqrt(1 + EPSILON)) + 1e-5
     if start > by_epsilon:
