@@ -22,7 +22,7 @@ OPTIONS = {
     "figure1": ["--steps", "300"],
     "higher_learning_rates": ["--steps", "30"],  # too few to learn much: what is learned is no matter here
     "population_estimators": ["--steps", "1000"],
-    "recurrent": ["--steps", "8"],
+    "recurrent": ["--steps", "16"],
     "scoring_leak": ["--data", "digits", "--steps", "2000"],
     "single_example": ["--data", "digits", "--steps", "2000"],  # enough to learn the digits
     "small_batches": ["--steps", "10"],
