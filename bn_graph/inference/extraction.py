@@ -140,8 +140,8 @@ _IN_LOOP = (
 
 def _has_conds_in_loops(graph: Graph) -> bool:
     for node in (node for node, op in enumerate(graph.ops) if op in CONDS):
-        while graph.callers[node] is not None:
-            node = graph.callers[node][0]
+        while (caller := graph.callers[node]) is not None:
+            node = caller[0]
             if graph.ops[node] in LOOPS:
                 return True
     return False

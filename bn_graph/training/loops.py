@@ -245,7 +245,9 @@ def feed_loop(
 
 def refuse_counting_twice(graph: Graph, steps: Sequence[Step], global_step: tf.Variable | None) -> None:
     """Raises if a step's train op increments the variable in which the loop is to count."""
-    for step in steps if global_step is not None else ():
+    if global_step is None:
+        return
+    for step in steps:
         if global_step.op.name in effects.variables_written(graph, step.train_op):
             raise ValueError(
                 f"The train op {step.train_op.name} increments {global_step.op.name} itself, and the loop's global_step would "

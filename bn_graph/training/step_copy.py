@@ -79,7 +79,7 @@ def _without_optionals(graph_def: tf.GraphDef) -> tf.GraphDef:
         for node in graph_def.node
         if node.op == "OptionalFromValue"
     }
-    values = {}
+    values: dict[str, str] = {}
     for node in graph_def.node:
         if node.op == "OptionalGetValue" and node.input[0] in packed:
             outputs = [node.name, *(f"{node.name}:{port}" for port in range(1, len(packed[node.input[0]])))]
