@@ -272,7 +272,9 @@ def _loop(step: Step, rows: tf.Tensor, resident: Sequence[tf.Variable]) -> list[
 
 def _compiled_loop(step: Step, rows: tf.Tensor, resident: Sequence[tf.Variable]) -> list[tf.Tensor]:
     if chooses([step.train_op, *step.recorded]):
-        flags = {flag.op.name: bool(value) for flag, value in step.constants.items() if isinstance(value, bool | np.bool_)}
+        flags = {
+            flag.op.name: bool(value) for flag, value in step.constants.items() if isinstance(value, bool | np.bool_)
+        }
         train_op, *recorded = decided_step([step.train_op, *step.recorded], flags)
         if chooses([train_op, *recorded]):
             raise ValueError(
