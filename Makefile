@@ -6,7 +6,7 @@ RUN    := $(BIN)/python -m
 PIP    := $(BIN)/pip install --quiet --disable-pip-version-check
 EXPERIMENTS := single-example scoring-leak bn-vs-plain figure1 population-estimators model-solver solver-steps missing-update-ops \
   collected-update-ops control-dependencies conditional-updates checkpoint-variables training-vs-trainable conv-normalizer helper-variables keras-modes \
-  test-batch-size numerics layer-defaults higher-learning-rates small-batches ghost-batches recurrent
+  test-batch-size numerics layer-defaults old-calls higher-learning-rates small-batches ghost-batches recurrent
 
 # Settings of the experiments: make bn-vs-plain MODE=full DATA=mnist SEED="0 1 2" STEPS=10000 OUTPUT=results FRESH=1
 MODE   ?= quick
@@ -63,6 +63,7 @@ keras-modes:            ## training, trainable and predict in legacy Keras and K
 test-batch-size:        ## loss of both phases against the test batch's size
 numerics:               ## identities, NaN of the log, dead ReLUs, gradients of biases
 layer-defaults:         ## signatures and defaults, from the live libraries
+old-calls:              ## calls and idioms of old versions: gone, renamed, or working by luck
 higher-learning-rates:  ## learning rate and batch size, with and without batch norm
 small-batches:          ## batches of 1 to 64, mixed and of two classes: which remedy helps where
 ghost-batches:          ## batches of 1,024 normalized whole, and in groups of 128, 64 and 16
