@@ -6,7 +6,7 @@ RUN    := $(BIN)/python -m
 PIP    := $(BIN)/pip install --quiet --disable-pip-version-check
 EXPERIMENTS := single-example scoring-leak bn-vs-plain figure1 population-estimators model-solver solver-steps missing-update-ops \
   collected-update-ops control-dependencies conditional-updates checkpoint-variables training-vs-trainable conv-normalizer helper-variables keras-modes \
-  test-batch-size numerics layer-defaults old-calls higher-learning-rates small-batches ghost-batches recurrent
+  test-batch-size numerics needless-bias layer-defaults old-calls higher-learning-rates small-batches ghost-batches recurrent
 
 # Settings of the experiments: make bn-vs-plain MODE=full DATA=mnist SEED="0 1 2" STEPS=10000 OUTPUT=results FRESH=1
 MODE   ?= quick
@@ -61,7 +61,8 @@ conv-normalizer:        ## the convolutional helper, its race, and the right ord
 helper-variables:       ## what the convolutional helper keeps, and the function it calls
 keras-modes:            ## training, trainable and predict in legacy Keras and Keras 3
 test-batch-size:        ## loss of both phases against the test batch's size
-numerics:               ## identities, NaN of the log, dead ReLUs, gradients of biases
+numerics:               ## identities, NaN of the log, dead ReLUs
+needless-bias:          ## a bias before batch norm: its gradient, and where Adam walks it
 layer-defaults:         ## signatures and defaults, from the live libraries
 old-calls:              ## calls and idioms of old versions: gone, renamed, or working by luck
 higher-learning-rates:  ## learning rate and batch size, with and without batch norm

@@ -213,8 +213,7 @@ def judge_r2rt_07(result: dict) -> Verdict:
         return does_not_hold(measured, f"The weights' deviation is {deviation:.3f} and not 1.")
     if difference > 1e-3 or abs(rate / (LEARNING_RATE * BATCH_SIZE) - 1.0) > 1e-3:
         return does_not_hold(measured, f"The step on the summed loss is that of the rate {rate:.3f} on the mean loss.")
-    note = "Read of the document's program, and rerun with it. Its loss is summed over the batch, where today's are "
-    note += "means."
+    note = "Read of the document's program, and rerun with it: its loss is a sum over the batch, today's are means."
     return holds_with_a_trap(f"0.01 is the rate {rate:.2f} in today's terms", measured, note)
 
 

@@ -22,7 +22,6 @@ from pathlib import Path
 import numpy as np
 
 import bn_graph
-from bn_graph.layers.slim import batch_norm as slim_batch_norm
 from bn_graph.tf1 import legacy_layers, tf
 from experiments.machinery import checkpoint_child, children, harness
 from experiments.machinery.checkpoint_child import accuracy_alone, error_text, first_images, first_weights
@@ -90,7 +89,7 @@ def run(settings: Settings) -> dict:
         "one_graph": {str(seed): train_in_one_graph(settings, seed) for seed in settings.seeds},
         "new_directory": save_into_new_directories(),
         "moving_average_collection": moving_average_collection(),
-        "filter": what_the_filter_finds(),
+        "filter": checkpoint_child.statistics_missed(document_filter),
     }
 
 
@@ -223,32 +222,6 @@ def judge_article_15(result: dict) -> Verdict:
 
 
 # --- article-16: finding the statistics by name -----------------------------------------------------------------------
-def what_the_filter_finds() -> dict[str, dict]:
-    """The statistics that each kind of layer makes, and those that the article's two strings miss."""
-    inputs, layer = np.ones([4, 3], np.float32), legacy_layers().batch_normalization
-    average = tf.train.ExponentialMovingAverage(0.99)
-
-    def population(*names: str) -> list[tf.Variable]:
-        return [tf.get_variable(f"bn/{name}", [3], trainable=False) for name in names]
-
-    makers = {
-        "tf.layers": lambda: layer(tf.constant(inputs), training=True),
-        "tf.layers, renorm": lambda: layer(tf.constant(inputs), training=True, renorm=True),
-        "contrib / slim signature": lambda: slim_batch_norm(tf.constant(inputs), is_training=True),
-        "the article's own wrapper": lambda: population("pop_mean", "pop_var"),
-        "a layer that says mu and sigma": lambda: population("mu", "sigma"),
-        "EWMA helper": lambda: bn_graph.ConvolutionalBatchNormalizer(3, 1e-3, average, True, "bn").get_assigner(),
-    }
-    found = {}
-    for label, make in makers.items():
-        with tf.Graph().as_default():
-            make()
-            kept = {variable.op.name for variable in document_filter()}
-            statistics = [each.op.name for each in tf.global_variables() if each not in tf.trainable_variables()]
-        found[label] = {"statistics": statistics, "missed": [name for name in statistics if name not in kept]}
-    return found
-
-
 def judge_article_16(result: dict) -> Verdict:
     found, layer = result["filter"], result["filter"]["tf.layers"]
     missed = {label: each["missed"] for label, each in found.items() if each["missed"]}

@@ -226,8 +226,8 @@ def judge_r2rt_02(result: dict) -> Verdict:
     if papers < STEADIER:
         note = f"With batch norm the paper's own distributions are only {papers:.1f} times steadier. {drawn}."
         return does_not_hold(measured, note)
-    note = f"Similar is read as what the paper's panels show, a distribution that moves less. {drawn}; its network has "
-    note += f"{differences}."
+    note = f"Similar is read as what the paper's panels show, a distribution that moves less. {drawn}; "
+    note += f"its network has {differences}."
     if moved["r2rt"] >= STEADIER:
         if is_beta:
             return holds_with_a_trap("the means that it draws are beta, whatever the images", measured, note)

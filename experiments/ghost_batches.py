@@ -88,8 +88,8 @@ def judge_ghost_01(result: dict) -> Verdict:
     whole = accuracies(result, WHOLE)
     ahead = {size: accuracies(result, size) - whole for size in GHOSTS}
     figures = ", ".join(f"{np.median(each):+.4f} in ghosts of {size}" for size, each in ahead.items())
-    measured = f"Batches of {result['batch']:,} normalized whole give {spread(whole)}; the accuracy is ahead by "
-    measured += f"{figures}."
+    measured = f"Batches of {result['batch']:,} normalized whole give {spread(whole)}; "
+    measured += f"the accuracy is ahead by {figures}."
     better = [size for size, each in ahead.items() if np.median(each) > NOT_SEEN and each.min() > 0]
     counts = ", ".join(f"{int((each > 0).sum())} with {size}" for size, each in ahead.items())
     note = (

@@ -24,6 +24,7 @@ from bn_graph.tf1 import legacy_layers, tf
 from experiments.machinery import harness, keras_child
 from experiments.machinery.figures import BLUE, GREY, ORANGE, figure
 from experiments.machinery.harness import Mode
+from experiments.machinery.keras_answers import KERAS_3, LEGACY, NEAR, answer_rows, normalized_by, yes_or_no
 from experiments.machinery.keras_child import text_by_library, verdict_by_library, where
 from experiments.machinery.tables import Table
 from experiments.machinery.verdicts import Verdict, dated, does_not_hold, holds, holds_with_a_trap
@@ -32,8 +33,6 @@ from experiments.machinery.verdicts import Verdict, dated, does_not_hold, holds,
 EXAMPLES = 8
 # The document's.
 SCRIPT_SEED, EPSILON, PRINTED_TWO = 1, 1e-3, ["-0.99800634", "0.99800587"]
-# Outputs this close are by the same statistics: rounding is below 1e-6, and those by the others are 0.09 away or more.
-NEAR = 1e-4
 # The third prediction is "very different" if its difference is so many times that of the fourth.
 VERY = 5.0
 # The document: these move, all others don't.
@@ -44,8 +43,6 @@ FLAG_SET = {
     "before_the_first_fit": "before the first fit",
     "run_eagerly": "with run_eagerly",
 }
-
-LEGACY, KERAS_3 = keras_child.LIBRARIES
 
 FULL = QUICK = Mode()
 
@@ -62,10 +59,6 @@ def run(settings: harness.Settings) -> dict:
 
 def numbers(values: list) -> str:
     return "[" + ", ".join(f"{value:.4f}" for value in np.ravel(values)) + "]"
-
-
-def yes(value: bool) -> str:
-    return "yes" if value else "no"
 
 
 # --- qa-08: the global learning phase ---------------------------------------------------------------------------------
@@ -221,7 +214,7 @@ def judge_qa_18(result: dict) -> Verdict:
         return not found["layer_changed_by_fit"] and found["next_layer_changed_by_fit"] and farthest(found) < NEAR
 
     def text(found: dict) -> str:
-        frozen, following = yes(found["layer_changed_by_fit"]), yes(found["next_layer_changed_by_fit"])
+        frozen, following = (yes_or_no(found[f"{each}layer_changed_by_fit"]) for each in ("", "next_"))
         far = f"at most {farthest(found):.0e} from the moving averages' output"
         return f"fit changes the frozen layer ({frozen}) and the next one ({following}), and the three calls are {far}"
 
@@ -268,12 +261,6 @@ def tf_layers_trainable_false() -> dict:
         got = session.run(outputs)
     by = {"batch": (x - x.mean(0)) / np.sqrt(x.var(0) + EPSILON), "moving": x / np.sqrt(1.001)}
     return {f"from_{name}": float(np.abs(got - each).max()) for name, each in by.items()} | {"updates": updates}
-
-
-def normalized_by(distances: dict) -> str:
-    """Which statistics normalized: the nearer of the two, if it is near at all."""
-    near = [name for name in ("batch", "moving") if distances[f"from_{name}"] < NEAR]
-    return near[0] if len(near) == 1 else "neither"
 
 
 def judge_flags_09(result: dict) -> Verdict:
@@ -352,33 +339,6 @@ FIGURES = {
 }
 
 
-def answers(each: dict) -> dict[str, bool]:
-    """The yes-or-no questions, for one library."""
-    wired, graph = each["hard_wired"]["hard_wired"], each["tf1_graph"]
-    heeded = {case: not changed["parameters"] for case, changed in each["after_compile"].items()}
-    return {
-        "set_learning_phase exists": each["learning_phase"]["set_learning_phase"],
-        "written-in training=True: predict normalizes by the batch": wired["alone_differs_by"] > NEAR,
-        "written-in training=True: predict moves the statistics": wired["moved_by_predict"],
-        "written-in training=True: model(x, training=False) moves them": wired["moved_by_call_with_training_false"],
-        "trainable=False also means inference mode": normalized_by(each["trainable_false"]["TF2"]) == "moving",
-        "… set after compile() and a fit: the next fit heeds it": heeded["after_a_fit"],
-        "… set after compile(), before any fit: fit heeds it": heeded["before_the_first_fit"],
-        "… set with run_eagerly=True: the next fit heeds it": heeded["run_eagerly"],
-        "… and compiled again: fit heeds it": heeded["compiled_again"],
-        "on a placeholder in a TF1-style graph it builds": graph["built"],
-        "… and puts its updates into UPDATE_OPS": graph.get("update_ops", 0) > 0,
-        "… or into layer.updates": graph.get("layer_updates", 0) > 0,
-        "… and running its outputs moves its statistics": any(graph.get("moving_mean", [])),
-    }
-
-
-def answer_rows(result: dict) -> list[list[str]]:
-    """Each question with the answer of legacy Keras and that of Keras 3."""
-    legacy, keras_3 = (answers(result["libraries"][library]) for library in (LEGACY, KERAS_3))
-    return [[question, yes(legacy[question]), yes(keras_3[question])] for question in legacy]
-
-
 def tables(result: dict) -> list[Table]:
     """The questions on which the two libraries may differ."""
     rows = answer_rows(result)
@@ -411,8 +371,8 @@ def summarize(result: dict) -> str:
     versions = "  ".join(f"{library} {each['version']}" for library, each in result["libraries"].items())
     lines = [f"{'':<{width}}  {versions}"]
     lines += [f"{question:<{width}}  {legacy:<19}  {keras_3:<19}" for question, legacy, keras_3 in rows]
-    title = "The script of four predictions: largest difference from the first; the moving variance as a share of the "
-    title += "rows'"
+    title = "The script of four predictions: largest difference from the first; "
+    title += "the moving variance as a share of the rows'"
     lines += ["", title]
     for library, each in result["libraries"].items():
         for case, found in each["script"].items():

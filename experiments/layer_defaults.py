@@ -22,6 +22,7 @@ from bn_graph.tf1 import legacy_layers, tf
 from experiments.machinery import harness
 from experiments.machinery.fresh import attempted
 from experiments.machinery.harness import Mode, Settings
+from experiments.machinery.results import largest
 from experiments.machinery.tables import Table
 from experiments.machinery.verdicts import Verdict, does_not_hold, holds, holds_with_a_trap
 
@@ -151,10 +152,6 @@ def in_twos(*pairs: list[int]) -> np.ndarray:
     return outputs
 
 
-def largest(differences: np.ndarray) -> float:
-    return float(np.abs(differences).max())
-
-
 def options_together() -> dict[str, dict]:
     """The error, empty where it builds and runs, and which of the options alone gives the same outputs."""
     alone = {name: run_layer(**{name: value})["outputs"] for name, value in OPTIONS.items()}
@@ -204,8 +201,8 @@ def judge_article_08(result: dict) -> Verdict:
     )
     unlisted = differences(parse(CONTRIB_LISTED), contrib)
     updates = [result["made_by"][name]["update_ops"] for name in (LAYERS, SLIM)]
-    note = "The document's next clause says what the two are: scale True and False, center True in both. Contrib's "
-    note += "form "
+    note = "The document's next clause says what the two are: scale True and False, center True in both. "
+    note += "Contrib's form "
     note += f"{f'differs from its list in {unlisted}' if unlisted else 'has its list'}. Called with inputs alone, tf.layers "
     note += f"makes {updates[0]} update ops and contrib's form {updates[1]}."
     scale = (layers["scale"], contrib["scale"])

@@ -1,14 +1,12 @@
 """Identities, and where floating point breaks them: what can be judged with fixed inputs.
 
 Documents: r2rt (*The batch normalizing transform*, *Building the graph*), solver (*Introduction*,
-*class Model*), article (*batch_normalization*). Claims r2rt-03, 04, 05, 06, 11, solver-03, 04, 12, article-02, 03.
+*class Model*), article (*batch_normalization*). Claims r2rt-03, 04, 06, 11, solver-03, 04, article-02, 03.
 
     make numerics
 
 Inputs are drawn once from a seed: in float64 where an identity is asked for, in float32 where rounding is.
 """
-
-from pathlib import Path
 
 import numpy as np
 
@@ -16,8 +14,9 @@ import bn_graph
 from bn_graph.tf1 import legacy_layers, tf
 from experiments.machinery import harness
 from experiments.machinery.classifiers import losses
-from experiments.machinery.figures import BLUE, ORANGE, figure
+from experiments.machinery.fresh import evaluate
 from experiments.machinery.harness import Mode, Settings
+from experiments.machinery.results import largest
 from experiments.machinery.verdicts import Verdict, does_not_hold, holds, holds_with_a_trap
 
 # r2rt's; the others have the same ε.
@@ -28,8 +27,6 @@ DEVIATIONS = [1e-3, 1e-2, 0.1, 1.0, 10.0]
 GAPS = [10.0, 50.0, 80.0, 87.0, 88.0, 89.0, 95.0, 100.0, 103.0, 104.0, 110.0, 150.0]
 # How closely the gap at which the loss breaks is looked for; and what of it may break.
 GAP_TO, DOCUMENT_LOSS = 0.01, ("loss", "loss_if_right", "loss_with_gradient", "gradient")
-# The solver's optimizer and rate.
-ADAM_STEPS, ADAM_RATE = 500, 0.01
 
 FULL = QUICK = Mode()
 
@@ -40,25 +37,13 @@ def run(settings: Settings) -> dict:
     return {
         "normalized": normalized_moments(generator),
         "shape": shape_of_the_distribution(generator),
-        "bias": bias_before_the_layer(generator),
         "formulas": two_formulas(generator),
         "log_softmax": document_loss(),
         "dead_relu": dead_relu(generator),
         "identity": undone_by_gamma_and_beta(generator),
-        "adam": adam_moves_the_bias(generator),
         "channels": pseudo_code(generator),
         "recursion": moving_recursion(generator),
     }
-
-
-def evaluate(*tensors):
-    with tf.Session(config=bn_graph.session_config()) as session:
-        session.run(tf.global_variables_initializer())
-        return session.run(tensors)
-
-
-def largest(values: np.ndarray) -> float:
-    return float(np.abs(values).max())
 
 
 def normalize(inputs: tf.Tensor, axes: list[int], epsilon: float = EPSILON) -> tf.Tensor:
@@ -127,28 +112,6 @@ def judge_r2rt_04(result: dict) -> Verdict:
     changed = max(abs(skew_after - skew_before), abs(kurt_after - kurt_before))
     note = f"Normalizing sets two moments; the shape stays what it was (changed by {changed:.0e}). True of inputs that are "
     return does_not_hold(measured, f"{note}normally distributed already.")
-
-
-# --- r2rt-05: a bias before the layer ---------------------------------------------------------------------------------
-def bias_before_the_layer(generator) -> dict:
-    values, toward = generator.normal(size=(BATCH, UNITS)), generator.normal(size=(BATCH, UNITS))
-    with tf.Graph().as_default():
-        bias = tf.constant(generator.normal(0.0, 5.0, UNITS))
-        plain, shifted = (
-            normalize(tf.constant(values) + shift, [0]) for shift in (tf.zeros([UNITS], tf.float64), bias)
-        )
-        # Any loss will do; this one weighs the outputs at random.
-        (gradient,) = tf.gradients(tf.reduce_sum(shifted * toward), bias)
-        without, with_bias, slope = evaluate(plain, shifted, gradient)
-    return {"largest_difference": largest(without - with_bias), "largest_gradient": largest(slope)}
-
-
-def judge_r2rt_05(result: dict) -> Verdict:
-    difference, gradient = result["bias"]["largest_difference"], result["bias"]["largest_gradient"]
-    measured = f"In float64 a bias changes the outputs by at most {difference:.0e}, and its gradient is at most {gradient:.0e}."
-    if max(difference, gradient) >= 1e-9:
-        return does_not_hold(measured, "More than rounding of the bias is left after the layer.")
-    return holds(measured, "Both are rounding: the mean subtracts the bias again, and nothing is left to learn it by.")
 
 
 # --- r2rt-06: two formulas --------------------------------------------------------------------------------------------
@@ -310,43 +273,6 @@ def judge_solver_04(result: dict) -> Verdict:
     return holds(measured, "Other batches of the distribution are given back as well.")
 
 
-# --- solver-12: Adam and a bias that nothing depends on ---------------------------------------------------------------
-def adam_moves_the_bias(generator) -> dict:
-    inputs = generator.normal(size=(32, 20)).astype(np.float32)
-    toward = generator.normal(size=(32, 16)).astype(np.float32)
-    found = {}
-    for name, optimizer in (("Adam", tf.train.AdamOptimizer), ("gradient descent", tf.train.GradientDescentOptimizer)):
-        with tf.Graph().as_default(), tf.Session(config=bn_graph.session_config()) as session:
-            weights = tf.get_variable("w", initializer=generator.normal(size=(20, 16)).astype(np.float32) / 5)
-            bias = tf.get_variable("b", [16], initializer=tf.zeros_initializer())
-            outputs = bn_graph.batch_norm_wrapper(tf.constant(inputs) @ weights + bias, True)
-            loss = tf.reduce_mean(tf.square(outputs - toward))
-            gradient = tf.gradients(loss, bias)[0]
-            step = optimizer(ADAM_RATE).minimize(loss)
-            session.run(tf.global_variables_initializer())
-            slopes, walked = [], []
-            for _ in range(ADAM_STEPS):
-                slopes.append(largest(session.run([gradient, step])[0]))
-                walked.append(round(largest(session.run(bias)), 6))
-        found[name] = {"largest_gradient": max(slopes), "walked": walked}
-    return found
-
-
-def judge_solver_12(result: dict) -> Verdict:
-    adam, descent = result["adam"]["Adam"], result["adam"]["gradient descent"]
-    by_adam, by_descent = adam["walked"][-1], descent["walked"][-1]
-    measured = (
-        f"The bias's gradient is at most {adam['largest_gradient']:.0e}, and after {ADAM_STEPS} steps at {ADAM_RATE:g} the "
-        f"bias is {by_adam:.2g} with Adam and {by_descent:.0e} with gradient descent."
-    )
-    if adam["largest_gradient"] > 1e-4:
-        return does_not_hold(measured, "The bias has a gradient, so the layer after it is no batch norm of the batch.")
-    if by_adam > max(100 * by_descent, ADAM_RATE):
-        note = "It changes no output. Adam divides the rounding by its own size and moves the bias all the same; at inference "
-        return holds(measured, f"{note}the moving mean follows it.")
-    return holds(measured, "It stands there and does nothing: neither outputs nor optimizer move it.")
-
-
 # --- article-02: the pseudo-code over channels ------------------------------------------------------------------------
 def pseudo_code(generator) -> dict:
     """The article's loop over channels, without ε as it is printed, against the layer."""
@@ -405,20 +331,6 @@ def judge_article_03(result: dict) -> Verdict:
     if max(result["recursion"].values()) < 1e-6:
         return holds(measured, "Both follow it to float32 rounding.")
     return does_not_hold(measured, "At least one library does something else.")
-
-
-# --- The figure -------------------------------------------------------------------------------------------------------
-FIGURES = {"numerics.png": "A bias before batch norm has a gradient of rounding only, yet Adam walks it away."}
-
-
-def draw(result: dict, folder: Path) -> None:
-    with figure(folder / "numerics.png", figsize=(5.5, 4.4)) as (drawing, axis):
-        for optimizer, color in (("Adam", ORANGE), ("gradient descent", BLUE)):
-            axis.plot(result["adam"][optimizer]["walked"], color=color, label=optimizer)
-        axis.set_xlabel("training steps")
-        axis.set_ylabel("largest bias")
-        axis.set_title("A bias that nothing depends on (solver-12)")
-        drawing.legend(loc="outside lower center", ncols=2)
 
 
 if __name__ == "__main__":

@@ -105,8 +105,8 @@ def judge_qa_01(result: dict) -> Verdict:
         others = ", ".join(name for name in found if name not in working)
         return holds_with_a_trap(f"not {others}", measured, "contrib is the one that came with TensorFlow.")
     note = "contrib, with slim in it, went with TensorFlow 1; tf_slim and tflearn are packages of their own. "
-    note += "bn_graph.layers.slim.batch_norm has contrib's signature, and bn_graph.batch_norm_wrapper needs no update "
-    note += "ops."
+    note += "bn_graph.layers.slim.batch_norm has contrib's signature, "
+    note += "and bn_graph.batch_norm_wrapper needs no update ops."
     return dated(measured, note)
 
 

@@ -370,16 +370,14 @@ def draw_first_steps(result: dict, path: Path) -> None:
             left.plot(np.arange(1, len(values) + 1), values, color=color, label=STARTS[row["noise"]])
         left.axhline(PAPER_EPSILON, color=GREY, linestyle=":")
         left.annotate("epsilon", (1, PAPER_EPSILON), xytext=(0, 3), textcoords="offset points", color=GREY)
-        left.set(yscale="log", xlabel="time step", ylabel="variance over the batch")
-        left.set_title("The hidden term, mean over units")
+        left.set(yscale="log", xlabel="time step", ylabel="variance over the batch", title="Hidden term, mean of units")
         drawing.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=2)
         labels = [f"{STARTS[row['noise']]}\nepsilon {row['epsilon']:g}" for row in result["first_steps"]]
         # float32's largest, where it overflowed.
         norms = [3e38 if row["gradient_norm"] is None else row["gradient_norm"] for row in result["first_steps"]]
-        right.set_axisbelow(True)
         right.bar(labels, norms, color=[ORANGE if row["noise"] == 0.0 else BLUE for row in result["first_steps"]])
         right.tick_params(axis="x", labelsize=8)
-        right.set(yscale="log", ylabel="norm of all gradients, untrained (3e38: overflow)")
+        right.set(yscale="log", ylabel="norm of all gradients, untrained (3e38: overflow)", axisbelow=True)
         right.set_title("What it does to the gradients")
 
 

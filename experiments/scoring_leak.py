@@ -18,7 +18,7 @@ import numpy as np
 import bn_graph
 from bn_graph.tf1 import tf
 from experiments.machinery import harness, kept_work
-from experiments.machinery.classifiers import losses, placeholders
+from experiments.machinery.classifiers import batches_in_order, losses, placeholders
 from experiments.machinery.harness import Mode, Settings
 from experiments.machinery.results import column, spread
 from experiments.machinery.verdicts import Verdict, does_not_hold, holds, holds_with_a_trap
@@ -30,7 +30,6 @@ from experiments.single_example import (
     LEARNING_RATE,
     STANDARD_ERRORS,
     STEPS,
-    batches_of,
     first_weights,
     train_wrapper_network,
     wrapper,
@@ -270,7 +269,7 @@ def last_bias(settings: Settings, used: bool) -> dict:
         loss = tf.reduce_sum(losses(logits, y_))
         train_step = tf.train.GradientDescentOptimizer(LEARNING_RATE).minimize(loss)
         session.run(tf.global_variables_initializer())
-        for images, labels in batches_of(train)[:20]:
+        for images, labels in batches_in_order(train, BATCH_SIZE)[:20]:
             session.run(train_step, {x: images, y_: labels})
         return {
             "trainable": bias in tf.trainable_variables(),

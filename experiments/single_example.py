@@ -22,9 +22,9 @@ from pathlib import Path
 import numpy as np
 
 import bn_graph
-from bn_graph.checkpoints.files import written_beside
 from bn_graph.tf1 import tf
 from experiments.machinery import children, harness, kept_work, results
+from experiments.machinery.classifiers import batches_in_order
 from experiments.machinery.figures import BLUE, ORANGE, figure
 from experiments.machinery.harness import Mode, Settings
 from experiments.machinery.results import column, listed, spread
@@ -115,12 +115,6 @@ def first_weights(dataset: bn_graph.Dataset, seed: int) -> list[np.ndarray]:
     return bn_graph.normal_weights((dataset.test.images.shape[1], *HIDDEN_UNITS, dataset.test.labels.shape[1]), seed)
 
 
-def batches_of(split: bn_graph.Split) -> list[tuple[np.ndarray, np.ndarray]]:
-    """The examples in order, in batches of the training's size; the ragged rest, of fewer, is left out."""
-    starts = range(0, split.size - BATCH_SIZE + 1, BATCH_SIZE)
-    return [(split.images[start : start + BATCH_SIZE], split.labels[start : start + BATCH_SIZE]) for start in starts]
-
-
 def train(settings: Settings, session: tf.Session, network: bn_graph.Network, seed: int, form: str) -> Path:
     folder = kept_work.folder(settings, seed, form, batch=BATCH_SIZE, rate=LEARNING_RATE)
     bn_graph.resume(session, folder)
@@ -131,17 +125,6 @@ def train(settings: Settings, session: tf.Session, network: bn_graph.Network, se
     return folder
 
 
-def write_network(settings: Settings, seed: int, when: str, session: tf.Session) -> None:
-    """Writes the first seed's network, by the names of its variables, in half the space: float16 has three digits."""
-    if seed != settings.seeds[0]:
-        return
-    variables = {variable.op.name: variable for variable in tf.global_variables() if variable.dtype.is_floating}
-    halves = {name: value.astype(np.float16) for name, value in session.run(variables).items()}
-    path = settings.output / settings.name / NETWORKS[when]
-    with written_beside(path, replace=True) as beside, open(beside, "wb") as file:
-        np.savez_compressed(file, **halves)
-
-
 # --- The network with the bug: trained, then asked for one image at a time --------------------------------------------
 def batch_statistics_network(settings: Settings, seed: int, weights: list[np.ndarray]) -> dict:
     """Trains the faulty network, scores the test set at once, and predicts the first images one at a time."""
@@ -149,10 +132,10 @@ def batch_statistics_network(settings: Settings, seed: int, weights: list[np.nda
     with tf.Graph().as_default(), tf.Session(config=bn_graph.session_config()) as session:
         network = bn_graph.build_graph(True, weights, normalizer=batch_statistics_always, learning_rate=LEARNING_RATE)
         train(settings, session, network, seed, "batch_statistics")
-        write_network(settings, seed, "before", session)
+        kept_work.write_network(settings, seed, NETWORKS["before"], session)
 
         test_accuracy = session.run(network.accuracy, {network.x: test.images, network.y_: test.labels})
-        feeds = [{network.x: images, network.y_: labels} for images, labels in batches_of(test)]
+        feeds = [{network.x: images, network.y_: labels} for images, labels in batches_in_order(test, BATCH_SIZE)]
         in_batches = [session.run(network.correct, feed) for feed in feeds]
         inputs = activation_inputs(session, network, test.images[:SHOWN])
         distances = distance_of_means(session, network, settings.dataset)
@@ -180,7 +163,7 @@ def train_wrapper_network(settings: Settings, seed: int, weights: list[np.ndarra
     with tf.Graph().as_default(), tf.Session(config=bn_graph.session_config()) as session:
         network = bn_graph.build_graph(True, weights, normalizer=wrapper, learning_rate=LEARNING_RATE)
         folder = train(settings, session, network, seed, "wrapper")
-        write_network(settings, seed, "after", session)
+        kept_work.write_network(settings, seed, NETWORKS["after"], session)
         return bn_graph.save(bn_graph.make_saver(), session, folder / "model")
 
 
@@ -243,8 +226,8 @@ def judge_r2rt_13(result: dict) -> Verdict:
     layers = [layer for run in result["runs"] for layer in run["activation_inputs"]]
     keys = ("largest_normalized", "largest_input", "largest_beta", "written_out_from_beta", "by_function_from_beta")
     normalized, inputs, beta, written, function = (max(layer[key] for layer in layers) for key in keys)
-    measured = f"The normalized values are {normalized:.2g} at most, and the sigmoids' inputs up to {inputs:.3g} from "
-    measured += "0."
+    measured = f"The normalized values are {normalized:.2g} at most, "
+    measured += f"and the sigmoids' inputs up to {inputs:.3g} from 0."
     if normalized > 0:
         return does_not_hold(measured, "Not even the normalized values are 0.")
     if inputs == 0:
@@ -274,7 +257,7 @@ def distance_of_means(session: tf.Session, network: bn_graph.Network, dataset: b
 
     mean, variance = moments(dataset.train.images)
     whole = moments(dataset.test.images)[0]
-    batches = np.stack([moments(images)[0] for images, _ in batches_of(dataset.test)[:20]])
+    batches = np.stack([moments(images)[0] for images, _ in batches_in_order(dataset.test, BATCH_SIZE)[:20]])
     deviation = np.sqrt(variance + EPSILON)
     return {
         "test set": float(np.mean(np.abs(whole - mean) / deviation)),
@@ -326,9 +309,7 @@ def judge_r2rt_20(result: dict) -> Verdict:
         f"Of {SHOWN} images the document's printed list has {printed['share']:.2f} right, the restored networks here have "
         f"{spread(shares, 2)}."
     )
-    wrong = ", ".join(
-        f"image {each['image']}, a {each['label']}, read as {each['printed']}" for each in printed["wrong"]
-    )
+    wrong = [f"image {each['image']}, a {each['label']}, read as {each['printed']}" for each in printed["wrong"]]
     if not printed["labels_agree"]:
         return does_not_hold(
             measured, "The labels of the data set are not those that the printed list was compared with."
@@ -338,7 +319,8 @@ def judge_r2rt_20(result: dict) -> Verdict:
     # A hundred images at the share found here: so far apart are two such figures by chance.
     chance = STANDARD_ERRORS * np.sqrt(np.median(shares) * (1 - np.median(shares)) / SHOWN)
     note = (
-        f"Read as a figure of {SHOWN} images, which chance alone moves by {chance:.2f}. The list has {wrong or 'none'} wrong; "
+        f"Read as a figure of {SHOWN} images, which chance alone moves by {chance:.2f}. "
+        f"The list has {', '.join(wrong) or 'none'} wrong; "
         f"the networks here have {spread([run['test_accuracy_after'] for run in runs])} on the whole test set."
     )
     close = abs(np.median(shares) - FINAL_SHARE) <= chance or min(shares) <= FINAL_SHARE <= max(shares)

@@ -292,8 +292,8 @@ def judge_precise_01(result: dict) -> Verdict:
 def judge_precise_02(result: dict) -> Verdict:
     ahead = ahead_of(result, MIXED, "as in training")
     sizes, apart = list(ahead), [abs(np.median(differences)) for differences in ahead.values()]
-    measured = f"Recalibrated statistics are ahead of the test batches' own, in mixed batches, by {by_size(ahead)} "
-    measured += "examples."
+    measured = "Recalibrated statistics are ahead of the test batches' own, in mixed batches, "
+    measured += f"by {by_size(ahead)} examples."
     note = (
         f"Test batches of the training's size. Of {sizes[0]}: "
         f"{median(result, MIXED, BATCH_NORM, sizes[0], 'as in training'):.4f} by own statistics, "

@@ -174,7 +174,7 @@ def find(result: dict, library: str, training: bool, trainable: bool) -> dict:
 
 
 def rounded(cell: dict) -> str:
-    return "[" + ", ".join(f"{value:.0f}" for value in cell["first_pixel_rounded"]) + "]"
+    return str([round(value) for value in cell["first_pixel_rounded"]])
 
 
 # --- flags-01: two trainable parameters? ------------------------------------------------------------------------------
@@ -227,17 +227,13 @@ def judge_flags_02(result: dict) -> Verdict:
         texts.append(f"{case}: the mean is {extent(mean)} and the deviation {extent(deviation)}")
         if max(map(abs, mean)) >= 1e-3 or max(abs(each - 1) for each in deviation) >= 1e-3:
             failing.append(case)
-    measured = f"{'; '.join(texts)}."
-    measured = f"{measured[0].upper()}{measured[1:]}"
+    measured = "; ".join(texts).capitalize() + "."
     if not failing:
         return holds(measured, "In training and at inference, whatever gamma and beta are.")
     if BATCH_ALONE in failing:
-        note = "Not even the batch's own statistics give mean 0 and deviation 1 before gamma and beta."
-        return does_not_hold(measured, note)
+        return does_not_hold(measured, "Not even the batch's own statistics give it, before gamma and beta.")
     if DOCUMENTS_OWN in failing:
-        note = "The document's own script has gamma 2 and beta 1. True while the batch's own statistics normalize, "
-        note += "before "
-        return does_not_hold(measured, f"{note}gamma and beta.")
+        return does_not_hold(measured, "The document's own gamma is 2, its beta 1. It is so before them, in training.")
     return holds_with_a_trap(f"not in {' or '.join(failing)}", measured, "It is so in the document's own script.")
 
 
@@ -266,28 +262,25 @@ def judge_flags_03(result: dict) -> Verdict:
     )
     if cell["normalizes_with"] == "moving":
         return holds(measured, f"Other moving statistics change the output by {change:g}.")
-    note = "The output is not that of the moving statistics; "
-    if cell["first_pixel_rounded"] == TRAINING_PIXEL:
-        note = f"The document's own output {rounded(cell)} is the batch's, as is this one; "
-    return does_not_hold(measured, f"{note}moving statistics of (3, 4) in place of (0, 1) change it by {change:g}.")
+    as_printed = cell["first_pixel_rounded"] == TRAINING_PIXEL
+    note = f"The document's own output {rounded(cell)} is the batch's, as is this one; " if as_printed else ""
+    return does_not_hold(measured, f"{note}moving statistics of (3, 4) for (0, 1) change it by {change:g}.")
 
 
 # --- flags-04: nothing but gamma and beta at inference? ---------------------------------------------------------------
 def judge_flags_04(result: dict) -> Verdict:
     start, other = result["other_statistics"]["inference"]["from_gamma_and_beta_alone"]
-    measured = f"It is up to {start:.3g} from gamma·x + beta with moving statistics (0, 1), and {other:.3g} with (3, "
-    measured += "4)."
+    measured = f"With moving statistics (0, 1) it is up to {start:.3g} from gamma·x + beta, with (3, 4) {other:.3g}."
     # Beta and gamma alone leave no more than what ε changes: x/√(1 + ε), of the document's pixels up to 9.
     by_epsilon = START["gamma"] * np.max(IMAGE) * (1 - 1 / np.sqrt(1 + EPSILON)) + 1e-5
     if start > by_epsilon:
         return does_not_hold(measured, "The output is not even that of a fresh layer's gamma and beta.")
     if other <= by_epsilon:
         return holds(measured, "Inference does not depend on the moving statistics.")
-    note = (
-        "Inference normalizes by the moving mean and variance, and then applies gamma and beta. The claim is true of a layer "
-        "that never trained, whose (0, 1) change nothing."
+    note = "Inference normalizes by the moving statistics, and then applies gamma and beta. "
+    return does_not_hold(
+        measured, f"{note}The claim is true of a layer that never trained, whose (0, 1) change nothing."
     )
-    return does_not_hold(measured, note)
 
 
 # --- flags-05: the pixel at inference ---------------------------------------------------------------------------------
@@ -303,9 +296,9 @@ def judge_flags_05(result: dict) -> Verdict:
 def judge_flags_06(result: dict) -> Verdict:
     every = {library: find(result, library, True, False) for library in result["cells"]}
     cells = {library: every[library] for library in (FUSED, NOT_FUSED)}
+    kept = {True: "moves", False: "keeps"}
     measured = "; ".join(
-        f"{name} gives {rounded(cell)}, has {cell['update_ops']} update ops and {'moves' if cell['moved'] else 'keeps'} its "
-        "averages"
+        f"{name} gives {rounded(cell)}, has {cell['update_ops']} update ops and {kept[cell['moved']]} its averages"
         for name, cell in cells.items()
     )
     note = "The document's own call does so."
@@ -325,9 +318,8 @@ def judge_flags_07(result: dict) -> Verdict:
     fused, plain = (find(result, library, True, True) for library in (FUSED, NOT_FUSED))
     printed = list(zip(fused["printed_mean"], fused["printed_variance"], strict=True))
     measured = f"The first run prints {printed[0][0]} and {printed[0][1]}."
-    note = f"Its second run prints the mean {printed[1][0]}. "
-    note += f"Without the fused kernel the first prints the variance {plain['printed_variance'][0]} ({plain['variance']}; the"
-    note += f" kernel's is {fused['variance']})."
+    note = f"Its second run prints the mean {printed[1][0]}. Without the fused kernel the first prints the variance "
+    note += f"{plain['printed_variance'][0]} ({plain['variance']}; the kernel's is {fused['variance']})."
     # The document's loop runs twice, and what it shows is the first; at rank 4 the fused kernel is the default.
     if printed[0] != (PRINTED_MEAN, PRINTED_VARIANCE):
         return does_not_hold(measured, note)
@@ -381,10 +373,9 @@ def tables(result: dict) -> list[Table]:
         flag_colours |= {(row, place): "orange" for place, each in enumerate(asked, 1) if each}
         variance_colours |= {(row, place): "blue" for place, kind in enumerate(kinds, 1) if kind == "unbiased"}
     caption = (
-        "Which statistics (the batch's or the moving ones) normalize the document's image, and whether the moving ones "
-        "move. Blue: they move. Orange: training=True, yet normalized by the moving statistics; that is where the "
-        "libraries part."
+        "Which statistics normalize the document's image, the batch's or the moving ones, and whether these move. "
     )
+    caption += "Blue: they move. Orange: by the moving ones although training=True; that is where the libraries part."
     header = ["library", *(f"training={training}, trainable={trainable}" for training, trainable in PAIRS)]
     by_rank = "The variance that is averaged, by the rank of the inputs. Blue: with Bessel's correction."
     return [

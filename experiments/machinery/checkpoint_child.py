@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 import bn_graph
+from bn_graph.layers.slim import batch_norm as slim_batch_norm
 from bn_graph.tf1 import legacy_layers, tf
 from experiments.machinery.classifiers import layer_sizes, losses, variable
 
@@ -125,6 +126,32 @@ def outcome(
             return {"raised": None, "accuracy": accuracy_alone(alone, split)}
         except (tf.errors.OpError, ValueError) as error:
             return {"raised": type(error).__name__, "when": when, "message": error_text(error)}
+
+
+def statistics_missed(found_by: Callable[[], list[tf.Variable]]) -> dict[str, dict]:
+    """The statistics that each kind of layer makes, and those that are not `found_by` a filter of the graph's variables."""
+    inputs, layer = np.ones([4, 3], np.float32), legacy_layers().batch_normalization
+    average = tf.train.ExponentialMovingAverage(0.99)
+
+    def population(*names: str) -> list[tf.Variable]:
+        return [tf.get_variable(f"bn/{name}", [3], trainable=False) for name in names]
+
+    makers = {
+        "tf.layers": lambda: layer(tf.constant(inputs), training=True),
+        "tf.layers, renorm": lambda: layer(tf.constant(inputs), training=True, renorm=True),
+        "contrib / slim signature": lambda: slim_batch_norm(tf.constant(inputs), is_training=True),
+        "the article's own wrapper": lambda: population("pop_mean", "pop_var"),
+        "a layer that says mu and sigma": lambda: population("mu", "sigma"),
+        "EWMA helper": lambda: bn_graph.ConvolutionalBatchNormalizer(3, 1e-3, average, True, "bn").get_assigner(),
+    }
+    found = {}
+    for label, make in makers.items():
+        with tf.Graph().as_default():
+            make()
+            kept = {variable.op.name for variable in found_by()}
+            statistics = [each.op.name for each in tf.global_variables() if each not in tf.trainable_variables()]
+        found[label] = {"statistics": statistics, "missed": [name for name in statistics if name not in kept]}
+    return found
 
 
 def first_images(dataset: bn_graph.Dataset, images: int) -> bn_graph.Split:

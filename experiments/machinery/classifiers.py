@@ -12,7 +12,7 @@ import numpy as np
 import bn_graph
 from bn_graph.tf1 import tf
 
-__all__ = ["accuracy", "glorot_weights", "layer_sizes", "losses", "placeholders", "variable"]
+__all__ = ["accuracy", "batches_in_order", "glorot_weights", "layer_sizes", "losses", "placeholders", "variable"]
 
 
 def layer_sizes(dataset: bn_graph.Dataset, hidden: Sequence[int]) -> tuple[int, ...]:
@@ -48,3 +48,9 @@ def losses(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
 def accuracy(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
     """Share of the examples whose class is right, a scalar."""
     return tf.reduce_mean(tf.cast(tf.equal(tf.argmax(logits, 1), tf.argmax(labels, 1)), tf.float32))
+
+
+def batches_in_order(split: bn_graph.Split, size: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The examples in order, in batches of `size`; the ragged rest, of fewer, is left out."""
+    starts = range(0, split.size - size + 1, size)
+    return [(split.images[start : start + size], split.labels[start : start + size]) for start in starts]

@@ -1,10 +1,11 @@
-"""Something tried in a graph of its own."""
+"""Something run in a graph or a session of its own."""
 
 from collections.abc import Callable
 
+import bn_graph
 from bn_graph.tf1 import tf
 
-__all__ = ["attempted"]
+__all__ = ["attempted", "evaluate"]
 
 
 def attempted(call: Callable) -> tuple[str, object]:
@@ -14,3 +15,10 @@ def attempted(call: Callable) -> tuple[str, object]:
             return "", call()
         except (ValueError, TypeError, tf.errors.OpError) as error:
             return f"{type(error).__name__}: {str(error).splitlines()[0][:160]}", None
+
+
+def evaluate(*tensors: tf.Tensor) -> list:
+    """Their values, in a session of the default graph; its variables as they are initialized."""
+    with tf.Session(config=bn_graph.session_config()) as session:
+        session.run(tf.global_variables_initializer())
+        return session.run(tensors)

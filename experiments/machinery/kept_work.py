@@ -15,7 +15,7 @@ from experiments.machinery import harness
 from experiments.machinery.programs import UsageError
 from experiments.machinery.results import versions, write_json
 
-__all__ = ["folder", "measured_once", "train_and_measure"]
+__all__ = ["folder", "measured_once", "train_and_measure", "write_network"]
 
 CHECKPOINT_EVERY = 1000
 
@@ -147,3 +147,13 @@ def _read_curves(folder: Path, done: int) -> dict[str, list[tuple[int, np.ndarra
     names = [name for name in arrays if not name.endswith("_step")]
     pairs = {name: zip(arrays[f"{name}_step"].tolist(), arrays[name], strict=True) for name in names}
     return {name: [(step, value) for step, value in each if step <= done] for name, each in pairs.items()}
+
+
+def write_network(settings: harness.Settings, seed: int, file: str, session: tf.Session) -> None:
+    """Writes the first seed's network beside the result, by its variables' names; float16 (three digits) halves it."""
+    if seed != settings.seeds[0]:
+        return
+    variables = {variable.op.name: variable for variable in tf.global_variables() if variable.dtype.is_floating}
+    halves = {name: value.astype(np.float16) for name, value in session.run(variables).items()}
+    with written_beside(settings.output / settings.name / file, replace=True) as beside, open(beside, "wb") as opened:
+        np.savez_compressed(opened, **halves)

@@ -19,6 +19,7 @@ __all__ = [
     "FORMAT",
     "column",
     "data_name",
+    "largest",
     "listed",
     "load",
     "medians",
@@ -120,3 +121,8 @@ def write_text(path: Path, text: str) -> None:
     """Writes `text` so that `path` holds either all of it or what it held before."""
     with written_beside(path, replace=True) as beside, open(beside, "w", encoding="utf-8") as file:
         file.write(text)
+
+
+def largest(values: np.ndarray) -> float:
+    """Of their sizes, without the sign."""
+    return float(np.abs(values).max())

@@ -21,7 +21,7 @@ The mean subtracts the bias again, so that its gradient is 0 but for rounding: i
 optimizer that divides by the gradient's size, such as Adam, lets it walk at random. The output is right all the same.""",
     document=f"{R2RT}, section Building the graph",
     claims=("r2rt-05", "solver-12"),
-    experiment="numerics",
+    experiment="needless-bias",
     shows="outputs with and without the bias, its gradient, and how far Adam moves it",
     example="""\
 # beta does what the bias would.
