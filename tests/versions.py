@@ -24,7 +24,7 @@ from typing import NamedTuple
 from experiments.machinery.eras import FOLDER, EnvironmentFailed, Recipe, find_python, make_environment
 
 ROOT = Path(__file__).parents[1]
-README = ROOT / "README.md"
+README = ROOT / "bn_graph/layers/README.md"
 _TESTING = ("pytest>=8,<10", "pytest-xdist>=3.5,<4", "hypothesis>=6.100,<7", "scikit-learn>=1", "tqdm", "h5py")
 
 # The oldest and the newest version, and those that changed something: 2.15 is the last with legacy Keras built in, 2.16

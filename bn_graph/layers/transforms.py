@@ -110,7 +110,7 @@ def by_fused_kernel(
         is_training=True,
     )
     subtracted = tf.cast(tf.reshape(shift, [-1]), tf.float32)
-    mean = results.batch_mean + tf.where(far, subtracted, tf.zeros_like(subtracted))
+    mean = tf.where(far, results.batch_mean + subtracted, results.batch_mean)
     variance = results.batch_variance
     if not unbiased:  # the kernel applies Bessel's correction
         count = tf.cast(tf.reduce_prod(tf.shape(inputs)[:-1]), tf.float32)

@@ -227,7 +227,7 @@ def test_a_checkpoint_of_the_trainables_is_bn003_and_bn006_and_those_of_the_othe
 
 
 def test_the_articles_filter_misses_statistics_of_other_names_which_is_bn003():
-    missed = checkpoint_variables.what_the_filter_finds()
+    missed = checkpoint_child.statistics_missed(checkpoint_variables.document_filter)
     assert missed["the article's own wrapper"]["missed"] and missed["EWMA helper"]["missed"]
 
     with tf.Graph().as_default() as article:
