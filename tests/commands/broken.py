@@ -70,7 +70,9 @@ def fingerprints(folder):
 def assert_one_line(capfd, *parts):
     """stderr is one line that holds all of `parts`, in any order."""
     # The commands silence the runtime's own log when they start TensorFlow, which the tests have started before.
-    error = re.sub(r"^[WE]\d{4} .*\n(\t.*\n)*", "", capfd.readouterr().err, flags=re.MULTILINE)
+    error = re.sub(
+        r"^([WE]\d{4}|[-\d]{10} [:.\d]+: [WE]) .*\n(\t.*\n)*", "", capfd.readouterr().err, flags=re.MULTILINE
+    )
     assert error.count("\n") == 1 and error.endswith("\n"), error
     for part in parts:
         assert part in error, error
