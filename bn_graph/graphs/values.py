@@ -358,9 +358,8 @@ def branches(graph: Graph) -> list[frozenset[Choice]]:
     if not any(op in SWITCHES or op in CONDS for op in graph.ops):
         return found
     around: dict[Caller | None, frozenset[Choice]] = {None: nowhere}
-    shared = {
-        nowhere: nowhere
-    }  # most nodes have the choices of their inputs: one set for all of them, and little to join
+    # Most nodes have the choices of their inputs: one set for all of them, and little to join.
+    shared = {nowhere: nowhere}
     ops = graph.ops
     for node in _in_order(graph):
         caller = graph.callers[node]
@@ -369,13 +368,11 @@ def branches(graph: Graph) -> list[frozenset[Choice]]:
             arriving = [_arriving(graph, ref, found) for ref in graph.inputs[node]]
             choices |= frozenset.intersection(*arriving) if arriving else nowhere
         else:
-            for ref in graph.inputs[node]:
-                source = ref[0]
-                more = _arriving(graph, ref, found) if ops[source] in SWITCHES else found[source]
-                if more and more is not choices:
-                    choices = choices | more if choices else more
-            for source in graph.controls[node]:
-                more = found[source]
+            above = [
+                _arriving(graph, ref, found) if ops[ref[0]] in SWITCHES else found[ref[0]] for ref in graph.inputs[node]
+            ]
+            above += [found[source] for source in graph.controls[node]]
+            for more in above:
                 if more and more is not choices:
                     choices = choices | more if choices else more
         if choices and len(choices) <= _MOST_CHOICES:

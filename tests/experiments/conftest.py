@@ -74,6 +74,19 @@ def result(finished) -> dict:
     return copy.deepcopy(finished.result)
 
 
+@pytest.fixture(scope="session")
+def contradict() -> Callable[[dict, str, object], None]:
+    """Puts another value into a result, at a path of keys such as ``signatures/slim form/center``."""
+
+    def put(part: dict, path: str, value: object) -> None:
+        *folders, last = path.split("/")
+        for folder in folders:
+            part = part[folder]
+        part[last] = value
+
+    return put
+
+
 @pytest.fixture(scope="module")
 def verdict(request) -> Callable[[dict, str], str]:
     """The verdict of the page on a claim, computed from any result."""

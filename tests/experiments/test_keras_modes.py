@@ -89,12 +89,8 @@ def test_the_scripts_optimizer_trains_gamma_and_its_title_shows_nothing(finished
         ("flags-11", "after_compile/compiled_again", {"parameters": True, "statistics": True}, "does not hold"),
     ],
 )
-def test_a_contradicting_measurement_changes_the_verdict(result, claim, path, value, expected, verdict):
-    *folders, last = path.split("/")
-    place = result["libraries"][LEGACY]
-    for folder in folders:
-        place = place[folder]
-    place[last] = value
+def test_a_contradicting_measurement_changes_the_verdict(result, claim, path, value, expected, verdict, contradict):
+    contradict(result["libraries"][LEGACY], path, value)
     assert verdict(result, claim) == expected
 
 

@@ -52,12 +52,8 @@ def test_virtual_batches_of_tf_layers_are_not_of_neighbours(finished):
         ("article-08", "signatures/slim form/center", "False", "does not hold"),
     ],
 )
-def test_a_contradicting_measurement_changes_the_verdict(result, claim, path, value, expected, verdict):
-    *folders, last = path.split("/")
-    place = result
-    for folder in folders:
-        place = place[folder]
-    place[last] = value
+def test_a_contradicting_measurement_changes_the_verdict(result, claim, path, value, expected, verdict, contradict):
+    contradict(result, path, value)
     assert verdict(result, claim) == expected
 
 

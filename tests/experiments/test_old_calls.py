@@ -63,12 +63,8 @@ def test_a_model_name_with_a_blank_is_refused(finished):
         ("solver-13", "model_names/Batch Norm", "", "holds"),
     ],
 )
-def test_a_contradicting_measurement_changes_the_verdict(result, claim, path, value, expected, verdict):
-    *folders, last = path.split("/")
-    place = result
-    for folder in folders:
-        place = place[folder]
-    place[last] = value
+def test_a_contradicting_measurement_changes_the_verdict(result, claim, path, value, expected, verdict, contradict):
+    contradict(result, path, value)
     assert verdict(result, claim) == expected
 
 
