@@ -23,6 +23,7 @@ from bn_graph.tf1 import legacy_layers, tf
 from experiments.machinery import harness
 from experiments.machinery.figures import BLUE, GREEN, ORANGE, figure
 from experiments.machinery.harness import Mode, Settings
+from experiments.machinery.results import largest
 from experiments.machinery.verdicts import Verdict, does_not_hold, holds, holds_with_a_trap
 
 # The article's.
@@ -114,7 +115,7 @@ def _run_layer(build, generator: np.random.Generator) -> dict:
         drift = []
         for _ in range(INFERENCE_RUNS):
             session.run(outputs, {inputs: generator.normal(SHIFT, 1.0, (BATCH, CHANNELS)), is_training: False})
-            drift.append(float(np.abs(session.run(mean) - trained).max()))
+            drift.append(largest(session.run(mean) - trained))
     return {
         "moved_in_training": bool(np.any(trained != 0.0)),
         "moved_at_inference": drift[-1] > 0.0,

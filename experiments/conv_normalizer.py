@@ -28,7 +28,7 @@ from experiments.machinery import harness
 from experiments.machinery.classifiers import losses, placeholders
 from experiments.machinery.figures import BLUE, GREY, ORANGE, PURPLE, figure
 from experiments.machinery.harness import Mode, Settings
-from experiments.machinery.results import spread
+from experiments.machinery.results import largest, spread
 from experiments.machinery.verdicts import Verdict, does_not_hold, holds, holds_with_a_trap
 
 # The document's.
@@ -128,7 +128,7 @@ def open_session(threads: int = 1) -> tf.Session:
 
 
 def distance(values: np.ndarray, expected: np.ndarray) -> float:
-    return float(np.abs(values - expected).max())
+    return largest(values - expected)
 
 
 def normalized(x: np.ndarray, mean: np.ndarray, variance: np.ndarray) -> np.ndarray:

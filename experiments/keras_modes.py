@@ -26,6 +26,7 @@ from experiments.machinery.figures import BLUE, GREY, ORANGE, figure
 from experiments.machinery.harness import Mode
 from experiments.machinery.keras_answers import KERAS_3, LEGACY, NEAR, answer_rows, normalized_by, yes_or_no
 from experiments.machinery.keras_child import text_by_library, verdict_by_library, where
+from experiments.machinery.results import largest
 from experiments.machinery.tables import Table
 from experiments.machinery.verdicts import Verdict, dated, does_not_hold, holds, holds_with_a_trap
 
@@ -260,7 +261,7 @@ def tf_layers_trainable_false() -> dict:
         session.run(tf.global_variables_initializer())
         got = session.run(outputs)
     by = {"batch": (x - x.mean(0)) / np.sqrt(x.var(0) + EPSILON), "moving": x / np.sqrt(1.001)}
-    return {f"from_{name}": float(np.abs(got - each).max()) for name, each in by.items()} | {"updates": updates}
+    return {f"from_{name}": largest(got - each) for name, each in by.items()} | {"updates": updates}
 
 
 def judge_flags_09(result: dict) -> Verdict:

@@ -20,7 +20,7 @@ from bn_graph.tf1 import tf
 from experiments.machinery import harness, kept_work
 from experiments.machinery.classifiers import batches_in_order, losses, placeholders
 from experiments.machinery.harness import Mode, Settings
-from experiments.machinery.results import column, spread
+from experiments.machinery.results import column, largest, spread
 from experiments.machinery.verdicts import Verdict, does_not_hold, holds, holds_with_a_trap
 from experiments.single_example import (
     BATCH_SIZE,
@@ -274,7 +274,7 @@ def last_bias(settings: Settings, used: bool) -> dict:
         return {
             "trainable": bias in tf.trainable_variables(),
             "has_gradient": tf.gradients(loss, bias)[0] is not None,
-            "largest_after_20_steps": float(np.abs(session.run(bias)).max()),
+            "largest_after_20_steps": largest(session.run(bias)),
         }
 
 

@@ -27,7 +27,7 @@ from experiments.machinery import children, harness, kept_work, results
 from experiments.machinery.classifiers import batches_in_order
 from experiments.machinery.figures import BLUE, ORANGE, figure
 from experiments.machinery.harness import Mode, Settings
-from experiments.machinery.results import column, listed, spread
+from experiments.machinery.results import column, largest, listed, spread
 from experiments.machinery.verdicts import Verdict, does_not_hold, holds
 
 # The document's. Its rate is of the summed loss, so 0.6 of the mean over the batch.
@@ -183,7 +183,7 @@ def predict(checkpoint: str, data: str, data_directory: str | None) -> dict:
     return {
         "at_once": at_once.argmax(1).tolist(),
         "one_at_a_time": one_at_a_time.argmax(1).tolist(),
-        "largest_difference_of_logits": float(np.abs(at_once - one_at_a_time).max()),
+        "largest_difference_of_logits": largest(at_once - one_at_a_time),
     }
 
 
@@ -216,9 +216,9 @@ def activation_inputs(session: tf.Session, network: bn_graph.Network, images: np
         beta = beta[:, np.newaxis]
         values = {"largest_normalized": normalized, "largest_input": outputs, "largest_beta": beta}
         values |= {"written_out_from_beta": outputs - beta, "by_function_from_beta": by_function - beta}
-        largest = {name: float(np.abs(value).max()) for name, value in values.items()}
+        extents = {name: largest(value) for name, value in values.items()}
         exact = float(np.mean(by_function == beta))
-        layers.append({"layer": number + 1} | largest | {"by_function_exact_share": exact})
+        layers.append({"layer": number + 1} | extents | {"by_function_exact_share": exact})
     return layers
 
 

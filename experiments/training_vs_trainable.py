@@ -24,6 +24,7 @@ from bn_graph.layers import slim
 from bn_graph.tf1 import legacy_layers, tf
 from experiments.machinery import harness, keras_child
 from experiments.machinery.harness import Mode, Settings
+from experiments.machinery.results import largest
 from experiments.machinery.tables import Table
 from experiments.machinery.verdicts import Verdict, does_not_hold, holds, holds_with_a_trap
 
@@ -85,9 +86,8 @@ def run(settings: Settings) -> dict:
     batches = [np.random.default_rng(rank).normal(2, 3, shape).astype(np.float32) for rank, shape in SHAPES.items()]
     cells = {name: [measure_cell(build, *pair) for pair in PAIRS] for name, build in GRAPH_LIBRARIES.items()}
     variances = {name: [one_step_variance(build, each) for each in batches] for name, build in GRAPH_LIBRARIES.items()}
-    options = {"gamma": START["gamma"], "beta": START["beta"], "momentum": MOMENTUM}
-    options["batches"] = [each.tolist() for each in batches]
-    keras = keras_child.ask_both(keras_child.four_cells, image=[IMAGE], **options)
+    options = {"image": [IMAGE], "momentum": MOMENTUM, "batches": [each.tolist() for each in batches]}
+    keras = keras_child.ask_both(keras_child.four_cells, gamma=START["gamma"], beta=START["beta"], **options)
     for library, answer in keras.items():
         cells[library], variances[library] = answer["cells"], answer["variances"]
     return {
@@ -131,7 +131,7 @@ def describe(cell: dict) -> dict:
     # The first pixel's output in float64, had it been normalized by these moments.
     for kind, mean, variance in (("batch", values.mean(0), values.var(0)), ("moving", 0.0, 1.0)):
         expected = START["gamma"] * (values[0] - mean) / np.sqrt(variance + EPSILON) + START["beta"]
-        distances[kind] = float(np.abs(pixel - expected).max())
+        distances[kind] = largest(pixel - expected)
     nearest = min(distances, key=distances.get)
     moved = (means[0], variances[0]) != ([0.0] * 4, [1.0] * 4)
     found = {key: cell[key] for key in ("training", "trainable", "update_ops")}
@@ -247,8 +247,8 @@ def outputs_with_other_statistics() -> dict[str, dict]:
     for name, training in (("training", True), ("inference", False)):
         outputs = [measure_cell(tf_layers, training, True, start=each)["runs"][0][0] for each in (START, other)]
         found[name] = {
-            "changes_by": round(float(np.abs(np.subtract(*outputs)).max()), 6),
-            "from_gamma_and_beta_alone": [round(float(np.abs(np.subtract(each, scaled)).max()), 6) for each in outputs],
+            "changes_by": round(largest(np.subtract(*outputs)), 6),
+            "from_gamma_and_beta_alone": [round(largest(np.subtract(each, scaled)), 6) for each in outputs],
         }
     return found
 

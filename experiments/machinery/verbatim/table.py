@@ -188,6 +188,14 @@ def _restored(reference: Mapping[str, dict], how: str, saved: str) -> object:
 _FF, _TF, _TT = _flags(False, False), _flags(True, False), _flags(True, True)
 _MOVING = "training-true-trainable-true"
 
+_CHANCE = "chance: another seed, or another order of sums"
+
+
+def _printed_row(program: str, what: str, reading: Callable[[list], object], *rest, **named) -> Row:
+    """A figure that the document prints as its program does."""
+    return Row(program, what, printed(reading), reading, *rest, **named)
+
+
 ROWS = (
     Row(
         "r2rt/first-half",
@@ -195,7 +203,7 @@ ROWS = (
         final("acc"),
         None,
         lambda r: column(r["bn_vs_plain"], "final_plain"),
-        why="chance: another seed, or another order of sums",
+        why=_CHANCE,
     ),
     Row(
         "r2rt/first-half",
@@ -203,78 +211,68 @@ ROWS = (
         final("acc_BN"),
         None,
         lambda r: column(r["bn_vs_plain"], "final_batch"),
-        why="chance: another seed, or another order of sums",
+        why=_CHANCE,
     ),
-    Row(
+    _printed_row(
         "r2rt/first-half",
         "classes predicted for 100 images alone",
-        printed(_classes),
         _classes,
         lambda r: [_classes([["PREDICTIONS", each]]) for each in column(r["single_example"], "predictions_before")],
         why="which class depends on the weights drawn",
     ),
-    Row(
+    _printed_row(
         "r2rt/first-half",
         "their accuracy",
-        printed(accuracy),
         accuracy,
         lambda r: column(r["single_example"], "accuracy_before"),
     ),
-    Row(
+    _printed_row(
         "r2rt/second-half",
         "final accuracy",
-        printed(lambda readings: after("Final accuracy")(readings)[0]),
         lambda readings: after("Final accuracy")(readings)[0],
         lambda r: [each["document_loop"]["last_score"] for each in r["scoring_leak"]["runs"]],
-        why="chance: another seed, or another order of sums",
+        why=_CHANCE,
     ),
-    Row(
+    _printed_row(
         "r2rt/second-half",
         "accuracy one by one, restored",
-        printed(accuracy),
         accuracy,
         lambda r: column(r["single_example"], "accuracy_after"),
         why="chance: the standard error of 100 images is 0.01 to 0.02",
     ),
-    Row(
+    _printed_row(
         "solver/training",
         "test loss and accuracy with batch norm",
-        printed(unlabelled(-2)),
         unlabelled(-2),
         lambda r: [each["test"]["with"] for each in r["model_solver"]["runs"]],
-        why="chance: another seed, or another order of sums",
+        why=_CHANCE,
     ),
-    Row(
+    _printed_row(
         "solver/training",
         "the same without",
-        printed(unlabelled(-1)),
         unlabelled(-1),
         lambda r: [each["test"]["without"] for each in r["model_solver"]["runs"]],
-        why="chance: another seed, or another order of sums",
+        why=_CHANCE,
     ),
-    Row(
+    _printed_row(
         "solver/training",
         "epochs with the lower training loss",
-        printed(_epochs_ahead("TRAIN")),
         _epochs_ahead("TRAIN"),
     ),
-    Row(
+    _printed_row(
         "solver/training",
         "epochs with the lower validation loss",
-        printed(_epochs_ahead("VALID")),
         _epochs_ahead("VALID"),
     ),
-    Row(
+    _printed_row(
         "flags/training-false-trainable-false",
         "first pixel",
-        printed(_first_pixel),
         _first_pixel,
         lambda r: [_FF(r)["first_pixel_rounded"]],
     ),
-    Row(
+    _printed_row(
         "flags/training-true-trainable-false",
         "first pixel",
-        printed(_first_pixel),
         _first_pixel,
         lambda r: [_TF(r)["first_pixel_rounded"]],
     ),
@@ -311,7 +309,6 @@ ROWS = (
         measured("accuracy, training=True"),
         None,
         lambda r: [each["without"]["training_true"][1] for each in r["missing_update_ops"]["runs"]],
-        4,
     ),
     Row(
         "article/wrong-use-in-a-network",
@@ -319,7 +316,6 @@ ROWS = (
         measured("accuracy, training=False"),
         None,
         lambda r: [each["without"]["training_false"][1] for each in r["missing_update_ops"]["runs"]],
-        4,
         why="the project's network is Model and Solver's, with two such layers, after an epoch",
     ),
     Row("article/wrong-use-in-a-network", "moving mean and variance, least to largest", _extremes),
@@ -329,7 +325,6 @@ ROWS = (
         measured("accuracy, training=False"),
         None,
         lambda r: [each["with"]["training_false"][1] for each in r["missing_update_ops"]["runs"]],
-        4,
     ),
     Row("article/contrib-in-a-network", "accuracy with is_training=False", measured("accuracy, training=False")),
     Row(
@@ -343,21 +338,17 @@ ROWS = (
         "moved by ten predictions",
         measured("trained", "population moved by ten predictions"),
     ),
-    Row(
+    _printed_row(
         "article/control-dependency",
         "sum without the dependency",
-        printed(after("Add")),
         after("Add"),
         lambda r: _sums(r, "alone"),
-        4,
     ),
-    Row(
+    _printed_row(
         "article/control-dependency",
         "sum with it",
-        printed(after("Add_with_dependency")),
         after("Add_with_dependency"),
         lambda r: _sums(r, "after"),
-        4,
     ),
     Row("article/update-ops", "what UPDATE_OPS prints", _ops, _ops_of_the_document, why="see the next table"),
     Row(
@@ -366,7 +357,6 @@ ROWS = (
         measured("by a Saver of all variables"),
         None,
         lambda r: _restored(r, "all variables", "trainables only"),
-        4,
     ),
     Row(
         "article/saver-of-trainables",
@@ -374,7 +364,6 @@ ROWS = (
         measured("by this Saver"),
         None,
         lambda r: _restored(r, "trainables, not initialized", "trainables only"),
-        4,
     ),
     Row(
         "article/saver-of-trainables",
@@ -382,7 +371,6 @@ ROWS = (
         measured("by this Saver, after the initializer"),
         None,
         lambda r: _restored(r, "trainables, initialized", "trainables only"),
-        4,
         why="the project's network has two such layers, and weights from N(0, 1)",
     ),
     Row(
@@ -391,7 +379,6 @@ ROWS = (
         measured("by this Saver"),
         None,
         lambda r: _restored(r, "all variables", "trainables and filter"),
-        4,
     ),
     Row(
         "article/signatures",
@@ -406,7 +393,6 @@ ROWS = (
         measured("accuracy by the averages"),
         None,
         lambda r: [each["as suggested"]["accuracy"] for each in r["conv_normalizer"]["trained"]],
-        4,
         why="the kernels are of 5 × 5 here, of 3 × 3 in the project",
     ),
     Row(
@@ -415,27 +401,24 @@ ROWS = (
         _averaged,
         why="left to chance: the averaging is made outside of the dependency, and each executor has its own order",
     ),
-    Row(
+    _printed_row(
         "qa/keras-one-example",
         "output",
-        printed(_first),
         _first,
         lambda r: r["keras_modes"]["libraries"]["Keras 3"]["one_layer"]["one_example"],
         9,
         why="TensorFlow 1.0 has no tf.keras, and 1.4 no eager execution",
     ),
-    Row(
+    _printed_row(
         "qa/keras-two-examples",
         "output",
-        printed(_first),
         _first,
         lambda r: [r["keras_modes"]["libraries"]["Keras 3"]["one_layer"]["two_examples_printed"]],
         9,
     ),
-    Row(
+    _printed_row(
         "qa/keras-feature-axis",
         "output",
-        printed(_first),
         _first,
         lambda r: [r["keras_modes"]["libraries"]["Keras 3"]["one_layer"]["axis_0_printed"]],
         9,
