@@ -368,11 +368,13 @@ def branches(graph: Graph) -> list[frozenset[Choice]]:
             arriving = [_arriving(graph, ref, found) for ref in graph.inputs[node]]
             choices |= frozenset.intersection(*arriving) if arriving else nowhere
         else:
-            above = [
-                _arriving(graph, ref, found) if ops[ref[0]] in SWITCHES else found[ref[0]] for ref in graph.inputs[node]
-            ]
-            above += [found[source] for source in graph.controls[node]]
-            for more in above:
+            for ref in graph.inputs[node]:
+                source = ref[0]
+                more = _arriving(graph, ref, found) if ops[source] in SWITCHES else found[source]
+                if more and more is not choices:
+                    choices = choices | more if choices else more
+            for source in graph.controls[node]:
+                more = found[source]
                 if more and more is not choices:
                     choices = choices | more if choices else more
         if choices and len(choices) <= _MOST_CHOICES:
