@@ -12,7 +12,7 @@ from typing import NamedTuple
 from bn_graph.checkpoints.files import written_beside
 from bn_graph.graphs.calls import RECURRENT, is_read_by_rows
 from bn_graph.graphs.effects import variable_name
-from bn_graph.graphs.graph import Graph, build, producer, uses
+from bn_graph.graphs.graph import Graph, Uses, build, producer, uses
 from bn_graph.graphs.layers import Layer, find_layers
 from bn_graph.graphs.normalizations import find_normalizations
 from bn_graph.graphs.ops import ENTERS, ROW_READS
@@ -148,18 +148,19 @@ def export_frozen_graph(
     """
     with written_beside(path) as unfinished:
         extracted = extract(session, inputs, outputs, is_training)
-        frozen = graph_def = _frozen(extracted)
+        model = build(extracted.graph)
+        frozen = graph_def = _frozen(extracted, model)
         output_ops = [tensor.op.name for tensor in extracted.outputs.values()]
         if fold:
             graph_def = fold_batch_norm(frozen, output_ops)
         with open(unfinished, "wb") as file:
             file.write(graph_def.SerializeToString())
-    model = build(extracted.graph)
-    layers = [layer for layer in find_layers(model, find_normalizations(model, uses(model))) if layer.statistics]
+    users = uses(model)
+    layers = [layer for layer in find_layers(model, find_normalizations(model, users)) if layer.statistics]
     left = {node.name for node in graph_def.node}
     unfolded = [layer for layer in layers if left & {model.names[node] for node in layer.statistics}]
     if fold and unfolded:
-        reasons = _reasons(model, unfolded, frozen, output_ops)
+        reasons = _reasons(model, users, unfolded, frozen, output_ops)
         warnings.warn(
             f"Not folded: {'; '.join(f'{scope} ({reason})' for scope, reason in reasons.items())}. Computed as before.",
             UnfoldedWarning,
@@ -172,10 +173,10 @@ def export_frozen_graph(
     return FrozenGraph(os.fspath(path), named_inputs, named_outputs, folded, [layer.name for layer in unfolded])
 
 
-def _frozen(extracted: InferenceGraph) -> tf.GraphDef:
+def _frozen(extracted: InferenceGraph, model: Graph) -> tf.GraphDef:
     """The extracted graph with constants for variables."""
     outputs = [tensor.op.name for tensor in extracted.outputs.values()]
-    _refuse_rows_in_functions(build(extracted.graph))
+    _refuse_rows_in_functions(model)
     with open_session(extracted) as session:
         frozen = tf.graph_util.convert_variables_to_constants(session, extracted.graph.as_graph_def(), outputs)
     _put_axes_into_loops(frozen)
@@ -205,17 +206,15 @@ def _refuse_rows_in_functions(model: Graph) -> None:
         )
 
 
-def _reasons(model: Graph, layers: list[Layer], frozen: tf.GraphDef, outputs: list[str]) -> dict[str, str]:
+def _reasons(model: Graph, users: Uses, layers: list[Layer], frozen: tf.GraphDef, outputs: list[str]) -> dict[str, str]:
     """Why layers could not be folded, by their names."""
-    places = {
-        layer.name: [(model.names[place.inputs[0]], model.names[place.outputs[0]]) for place in layer.places]
-        for layer in layers
-    }
-    users = uses(model)
     recurrent = {
         layer.name for layer in layers if any(is_read_by_rows(model, users, node) for node in layer.statistics)
     }
-    return {
-        name: RECURRENT if name in recurrent else "; ".join(obstacles(frozen, outputs, ends))
-        for name, ends in places.items()
+    places = {
+        layer.name: [(model.names[place.inputs[0]], model.names[place.outputs[0]]) for place in layer.places]
+        for layer in layers
+        if layer.name not in recurrent
     }
+    found = obstacles(frozen, outputs, places)
+    return {layer.name: "; ".join(found.get(layer.name, [RECURRENT])) for layer in layers}

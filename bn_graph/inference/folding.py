@@ -84,16 +84,22 @@ def fold_batch_norm(graph_def: tf.GraphDef, outputs: Sequence[str]) -> tf.GraphD
     return pruned
 
 
-def obstacles(graph_def: tf.GraphDef, outputs: Sequence[str], places: Sequence[tuple[str, str]]) -> list[str]:
-    """Why normalizations are not folded into what comes before them; those that are folded give no reason.
+def obstacles(
+    graph_def: tf.GraphDef, outputs: Sequence[str], places: Mapping[str, Sequence[tuple[str, str]]]
+) -> dict[str, list[str]]:
+    """Why layers are not folded into what comes before them; normalizations that are folded give no reason.
 
     Args:
         graph_def, outputs: as for `fold_batch_norm`, before folding.
-        places: of each normalization the names of two ops: whose output is normalized, and what the result is.
+        places: by layer, of each of its normalizations the names of two ops: whose output is normalized, and what the
+            result is.
     """
     with _imported(graph_def) as (graph, constants):
-        found = [_obstacle(graph, *place, constants, set(outputs)) for place in places]
-    return [reason for reason in dict.fromkeys(found) if reason is not None]
+        found = {
+            layer: dict.fromkeys(_obstacle(graph, *ends, constants, set(outputs)) for ends in of_layer)
+            for layer, of_layer in places.items()
+        }
+    return {layer: [reason for reason in reasons if reason is not None] for layer, reasons in found.items()}
 
 
 class _Constants:
