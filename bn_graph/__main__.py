@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     name = f"bn_graph {argv[0]}" if argv and argv[0] in _COMMANDS else "bn_graph"
     try:
-        _never_fail_to_encode()
+        _never_fail_to_write()
         status = _run(argv)
         sys.stdout.flush()  # so that a closed pipe shows here and not at the interpreter's end
         return status
@@ -110,8 +110,10 @@ def _complain(name: str, message: str, status: int) -> int:
     return status
 
 
-def _never_fail_to_encode() -> None:
-    """Writes an escape in place of a character of a layer's name that the terminal can't show."""
+def _never_fail_to_write() -> None:
+    """Writes an escape in place of a character of a layer's name that the terminal can't show; nothing where it is closed."""
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")

@@ -10,11 +10,11 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from bn_graph.audit.report import Finding, Report
-from bn_graph.checkpoints.files import written_beside
+from bn_graph.checkpoints import files
 from bn_graph.checkpoints.storage import is_url
 from bn_graph.graphs.errors import AuditError
 
-__all__ = ["Known", "known_findings", "read", "with_accepted", "write"]
+__all__ = ["Known", "check_writable", "known_findings", "read", "with_accepted", "write"]
 
 VERSION = 1
 Known = Collection[tuple[str, str, str]]
@@ -41,13 +41,24 @@ def read(path: str) -> Known:
     return frozenset((file, code, layer) for file, code, layers in entries for layer in layers or [""])
 
 
+def check_writable(path: str) -> None:
+    """Tries whether a baseline can be written, before the work that it is to be written of.
+
+    Raises:
+        AuditError: no; the message is one line.
+    """
+    if not path or os.path.isdir(path) or is_url(path):
+        raise AuditError(f"{path or repr(path)}: is no file to write a baseline to.")
+    files.check_writable(os.path.dirname(os.path.abspath(path)))
+
+
 def write(path: str, known: Iterable[tuple[str, str, str]]) -> None:
     """Writes a baseline of what `known_findings` gave."""
     layers: dict[tuple[str, str], list[str]] = {}
     for file, code, layer in sorted(set(known)):
         layers.setdefault((file, code), []).extend([layer] if layer else [])
     entries = [{"path": file, "code": code, "layers": names} for (file, code), names in layers.items()]
-    with written_beside(path, replace=True) as beside:
+    with files.written_beside(path, replace=True) as beside:
         whole = json.dumps({"version": VERSION, "findings": entries}, indent=1)
         Path(beside).write_text(whole + "\n", encoding="utf-8")
 

@@ -3,11 +3,12 @@
 A result is kept without the names of its files, so that it serves a copy elsewhere as well.
 """
 
+import contextlib
 import functools
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +31,12 @@ def through(
     """The results of a source: the kept ones, or else those of `audited`, which are kept if all is well with them.
 
     Args:
-        directory: is made if it is not there.
+        directory: where results are kept.
         source: from `subject.find`.
         options: the keyword arguments of the audit.
         audited: called with the source, its path, what to do with each subject before its audit, and the options.
 
-    Raises:
-        OSError: the directory can't be written to.
+    A kept result that can't be read is audited again, and one that can't be written is not kept.
     """
     base = source.graph or source.prefix
     try:
@@ -44,14 +44,21 @@ def through(
         path = os.path.join(directory, f"{_key(files, source, options)}.json")
     except AuditError:  # what is wrong with the file is the audit's to say
         return list(audited(source, base, **options))
-    if not os.path.exists(path):
-        results = list(audited(source, base, functools.partial(_without_names, base), **options))
-        if not all(isinstance(result, Report) for result in results):
-            return list(audited(source, base, **options))
-        with written_beside(path, replace=True) as beside:
-            Path(beside).write_text(json.dumps([as_json(result) for result in results]), encoding="ascii")
-    kept = Path(path).read_text(encoding="ascii")
-    for name, stands_for in ((base, _PATH), (prefix or base, _PREFIX)):  # a file of Keras is its own checkpoint
+    names = ((base, _PATH), (prefix or base, _PREFIX))  # a file of Keras is its own checkpoint
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+        return _named(Path(path).read_text(encoding="ascii"), names)
+    results = list(audited(source, base, functools.partial(_without_names, base), **options))
+    if not all(isinstance(result, Report) for result in results):
+        return list(audited(source, base, **options))
+    kept = json.dumps([as_json(result) for result in results])
+    with contextlib.suppress(OSError), written_beside(path, replace=True) as beside:
+        Path(beside).write_text(kept, encoding="ascii")
+    return _named(kept, names)
+
+
+def _named(kept: str, names: Iterable[tuple[str, str]]) -> list[Report | Unread]:
+    """The reports of a kept result, with names of files in the place of what stands for them."""
+    for name, stands_for in names:
         kept = kept.replace(json.dumps(stands_for)[1:-1], json.dumps(name)[1:-1])
     return [from_json(each) for each in json.loads(kept)]
 

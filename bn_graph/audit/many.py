@@ -57,9 +57,10 @@ def audit_tasks(
     run = _Run(dict(options), cache_in)
     if jobs is None:
         jobs = 1 if len(tasks) < _FEW else _cores()
+    jobs = min(jobs, len(tasks))
     if any(task.path.startswith("memory://") for task in tasks):
         jobs = 1  # of this process's memory
-    results = map(run, tasks) if min(jobs, len(tasks)) < 2 else _in_processes(run, tasks, jobs)
+    results = map(run, tasks) if jobs < 2 else _in_processes(run, tasks, jobs)
     found: set[str] = set()
     for (task, each), following in zip(zip(tasks, results, strict=True), [*tasks[1:], None], strict=True):
         if any(isinstance(result, Report) or result.lack != Lack.NO_MODEL for result in each):

@@ -18,6 +18,7 @@ from bn_graph.graphs.errors import AuditError, BnGraphError, NoModelError
 __all__ = [
     "CheckpointError",
     "base_name",
+    "check_writable",
     "checkpoint_files",
     "checkpoint_prefix",
     "checkpoint_state",
@@ -197,6 +198,22 @@ def first_bytes(path: str) -> bytes:
         if head.startswith(b"\x1f\x8b"):
             raise AuditError(f"{path}: is compressed by gzip; unpack it first.")
         return head
+
+
+def check_writable(directory: str) -> None:
+    """Makes a directory if it is not there, and tries whether a file can be made in it.
+
+    Raises:
+        AuditError: no; the message is one line.
+    """
+    if storage.is_url(directory):
+        raise AuditError(f"{directory}: can't be written to: expected a directory of this machine, not a URL.")
+    try:
+        os.makedirs(directory, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        raise AuditError(f"{directory or repr(directory)}: can't be written to: {error.strerror}.") from error
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from bn_graph.audit.formats.text import wants_colour
 from bn_graph.audit.many import Task, audit_tasks, find_tasks
 from bn_graph.audit.report import Lack, Report, Unread, printable
 from bn_graph.audit.rules import RULES, explain, selected
+from bn_graph.checkpoints.files import check_writable
 from bn_graph.commands import CommandError
 from bn_graph.commands.progress import with_progress
 
@@ -102,7 +103,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     Raises:
         CommandError: no path; two values for one placeholder.
-        AuditError: an unknown rule.
+        AuditError: an unknown rule; a baseline that can't be read; a baseline or results that can't be written there.
     """
     if arguments.explain is not None:
         print(explain(arguments.explain))
@@ -112,6 +113,10 @@ def run(arguments: argparse.Namespace) -> int:
     select, ignore = _words(arguments.select), _words(arguments.ignore)
     rules = selected(select, ignore)  # raises what is wrong with them once, and not for each path
     known = baseline.read(arguments.baseline) if arguments.baseline else ()
+    if arguments.cache is not None:
+        check_writable(arguments.cache)
+    if arguments.write_baseline is not None:
+        baseline.check_writable(arguments.write_baseline)
     options = {
         "checkpoint": arguments.checkpoint,
         "outputs": tuple(arguments.output),

@@ -64,6 +64,10 @@ def test_processes_give_the_same_in_the_same_order(folder):
     assert results(folder, jobs=3) == results(folder, jobs=1)
 
 
+def test_any_number_of_processes_may_be_asked_for(folder):
+    assert results(folder, jobs=10**30) == results(folder)
+
+
 def test_a_file_that_is_named_must_be_a_model(folder):
     path = folder / "run2" / "batches.meta"
     assert results(path) == [Unread(str(path), "is a Python pickle, no graph or checkpoint.")]
@@ -194,6 +198,21 @@ def test_other_contents_options_or_programs_are_audited_anew(folder, tmp_path, a
     monkeypatch.setattr(cache, "_version", lambda: "another")
     results(path, cache_in=where)
     assert len(audited) == 4
+
+
+@pytest.mark.parametrize("text", ["", "[{", "[{}]", "3"])
+def test_a_kept_result_that_is_damaged_is_audited_again(folder, tmp_path, audited, text):
+    where = tmp_path / "cache"
+    first = results(folder / "run6", cache_in=str(where))
+    (kept,) = where.iterdir()
+    kept.write_text(text)
+    assert results(folder / "run6", cache_in=str(where)) == first and len(audited) == 2
+    assert results(folder / "run6", cache_in=str(where)) == first and len(audited) == 2
+
+
+def test_a_result_that_cannot_be_kept_is_reported_all_the_same(folder, tmp_path):
+    (tmp_path / "cache").write_text("a file, where the directory was")
+    assert results(folder / "run6", cache_in=str(tmp_path / "cache")) == results(folder / "run6")
 
 
 def test_what_could_not_be_read_is_not_kept(folder, tmp_path):

@@ -1,6 +1,8 @@
 """The audit's command: what it hands to the audit, what it prints, and how it ends."""
 
+import itertools
 import json
+import os
 import sys
 
 import pytest
@@ -186,6 +188,29 @@ def test_reports_are_printed_as_they_come(audited, capsys, monkeypatch):
 def test_a_number_of_processes_that_is_none_is_refused(jobs, audited, capsys):
     assert not audited(a=[report()]) and main(["audit", "a", f"--jobs={jobs}"]) == 2
     assert "1 or more" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "where"),
+    [
+        *itertools.product(
+            ["--cache", "--write-baseline"], ["/proc/nothing/here", "a_file/here", "gs://bucket/here", ""]
+        ),
+        ("--cache", "a_file"),
+        ("--write-baseline", "a_directory"),
+    ],
+)
+def test_where_nothing_can_be_written_is_one_line_before_anything_is_audited(
+    option, where, audited, capsys, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a_file").write_text("")
+    (tmp_path / "a_directory").mkdir()
+    calls = audited(a=[report("a", ERROR)])
+    assert main(["audit", "a", f"{option}={where}"]) == 2
+    printed = capsys.readouterr()
+    assert not calls and not printed.out and len(printed.err.splitlines()) == 1
+    assert (where or "''") in printed.err or os.path.dirname(where) in printed.err
 
 
 def test_progress_is_shown_on_a_terminal_only_and_is_gone_in_the_end(audited, capsys, monkeypatch):

@@ -114,6 +114,16 @@ def test_a_closed_pipe_is_no_traceback():
     assert (done.returncode, done.stderr) == (141, "")
 
 
+def test_without_stdout_the_status_is_all_there_is():
+    done = subprocess.run(
+        ["/bin/sh", "-c", f"{sys.executable} -m bn_graph audit no-such-file.meta >&-"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+
+
 def test_a_terminal_of_few_signs_is_no_traceback():
     done = run_python("-m", "bn_graph", "audit", "--explain", "BN001", env={**os.environ, "PYTHONIOENCODING": "ascii"})
     assert (done.returncode, done.stderr) == (0, "")
