@@ -178,8 +178,8 @@ def judge_article_11(result: dict) -> Verdict:
 # --- article-14: a Saver of the trainable variables -------------------------------------------------------------------
 def judge_article_14(result: dict) -> Verdict:
     outcomes = {way: outcomes_of(result, way, TRAINABLES) for way in WAYS}
-    texts = "; ".join(f"with {way}, {outcomes_text(each)}" for way, each in outcomes.items())
-    measured = f"Restored from the trainables' file {texts}."
+    texts = "; ".join(f"{outcomes_text(each)} with {way}" for way, each in outcomes.items())
+    measured = f"Restoring from the trainables' file gives {texts}."
     # The first way is the Saver that looks for everything.
     named = all(each["raised"] and "moving_" in each["message"] for each in outcomes[WAYS[0]])
     silent = [way for way in WAYS if any(each["raised"] is None for each in outcomes[way])]
@@ -215,7 +215,8 @@ def judge_article_15(result: dict) -> Verdict:
     listed = result["moving_average_collection"]
     layer = listed["tf.layers.batch_normalization"]
     averaged = listed["ExponentialMovingAverage.apply([w])"]
-    measured = f"After tf.layers it lists {layer or 'nothing'}, after ExponentialMovingAverage.apply([w]) {averaged}."
+    lists = [", ".join(each) or "nothing" for each in (layer, averaged)]
+    measured = f"After tf.layers it lists {lists[0]}, after ExponentialMovingAverage.apply([w]) {lists[1]}."
     note = f"ExponentialMovingAverage.apply fills it, with the averaged variable ({', '.join(averaged) or 'none'})"
     note += " and not with the average." if averaged == ["w"] else "."
     return (holds if not layer else does_not_hold)(measured, note)
@@ -333,8 +334,8 @@ def judge_r2rt_23(result: dict) -> Verdict:
     elsewhere = returned["restored"]["relative, elsewhere"]["raised"]
     failed = [key for key, each in there.items() if each["raised"]]
     measured = (
-        f"It returns the {returned['type']} {returned['relative']!r}, with global_step=7 {returned['with_step']!r}; "
-        f"{len(there) - len(failed)} of {len(there)} such paths restore."
+        f"It returns the {returned['type']} {returned['relative']!r}, and with global_step=7 {returned['with_step']!r}; "
+        f"{len(there) - len(failed)} of {len(there)} such paths can be restored from."
     )
     if failed or returned["type"] != "str":
         return does_not_hold(measured, f"Not restored: {', '.join(failed) or 'what is returned is no path'}.")

@@ -10,6 +10,8 @@ ops, and with what this library takes. What a train op without them leaves behin
 is trained, so both modes are the same.
 """
 
+import re
+
 import numpy as np
 
 import bn_graph
@@ -53,7 +55,7 @@ def judge_article_10(result: dict) -> Verdict:
     printed = result["printed"]
     default = "rank 4, resource variables"
     today = printed[default]
-    measured = f"Today it prints {' and '.join(today) or 'nothing'}."
+    measured = f"Today it prints {' and '.join(map(_named, today)) or 'nothing'}."
     as_printed = [kind for kind, entries in printed.items() if entries == DOCUMENT_PRINTS]
     if default in as_printed:
         return holds(measured, "Digit for digit.")
@@ -63,8 +65,14 @@ def judge_article_10(result: dict) -> Verdict:
     if len(today) != 2 or not all("AssignMovingAvg" in entry for entry in today):
         return does_not_hold(measured, f"{len(today)} entries, and not all of them AssignMovingAvg.")
     note = "There are two still, but no float32_ref tensors: today they are operations on resource variables. "
-    note += f"For inputs of rank 2 the name is gone as well: {printed['rank 2, resource variables'][0]}."
+    note += f"For inputs of rank 2 the name is gone as well: {_named(printed['rank 2, resource variables'][0])}."
     return dated(measured, note)
+
+
+def _named(entry: str) -> str:
+    """As "the operation bn/AssignMovingAvg", of "<tf.Operation 'bn/AssignMovingAvg' type=AssignVariableOp>"."""
+    found = re.match(r"<tf\.(\w+) '([^']+)'", entry)
+    return f"the {found[1].lower()} {found[2]}" if found else entry
 
 
 # --- solver-10: scope=name keeps two models apart ---------------------------------------------------------------------

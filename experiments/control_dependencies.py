@@ -79,7 +79,10 @@ def judge_article_09(result: dict) -> Verdict:
     outcomes = result["outcomes"]
 
     def sums(way: str) -> str:
-        return " and ".join(f"{_counts(outcomes[kind][way])} with {kind} variables" for kind in outcomes)
+        texts = {kind: _in_words(outcomes[kind][way]) for kind in outcomes}
+        if len(set(texts.values())) == 1:
+            return next(iter(texts.values()))
+        return ", and ".join(f"{text} with {kind} variables" for kind, text in texts.items())
 
     wrong = [
         f"{kind}, {WAYS[way]}: {_counts(outcomes[kind][way])}"
@@ -88,8 +91,9 @@ def judge_article_09(result: dict) -> Verdict:
         if set(outcomes[kind][way]) != {expected}
     ]
     measured = (
-        f"In {result['sessions']} sessions each, the sum without the assign is {sums('alone')}, and under the control "
-        f"dependency {sums('after')}; where the assign runs beside it, {sums('beside')}."
+        f"In {result['sessions']} sessions with {' and as many with '.join(outcomes)} variables, the sum is {sums('alone')} "
+        f"without the assign and {sums('after')} under the control dependency; where the assign runs beside it, it is "
+        f"{sums('beside')}."
     )
     if wrong:
         return does_not_hold(measured, f"Some came out otherwise than claimed: {'; '.join(wrong)}.")
@@ -102,6 +106,15 @@ def judge_article_09(result: dict) -> Verdict:
         trap = f"a {' or '.join(stale)} variable that is read before the block may keep its old value"
         return holds_with_a_trap(trap, measured, note)
     return holds(measured, "Also of a value that is read before the block.")
+
+
+def _in_words(counter: dict[str, int]) -> str:
+    """As "always 3", or "3 in 187 and 12 in 313"."""
+    if len(counter) == 1:
+        return f"always {next(iter(counter))}"
+    return " and ".join(
+        f"{value} in {times}" for value, times in sorted(counter.items(), key=lambda pair: int(pair[0]))
+    )
 
 
 def _counts(counter: dict[str, int]) -> str:

@@ -273,7 +273,9 @@ def judge_qa_06(result: dict) -> Verdict:
         return {kind: race[order][kind]["outcomes"].get(FRESH, 0) for kind in KINDS}
 
     def counts(order: str) -> str:
-        return " and ".join(f"{count} of {sessions} with {kind} variables" for kind, count in fresh(order).items())
+        return " and ".join(
+            f"{count} of {sessions} sessions with {kind} variables" for kind, count in fresh(order).items()
+        )
 
     ordered = result["ordered"][f"{SUGGESTED}, resource"]["writes_after_stores"]
     accuracy = {
@@ -327,8 +329,8 @@ def judge_qa_07(result: dict) -> Verdict:
     average = result["average"]
     measured = (
         f"Inference is {average['inference_from_averages']:.1g} from normalizing with the averages, which start at "
-        f"{average['starts_at'][0]} and {average['starts_at'][1]} and hold {average['share_of_batch_after_one_step']:.2f} of "
-        "the batch's mean after one step."
+        f"{' and '.join(f'{start:g}' for starts in average['starts_at'] for start in starts)} and hold "
+        f"{average['share_of_batch_after_one_step']:.2f} of the batch's mean after one step."
     )
     if average["inference_from_averages"] > TOLERANCE * 10:
         return does_not_hold(measured, "Inference does not use the averages.")

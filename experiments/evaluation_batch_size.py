@@ -46,7 +46,7 @@ def run(settings: harness.Settings) -> dict:
         with trained_pair(settings, seed) as (solvers, _):
             # One trained network is evaluated in every way, so what differs is the phase and the batch alone.
             evaluated = {"without": solvers["without"].evaluate(test.images, test.labels)}
-            evaluated["phase_false"] = solvers["with"].evaluate(test.images, test.labels)
+            evaluated["phase_false"] = with_phase_false(solvers["with"], test, test.size)
             evaluated["phase_true"] = {
                 order: evaluate_by_batch(solvers["with"], in_order(test, order), sizes) for order in ORDERS
             }
@@ -91,9 +91,19 @@ def in_order(split: bn_graph.Split, order: str) -> bn_graph.Split:
     return bn_graph.Split(split.images[chosen], split.labels[chosen])
 
 
+def with_phase_true(solver: bn_graph.Solver, split: bn_graph.Split, size: int) -> tuple[float, float]:
+    """Loss and accuracy in batches of that size; the last may be smaller, and each counts by its size."""
+    return solver.evaluate(split.images, split.labels, size, is_training=True)
+
+
+def with_phase_false(solver: bn_graph.Solver, split: bn_graph.Split, size: int) -> tuple[float, float]:
+    """The same by the moving statistics: the size is a matter of memory alone."""
+    return solver.evaluate(split.images, split.labels, size, is_training=False)
+
+
 def evaluate_by_batch(solver: bn_graph.Solver, split: bn_graph.Split, sizes: list[int]) -> dict[str, list[float]]:
-    """Loss and accuracy with phase True for each size; the last batch may be smaller, and each counts by its size."""
-    found = [solver.evaluate(split.images, split.labels, size, is_training=True) for size in sizes]
+    """Loss and accuracy with phase True for each size."""
+    found = [with_phase_true(solver, split, size) for size in sizes]
     return {"loss": [round(loss, 5) for loss, _ in found], "accuracy": [round(share, 5) for _, share in found]}
 
 

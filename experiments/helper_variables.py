@@ -106,8 +106,8 @@ def averaged_axes() -> dict:
 def judge_qa_03(result: dict) -> Verdict:
     axes = result["axes"]
     measured = (
-        f"A convolution's mean is that over axes 0, 1, 2 to {axes['convolution_from_012']:.1g}, and a dense layer's that over "
-        f"axis 0 to {axes['dense_from_0']:.1g}."
+        f"A convolution's mean differs from that over axes 0, 1, 2 by {axes['convolution_from_012']:.1g}, and a dense layer's "
+        f"from that over axis 0 by {axes['dense_from_0']:.1g}."
     )
     note = (
         f"Axis 0 alone would keep {axes['axis_0_alone_statistics']} means of the example here, where there are "
@@ -184,8 +184,8 @@ def judge_qa_05(result: dict) -> Verdict:
     step = result["training_step"]
     stored = max(step["stored_mean_from_batch"], step["stored_variance_from_batch"])
     measured = (
-        f"The outputs are normalized by the batch's moments to {step['outputs_from_batch']:.1g}, and the stored ones are the "
-        f"batch's to {stored:.1g}."
+        f"The outputs differ from those normalized by the batch's moments by {step['outputs_from_batch']:.1g}, and the stored "
+        f"moments from the batch's by {stored:.1g}."
     )
     if step["outputs_from_batch"] > TOLERANCE:
         return does_not_hold(measured, "The outputs are not normalized by the batch's moments.")

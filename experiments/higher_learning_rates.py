@@ -28,7 +28,7 @@ from experiments.machinery import classifiers, harness, kept_work
 from experiments.machinery.classifiers import layer_sizes
 from experiments.machinery.figures import BLUE, ORANGE, figure
 from experiments.machinery.harness import Mode, Settings
-from experiments.machinery.results import data_name, seeds, spread
+from experiments.machinery.results import data_name, listed, seeds, spread
 from experiments.machinery.verdicts import Verdict, does_not_hold, holds, holds_with_a_trap
 
 # The solver document's; ε is tf.layers' default, which it has.
@@ -230,8 +230,10 @@ def sweep_batches(settings: Settings, seed: int) -> dict:
 def judge_flags_13(result: dict) -> Verdict:
     seeds_ahead = [np.subtract(each["batches"]["with"], each["batches"]["without"]) for each in result["runs"]]
     ahead = dict(zip(BATCH_SIZES, np.median(seeds_ahead, axis=0).tolist(), strict=True))
-    figures = ", ".join(f"{value:+.3f} in training batches of {batch}" for batch, value in ahead.items())
-    measured = f"In a feed-forward network the accuracy with batch norm is ahead by {figures}."
+    measured = (
+        f"In a feed-forward network the accuracy with batch norm is ahead by "
+        f"{listed(f'{value:+.3f}' for value in ahead.values())} in training batches of {listed(ahead)} examples."
+    )
     large = [value for batch, value in ahead.items() if batch >= BATCH_SIZE]
     losing = [batch for batch, value in ahead.items() if value < -NOT_SEEN]
     note = (

@@ -24,7 +24,7 @@ from bn_graph.tf1 import legacy_layers, tf
 from experiments.machinery import harness, keras_child
 from experiments.machinery.figures import BLUE, GREY, ORANGE, figure
 from experiments.machinery.harness import Mode
-from experiments.machinery.keras_answers import KERAS_3, LEGACY, NEAR, answer_rows, normalized_by, yes_or_no
+from experiments.machinery.keras_answers import KERAS_3, LEGACY, NEAR, answer_rows, normalized_by
 from experiments.machinery.keras_child import text_by_library, verdict_by_library, where
 from experiments.machinery.results import largest
 from experiments.machinery.tables import Table
@@ -215,9 +215,11 @@ def judge_qa_18(result: dict) -> Verdict:
         return not found["layer_changed_by_fit"] and found["next_layer_changed_by_fit"] and farthest(found) < NEAR
 
     def text(found: dict) -> str:
-        frozen, following = (yes_or_no(found[f"{each}layer_changed_by_fit"]) for each in ("", "next_"))
+        frozen, following = (
+            "changes" if found[f"{each}layer_changed_by_fit"] else "does not change" for each in ("", "next_")
+        )
         far = f"at most {farthest(found):.0e} from the moving averages' output"
-        return f"fit changes the frozen layer ({frozen}) and the next one ({following}), and the three calls are {far}"
+        return f"fit {frozen} the frozen layer and {following} the next one, and the three calls are {far}"
 
     also = where(result, "frozen", lambda found: found["distance_from_population"]["model(x, training=True)"] < NEAR)
     note = "model(x, training=True) normalizes the frozen layer by the batch."

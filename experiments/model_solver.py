@@ -315,7 +315,8 @@ def judge_solver_14(result: dict) -> Verdict:
     unweighted = abs(found["inference"]["at_once"][0] - found["inference"]["unweighted"][0])
     measured = (
         f"{found['examples']:,} images in batches of {BATCH_SIZE}, the last of {found['last_batch']}, have a loss that differs "
-        f"by {loss:.1e} from that at once and an accuracy by {accuracy:.1e}; not weighted, a loss by {unweighted:.1e}."
+        f"by {loss:.2g} from that at once and an accuracy that differs by {accuracy:.2g}; not weighted, the loss differs by "
+        f"{unweighted:.2g}."
     )
     if not equal["inference"]:
         return does_not_hold(measured, "Even by population statistics the two differ by more than float rounding.")
@@ -323,7 +324,7 @@ def judge_solver_14(result: dict) -> Verdict:
         return holds(measured, "It makes no difference, whatever is_training says.")
     note = (
         "The document evaluates with is_training False. By the batches' own statistics the loss differs by "
-        f"{training_loss:.1e} and the accuracy by {training_accuracy:.1e}."
+        f"{training_loss:.2g} and the accuracy by {training_accuracy:.2g}."
     )
     return holds_with_a_trap("with is_training True each batch size gives another loss", measured, note)
 

@@ -87,7 +87,7 @@ def judge_solver_12(result: dict) -> Verdict:
     by_adam, by_descent = adam["walked"][-1], descent["walked"][-1]
     measured = (
         f"The bias's gradient is at most {adam['largest_gradient']:.0e}, and after {ADAM_STEPS} steps at {ADAM_RATE:g} the "
-        f"bias is {by_adam:.2g} with Adam and {by_descent:.0e} with gradient descent."
+        f"bias is {by_adam:.2g} with Adam and {by_descent:.1g} with gradient descent."
     )
     if adam["largest_gradient"] > 1e-4:
         return does_not_hold(measured, "The bias has a gradient, so the layer after it is no batch norm of the batch.")

@@ -238,8 +238,8 @@ def dead_relu(generator) -> dict:
 def judge_solver_03(result: dict) -> Verdict:
     found = result["dead_relu"]
     measured = (
-        f"Of the units {found['active_bare']:.0%} are active, and their largest gradient is {found['gradient_bare']:.0e}; with "
-        f"batch norm before the ReLU it is {found['active_normalized']:.0%} and {found['gradient_normalized']:.0e}."
+        f"Of the units {found['active_bare']:.0%} are active, and their largest gradient is {found['gradient_bare']:.1g}; with "
+        f"batch norm before the ReLU {found['active_normalized']:.0%} are, and it is {found['gradient_normalized']:.1g}."
     )
     if found["active_bare"] or found["gradient_bare"]:
         return does_not_hold(measured, "Some units are active, or some gradient is left.")

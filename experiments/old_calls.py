@@ -94,7 +94,8 @@ def judge_qa_01(result: dict) -> Verdict:
         failed = {rank: text for rank, text in found[name].items() if text}
         if not failed:
             return f"{name} trains"
-        return f"{name} fails " + " and ".join(f"for inputs of rank {rank} ({text})" for rank, text in failed.items())
+        errors = (f"{text.partition(':')[0]} for inputs of rank {rank}" for rank, text in failed.items())
+        return f"{name} raises {' and '.join(errors)}"
 
     measured = f"With TensorFlow {result['versions']['tensorflow']} {', '.join(map(outcome, found))}."
     working = [name for name, each in found.items() if not any(each.values())]
@@ -133,8 +134,10 @@ def step_test() -> dict:
 
 def judge_r2rt_10(result: dict) -> Verdict:
     found = result["step_test"]
-    warning = f"with a {found['warning'].partition('.')[0]}" if found["warning"] else "without a warning"
-    measured = f"Of range's numbers it picks {found['picked']} where {found['wanted']} are wanted, {warning}."
+    warning = f"warns ({found['warning'].partition(':')[0]})" if found["warning"] else "does not warn"
+    measured = (
+        f"Of range's numbers it picks {found['picked']} where {found['wanted']} are wanted, and Python {warning}."
+    )
     note = f"0 is among the small integers that {found['python']} keeps once: of numpy integers it picks "
     note += f"{found['picked_of_numpy_integers']}, and i % 1000 is 500 picks {found['picked_beyond_the_cache']} of "
     note += f"{found['wanted_beyond_the_cache']}."
@@ -166,9 +169,9 @@ def judge_r2rt_24(result: dict) -> Verdict:
     old = ("arg_max", "initialize_all_variables")
     plain, v1 = ([name for name in old if result["attributes"][name][key]] for key in ("tensorflow", "compat.v1"))
     reader = result["modules_found"]["tensorflow.examples"]
-    measured = f"tensorflow has {' and '.join(plain) or 'neither function'}, compat.v1 "
-    measured += f"{' and '.join(v1) or 'neither'}, and "
-    measured += f"tensorflow.examples is {'there' if reader else 'gone'}."
+    measured = f"Of {' and '.join(old)} tensorflow has {' and '.join(plain) or 'neither'} and compat.v1 "
+    measured += f"{'both' if v1 == list(old) else ' and '.join(v1) or 'neither'}; tensorflow.examples is "
+    measured += f"{'there' if reader else 'gone'}."
     if len(plain) == len(old) and reader:
         return holds(measured, "All are there.")
     same = [name for name in v1 if result["old_calls"].get(name)]
@@ -180,8 +183,8 @@ def judge_r2rt_24(result: dict) -> Verdict:
 def judge_solver_11(result: dict) -> Verdict:
     contrib = result["attributes"]["contrib"]["compat.v1"] or result["modules_found"]["tensorflow.contrib"]
     reader = result["modules_found"]["tensorflow.examples"]
-    measured = f"tf.contrib is {'there' if contrib else 'gone'}, and tensorflow.examples "
-    measured += f"{'there' if reader else 'gone'}."
+    states = ("there" if each else "gone" for each in (contrib, reader))
+    measured = "tf.contrib is {}, and tensorflow.examples is {}.".format(*states)
     if contrib and reader:
         return holds(measured, "Both are there.")
     identity = result["old_calls"]["flatten_of_rank_2_is_the_identity"]
@@ -212,7 +215,8 @@ def feed_784() -> None:
 
 def judge_solver_13(result: dict) -> Verdict:
     spaced, joined = result["model_names"]["Batch Norm"], result["model_names"]["BatchNorm"]
-    outcomes = [f"raises {text}" if text else "builds a model" for text in (spaced, joined)]
+    errors = (text.split(". ")[0] for text in (spaced, joined))
+    outcomes = [f"raises {error}" if error else "builds a model" for error in errors]
     measured = f'The name "Batch Norm" {outcomes[0]}, the name "BatchNorm" {outcomes[1]}.'
     about = f"a model of 32 inputs {'refuses' if result['model_of_32_fed_784'] else 'takes'} an image of 784 pixels"
     if not spaced:

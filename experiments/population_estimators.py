@@ -27,7 +27,7 @@ from experiments.machinery import harness, kept_work
 from experiments.machinery.classifiers import layer_sizes
 from experiments.machinery.figures import BLUE, GREY, ORANGE, figure
 from experiments.machinery.harness import Mode
-from experiments.machinery.results import data_name, seeds, spread
+from experiments.machinery.results import data_name, listed, seeds, spread
 from experiments.machinery.verdicts import Verdict, does_not_hold, holds, holds_with_a_trap
 
 # The document's; the rate is that of the summed loss.
@@ -128,6 +128,11 @@ def measure_seed(settings: harness.Settings, seed: int) -> dict:
     return {"seed": seed, "marks": measured, "frozen": frozen, "library_differs": float(difference.max())}
 
 
+def computed_anew(session, feeds, method):
+    """The statistics of the trained weights, which stand still, over batches that are fed; they take the averages' place."""
+    return bn_graph.recalibrate(session, feeds, method=method, config=bn_graph.session_config())
+
+
 class Scorer:
     """A second copy of the network, for training and for inference, into which weights and statistics are loaded."""
 
@@ -163,7 +168,7 @@ class Scorer:
         feeds = [{self.training.x: self.images[start : start + BATCH_SIZE]} for start in starts]
         if method == "pooled":
             feeds = [{self.training.x: self.images}]
-        layers = bn_graph.recalibrate(self.session, feeds, method=method, config=bn_graph.session_config())
+        layers = computed_anew(self.session, feeds, method)
         return np.stack([np.stack([layer.mean, layer.variance]) for layer in layers])
 
 
@@ -186,7 +191,7 @@ def distance(statistics: np.ndarray, population: np.ndarray) -> float:
 
 
 # --- Reading the result -----------------------------------------------------------------------------------------------
-def _values(result: dict, name: str, key: str, step: int) -> list[float]:
+def scores(result: dict, name: str, key: str, step: int) -> list[float]:
     """Of every seed, at the mark."""
     return [mark[name][key] for each in result["runs"] for mark in each["marks"] if mark["step"] == step]
 
@@ -197,7 +202,7 @@ def _steps(result: dict) -> list[int]:
 
 def _advantage(result: dict, name: str, other: str, step: int) -> float:
     """By how much of accuracy one estimator is ahead of another; the median over the seeds."""
-    pairs = zip(_values(result, name, "accuracy", step), _values(result, other, "accuracy", step), strict=True)
+    pairs = zip(scores(result, name, "accuracy", step), scores(result, other, "accuracy", step), strict=True)
     return float(np.median([a - b for a, b in pairs]))
 
 
@@ -207,11 +212,11 @@ def judge_r2rt_15(result: dict) -> Verdict:
     early = max(step for step in _steps(result) if step <= EARLY)
     ahead = {decay: [_advantage(result, PASS, exponential(decay), step) for step in (early, last)] for decay in DECAYS}
     ahead_early, ahead_late = ahead[DECAY]
-    away = float(np.median(_values(result, average, "distance", last)))
+    away = float(np.median(scores(result, average, "distance", last)))
     measured = (
         f"At step {last:,} the average's means lie {away:.3f} standard deviations from those of frozen weights, and the "
-        f"accuracy is {spread(_values(result, PASS, 'accuracy', last))} with frozen weights and "
-        f"{spread(_values(result, average, 'accuracy', last))} with the average."
+        f"accuracy is {spread(scores(result, PASS, 'accuracy', last))} with frozen weights and "
+        f"{spread(scores(result, average, 'accuracy', last))} with the average."
     )
     at_early, at_late = (", ".join(f"{each[k]:+.4f}" for each in ahead.values()) for k in (0, 1))
     note = (
@@ -316,9 +321,12 @@ def judge_r2rt_17(result: dict) -> Verdict:
     error = max(abs(row[key] - row["expected"]) for row in rows for key in ("mean", "variance"))
     best = _best_decays(result)
     last, decay = list(best.items())[-1]
-    left = ", ".join(f"{row['mean']:.2g} after {row['step']:,}" for row in rows if row["decay"] == DECAY)
-    nearest = ", ".join(f"{each:g} after {step:,}" for step, each in best.items())
-    measured = f"The decay nearest to the population is {nearest} steps; of its start, {DECAY:g} has left {left}."
+    left = listed(f"{row['mean']:.2g} after {row['step']:,}" for row in rows if row["decay"] == DECAY)
+    nearest = listed(f"{each:g} after {step:,}" for step, each in best.items())
+    measured = (
+        f"The decay that comes nearest to the population is {nearest} steps; of its start, an average of decay {DECAY:g} "
+        f"still holds {left} steps."
+    )
     behind = max(_advantage(result, exponential(each), exponential(DECAY), last) for each in DECAYS)
     note = (
         f"More data is read as more steps: what counts is updates, not examples. At {last:,} steps the nearest is {decay:g}, "
@@ -335,7 +343,7 @@ def _best_decays(result: dict) -> dict[int, float]:
     """At marks a factor of ten apart, and the last: the decay whose means are nearest to the population's."""
     steps = [step for step in _steps(result) if step in (20, 100, 1000)] + [_steps(result)[-1]]
     return {
-        step: min(DECAYS, key=lambda decay: np.median(_values(result, exponential(decay), "distance", step)))
+        step: min(DECAYS, key=lambda decay: np.median(scores(result, exponential(decay), "distance", step)))
         for step in dict.fromkeys(steps)
     }
 
@@ -366,7 +374,7 @@ def draw(result: dict, folder: Path) -> None:
     with figure(folder / "population_estimators.png", ncols=2, figsize=(11, 4.7)) as (drawing, (left, right)):
         for name, style in _LINES.items():
             curves = {
-                key: [np.median(_values(result, name, key, step)) for step in steps] for key in ("accuracy", "distance")
+                key: [np.median(scores(result, name, key, step)) for step in steps] for key in ("accuracy", "distance")
             }
             left.plot(steps, curves["accuracy"], label=_label(name), markersize=4, **style)
             if name != PASS:
@@ -390,7 +398,7 @@ def summarize(result: dict) -> str:
     shown = [step for step in steps if step in (100, 1000)] + [steps[-1]]
     lines = [f"{'test accuracy after':28}" + "".join(f"{step:>10,}" for step in shown) + "  steps"]
     for name in (*_LINES, "frozen, paper's"):
-        accuracies = [np.median(_values(result, name, "accuracy", step)) for step in shown]
+        accuracies = [np.median(scores(result, name, "accuracy", step)) for step in shown]
         lines.append(f"{_label(name):28}" + "".join(f"{accuracy:>10.4f}" for accuracy in accuracies))
     return "\n".join(lines)
 

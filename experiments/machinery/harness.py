@@ -28,6 +28,7 @@ from experiments.machinery import programs, register
 from experiments.machinery.programs import UsageError, whole_number
 from experiments.machinery.results import FORMAT, versions, write_json
 from experiments.machinery.tables import Table
+from experiments.machinery.verbatim import timeline
 from experiments.machinery.verdicts import Verdict
 
 __all__ = [
@@ -190,10 +191,13 @@ def _run(page: Page, given: argparse.Namespace) -> None:
 
 
 def judge(page: Page, result: dict) -> dict[str, dict]:
-    """Each claim's verdict, computed from `result` by the page's own function, beside the document's figure."""
+    """Each claim's verdict, computed from `result` by the page's own function, beside the document's figure.
+
+    Where it is not the same in all versions of TensorFlow, the verdict says since or until which it holds (`timeline`).
+    """
     known = register.claims()
     return {
-        claim: {"document": known[claim]["figure"], **verdict_of(result)._asdict()}
+        claim: {"document": known[claim]["figure"], **timeline.with_versions(claim, verdict_of(result))._asdict()}
         for claim, verdict_of in page.judges.items()
     }
 

@@ -10,7 +10,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["claims", "claims_of", "documents", "experiments", "target", "title"]
+__all__ = ["claims", "claims_of", "documents", "experiments", "target", "title", "written"]
 
 _PAGES = Path(__file__).parents[1]
 
@@ -33,6 +33,12 @@ def claims_of(experiment: str) -> list[str]:
 def documents() -> dict[str, str]:
     """The title of each document, by the key that its claims' ids begin with."""
     return _register()["documents"]
+
+
+def written(claim: str) -> str:
+    """The month that the claim's document, or its part of it, says it is of, as "2016-03"; empty if it says none."""
+    dates = _register()["written"]
+    return dates.get(claim, dates.get(claim.partition("-")[0], ""))
 
 
 def experiments() -> list[str]:

@@ -9,6 +9,7 @@ import importlib
 import sys
 
 from experiments.machinery import harness, programs, register, report, results
+from experiments.machinery.programs import UsageError
 from experiments.machinery.results import write_json
 
 
@@ -24,6 +25,11 @@ def rejudge(name: str) -> dict[str, tuple[str, str]]:
 
 
 def _work(given: argparse.Namespace) -> None:
+    unknown = [name for name in given.experiment if name not in register.experiments()]
+    if unknown:
+        raise UsageError(
+            f"there is no experiment {', '.join(unknown)}; there are {results.listed(register.experiments())}."
+        )
     for name in given.experiment or register.experiments():
         for claim, (before, after) in rejudge(name).items():
             print(f"{claim}: {before} → {after}")

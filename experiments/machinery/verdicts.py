@@ -17,6 +17,7 @@ __all__ = [
     "does_not_hold",
     "holds",
     "holds_with_a_trap",
+    "in_versions",
     "kind_of",
 ]
 
@@ -54,9 +55,18 @@ def dated(measured: str, note: str) -> Verdict:
     return Verdict("dated", measured, note)
 
 
+def in_versions(verdict: str, versions: str) -> str:
+    """As "holds from TensorFlow 1.5 on, with a trap: …", or "dated: held up to TensorFlow 1.11"."""
+    if verdict.startswith("holds"):
+        return verdict.replace("holds", f"holds {versions}", 1)
+    return f"{verdict}: held {versions}"
+
+
 def kind_of(verdict: str) -> str:
-    """Which of `KINDS` a verdict is: "holds, with a trap: …" names its trap."""
-    return max((kind for kind in KINDS if verdict.startswith(kind)), key=len)
+    """Which of `KINDS` a verdict is: its trap and its versions may be named in it."""
+    if verdict.startswith("holds"):
+        return "holds, with a trap" if ", with a trap: " in verdict else "holds"
+    return next(kind for kind in KINDS if verdict.startswith(kind))
 
 
 def counts(verdicts: Iterable[str]) -> dict[str, int]:

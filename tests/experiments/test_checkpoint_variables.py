@@ -38,13 +38,13 @@ def test_automatic_names_break_with_an_error_or_in_silence(result):
 def test_verdicts_on_real_digits(result):
     verdicts = {claim: each["verdict"] for claim, each in result["claims"].items()}
     assert verdicts == {
-        "article-11": "holds, with a trap: of several missing levels it makes none (ValueError)",
+        "article-11": "holds from TensorFlow 1.2 on, with a trap: of several missing levels it makes none (ValueError)",
         "article-14": "holds, with a trap: a Saver of the trainables restores without a word, and wrongly",
         "article-15": "holds",
         "article-16": "holds, with a trap: it misses statistics of other names without a word",
         "article-17": "holds",
         "r2rt-21": "holds, with a trap: a second graph that is built differently may restore wrongly",
-        "r2rt-23": "holds, with a trap: a relative path gives ValueError from another directory",
+        "r2rt-23": "holds from TensorFlow 1.13 on, with a trap: a relative path gives ValueError from another directory",
     }
 
 

@@ -5,9 +5,9 @@ import json
 import pytest
 
 from experiments import control_dependencies
-from experiments.machinery import register, report, reproduce
+from experiments.machinery import register, rejudge, report, reproduce
 from experiments.machinery.results import load, write_json
-from experiments.machinery.verdicts import counts, kind_of
+from experiments.machinery.verdicts import counts, in_versions, kind_of
 
 REFERENCE = report.REFERENCE
 
@@ -137,7 +137,15 @@ def test_verdicts_fall_into_four_kinds_by_how_they_begin():
     verdicts = ("holds", "holds, with a trap: only if big", "does not hold", "dated")
     kinds = ["holds", "holds, with a trap", "does not hold", "dated"]
     assert [kind_of(verdict) for verdict in verdicts] == kinds
+    assert [kind_of(in_versions(verdict, "up to TensorFlow 1.5")) for verdict in verdicts] == kinds
     assert counts(verdicts) == dict.fromkeys(kinds, 1)
+
+
+def test_rejudging_an_unknown_experiment_is_one_line_that_names_those_there_are(capsys):
+    assert rejudge.main(["single_example", "nosuch"]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("rejudge: there is no experiment nosuch; there are single_example, old_calls, ")
+    assert message.count("\n") == 1
 
 
 def test_an_unknown_experiment_is_one_line_and_exit_2(capsys):

@@ -20,8 +20,8 @@ def cell(result: dict, library: str, training: bool, trainable: bool) -> dict:
         "flags-03": "does not hold",
         "flags-04": "does not hold",
         "flags-05": "holds",
-        "flags-06": "holds, with a trap: other libraries take trainable=False otherwise",
-        "flags-07": "holds, with a trap: without the fused kernel the variance is another",
+        "flags-06": "holds from TensorFlow 1.6 on, with a trap: other libraries take trainable=False otherwise",
+        "flags-07": "holds from TensorFlow 1.8 on, with a trap: without the fused kernel the variance is another",
         "flags-08": "holds, with a trap: other libraries move them with trainable=False as well",
     }.items(),
 )

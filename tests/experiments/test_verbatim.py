@@ -1,5 +1,6 @@
 """The documents' programs: taken out of texts, indented and edited by rules, run, and kept. The texts here are made up."""
 
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -9,10 +10,11 @@ import numpy as np
 import pytest
 
 from bn_graph.tf1 import tf
-from experiments.machinery import report
+from experiments.machinery import eras, report
 from experiments.machinery.programs import UsageError
 from experiments.machinery.verbatim import around, runner, shim, table, texts, timeline
 from experiments.machinery.verbatim.runner import Environment
+from experiments.machinery.verdicts import dated, holds, holds_with_a_trap, kind_of
 
 # A page whose program has lost its indentation, between prose; lines 3 to 9.
 PAGE = """A heading
@@ -285,6 +287,77 @@ def test_a_fact_of_the_timeline_is_asked_of_each_version_in_the_order_of_their_r
         ("1.10.1", True),
         ("2.21", True),
     ]
+
+
+def ran_in(program, outcomes):
+    """Results of a program, by version: whether it ran."""
+    return {
+        (program, version): {"runs": [{"error": None if ran else {}}], "mode": "as it stands"}
+        for version, ran in outcomes.items()
+    }
+
+
+@pytest.fixture
+def facts(monkeypatch):
+    """One fact each of flags-06 and article-10, and one of article-08 that does not decide it."""
+
+    def ran(result):
+        return result["runs"][0]["error"] is None
+
+    made = (
+        timeline.Fact("flags-06", "it runs", "a/b", ran, "something came"),
+        timeline.Fact("article-10", "it runs", "a/c", ran, "something went"),
+        timeline.Fact("article-08", "it runs", "a/b", ran, "something came", decides=False),
+    )
+    monkeypatch.setattr(timeline, "FACTS", made)
+    return ran_in("a/b", {"1.4.1": False, "1.5.1": True, "1.11.0": True, "2.21": True}) | ran_in(
+        "a/c", {"1.4.1": True, "1.5.1": True, "1.11.0": True, "2.21": False}
+    )
+
+
+@pytest.mark.parametrize(
+    "claim, judged, verdict, note",
+    [
+        ("flags-06", holds("m", "n."), "holds from TensorFlow 1.5 on", "n. In TensorFlow 1.5 something came."),
+        (
+            "flags-06",
+            holds_with_a_trap("t", "m", "n."),
+            "holds from TensorFlow 1.5 on, with a trap: t",
+            "n. In TensorFlow 1.5 something came.",
+        ),
+        ("article-10", dated("m", "n."), "dated: held up to TensorFlow 1.11", "n. In TensorFlow 2 something went."),
+        ("article-08", holds("m", "n."), "holds", "n. In TensorFlow 1.5 something came."),
+        ("article-09", holds("m", "n."), "holds", "n."),
+    ],
+)
+def test_a_verdict_says_since_or_until_which_tensorflow_it_holds_and_its_note_why(facts, claim, judged, verdict, note):
+    with_versions = timeline.with_versions(claim, judged, facts)
+    assert with_versions == (verdict, "m", note)
+    assert kind_of(with_versions.verdict) == kind_of(judged.verdict)
+
+
+def test_a_verdict_says_nothing_of_versions_where_all_are_alike(facts):
+    alike = {key: {"runs": [{"error": None}]} for key in facts}
+    assert timeline.with_versions("flags-06", holds("m", "n."), alike) == holds("m", "n.")
+
+
+def test_a_documents_version_is_that_of_its_date_or_else_where_all_is_so_that_it_shows(facts):
+    assert timeline.own_version("r2rt-23", facts) == "before TensorFlow 1.0, by its date, March 2016"
+    assert timeline.own_version("article-01", facts) == "from TensorFlow 1.5 to 1.11, by what it shows"
+    assert timeline.own_version("solver-01", facts) == ""
+
+
+def test_every_change_in_the_committed_results_is_known_to_the_release_and_today_is_as_the_verdict_says():
+    found = table.load_runs(report.REFERENCE / "verbatim")
+    releases = [*sorted(eras.RELEASES, key=timeline.order), table.TODAY]
+    verdicts = json.loads((report.REFERENCE / "claims.json").read_text())
+    for fact in timeline.FACTS:
+        outcomes = timeline.outcomes(fact, found)
+        for before, after in itertools.pairwise(outcomes):
+            if outcomes[before] != outcomes[after]:
+                assert releases.index(after) == releases.index(before) + 1, (fact.claim, before, after)
+        if fact.decides:
+            assert outcomes[table.TODAY] == verdicts[fact.claim]["verdict"].startswith("holds"), fact.claim
 
 
 def test_a_printed_call_is_compared_with_a_functions_own_defaults():

@@ -19,6 +19,7 @@ from bn_graph.audit.rules import RULES
 from experiments.machinery import harness, register, results
 from experiments.machinery.page import own_programs
 from experiments.machinery.page.faults import Fault, by_cost, marked_lines
+from experiments.machinery.verbatim import timeline
 from experiments.machinery.verdicts import KINDS, MARKS, counts, kind_of
 
 __all__ = ["demo", "render"]
@@ -117,8 +118,8 @@ def _packed(values: np.ndarray) -> dict:
 def _fault(fault: Fault, wrong: float, right: float) -> dict:
     codes = marked_lines(fault.wrong, fault.right)
     return fault._asdict() | {
-        "name": fault.rule.lower(),
-        "rule": RULES[fault.rule],
+        "name": f"fault-{register.target(fault.experiment)}",
+        "rule": fault.rule and RULES[fault.rule],
         "accuracy": None if np.isnan(wrong) else (wrong, right),
         "command": command(fault.experiment, "full"),
         "codes": [
@@ -145,6 +146,7 @@ def _row(claim: str, measured: dict, before: dict | None, loaded: Mapping[str, d
         "command": command(entry["experiment"], measured["mode"]),
         "source": f"experiments/{entry['experiment']}.py",
         "pictured": bool(page.figures or page.tables(loaded[entry["experiment"]])),
+        "own_version": timeline.own_version(claim),
         "rules": [rule for rule in RULES.values() if claim in rule.claims],
         "reference_verdict": before["verdict"] if changed else None,
     }

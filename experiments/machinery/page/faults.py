@@ -12,7 +12,9 @@ from experiments import (
     checkpoint_variables,
     conditional_updates,
     conv_normalizer,
+    evaluation_batch_size,
     missing_update_ops,
+    population_estimators,
     scoring_leak,
     single_example,
 )
@@ -28,7 +30,7 @@ class Fault(NamedTuple):
         text: what happens, and why nobody notices.
         experiment: that measures it; its figures are the fault's picture.
         wrong, right: the experiment's own functions.
-        rule: the audit's.
+        rule: the audit's; None of a fault that no graph shows.
         claims: that are judged on it, the one that says it first.
         accuracies: from the result to the accuracies of the wrong form and of the right one, one for each seed.
     """
@@ -38,7 +40,7 @@ class Fault(NamedTuple):
     experiment: str
     wrong: Callable
     right: Callable
-    rule: str
+    rule: str | None
     claims: Sequence[str]
     accuracies: Callable[[dict], tuple[Sequence[float], Sequence[float]]]
 
@@ -72,6 +74,17 @@ def _averaged(result: dict) -> tuple[Sequence[float], Sequence[float]]:
     return tuple([run[form]["accuracy"] for run in result["trained"]] for form in forms)
 
 
+def _sorted_by_class(result: dict) -> tuple[Sequence[float], Sequence[float]]:
+    place = result["sizes"].index(evaluation_batch_size.MIDDLE_SIZE)
+    wrong = [run["phase_true"]["sorted"]["accuracy"][place] for run in result["runs"]]
+    return wrong, [run["phase_false"][evaluation_batch_size.ACCURACY] for run in result["runs"]]
+
+
+def _early(result: dict) -> tuple[Sequence[float], Sequence[float]]:
+    names = population_estimators.exponential(population_estimators.DECAY), population_estimators.PASS
+    return tuple(population_estimators.scores(result, name, "accuracy", population_estimators.EARLY) for name in names)
+
+
 FAULTS = (
     Fault(
         "Prediction normalizes by the batch that it is given",
@@ -83,6 +96,31 @@ FAULTS = (
         "BN004",
         ("r2rt-12", "r2rt-13", "r2rt-14", "r2rt-20"),
         _alone,
+    ),
+    Fault(
+        "A test runs with phase True",
+        f"Each test batch is normalized by its own statistics. Mixed, it looks well; sorted by class, as folders of images "
+        f"are and as requests may come, a batch of {evaluation_batch_size.MIDDLE_SIZE} holds one or two classes, and what "
+        "they have in common is subtracted.",
+        "evaluation_batch_size",
+        evaluation_batch_size.with_phase_true,
+        evaluation_batch_size.with_phase_false,
+        "BN004",
+        ("qa-16", "qa-15"),
+        _sorted_by_class,
+    ),
+    Fault(
+        "The decay is too long for the training",
+        f"After {population_estimators.EARLY:,} steps an average of decay {population_estimators.DECAY} still holds "
+        f"{population_estimators.DECAY**population_estimators.EARLY:.0%} of the values that it started with. The loss, "
+        "which is of batch statistics, shows nothing; predictions are off. A shorter decay does as well as statistics "
+        "that are computed anew.",
+        "population_estimators",
+        population_estimators.watched_wrapper,
+        population_estimators.computed_anew,
+        None,
+        ("r2rt-15", "r2rt-17"),
+        _early,
     ),
     Fault(
         "The Saver leaves out the moving statistics",

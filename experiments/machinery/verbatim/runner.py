@@ -23,7 +23,7 @@ from typing import NamedTuple
 import bn_graph
 from experiments.machinery import eras, programs, results
 from experiments.machinery.programs import UsageError
-from experiments.machinery.verbatim import summary, texts
+from experiments.machinery.verbatim import summary, table, texts
 from experiments.machinery.verbatim.texts import Program
 
 __all__ = ["Environment", "environments", "main", "run_program"]
@@ -296,7 +296,7 @@ def _work(given: argparse.Namespace) -> int | None:
     summary.write(folder)
     print(f"Files  {folder / 'table.md'}   {folder / 'verbatim.png'}")
     if given.take_reference:
-        print(f"{take_reference(given.output, summary.REFERENCE)} results are the reference now.")
+        print(f"{take_reference(given.output, table.REFERENCE)} results are the reference now.")
     return None
 
 

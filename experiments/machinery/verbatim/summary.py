@@ -7,9 +7,8 @@ from experiments.machinery.figures import BLUE, GREY, ORANGE, figure
 from experiments.machinery.results import load, write_text
 from experiments.machinery.verbatim import table, texts, timeline
 
-__all__ = ["FIGURES", "REFERENCE", "described", "draw", "write"]
+__all__ = ["FIGURES", "described", "draw", "write"]
 
-REFERENCE = Path(__file__).parents[2] / "reference"
 FIGURES = ("verbatim.png", "timeline.png")
 
 
@@ -32,9 +31,23 @@ def described(folder: Path, reference: Mapping[str, dict]) -> str:
             "Keras's programs run without it.",
             "What is not the same in all versions, and since or until which TensorFlow it is so:",
             table.markdown(["claim", "what", "TensorFlow", "reason"], timeline.rows(found)),
+            f"Each document's own TensorFlow: {_own_versions(found)}.",
             "What does not run as printed, and the smallest change that helps:",
             table.markdown(*table.failures_table(found)),
         ]
+    )
+
+
+def _own_versions(found: Mapping[tuple[str, str], dict]) -> str:
+    """As "article from TensorFlow 1.5 to 1.11, by what it shows", with the claims of one document that differ apart."""
+    by_version: dict[tuple[str, str], list[str]] = {}
+    for claim in dict.fromkeys(fact.claim for fact in timeline.FACTS):
+        document = claim.partition("-")[0]
+        by_version.setdefault((document, timeline.own_version(claim, found)), []).append(claim)
+    documents = [document for document, _ in by_version]
+    return "; ".join(
+        f"{document if documents.count(document) == 1 else ', '.join(claims)} {version}"
+        for (document, version), claims in by_version.items()
     )
 
 
@@ -107,7 +120,7 @@ def draw(found: Mapping[tuple[str, str], dict], path: Path) -> None:
 
 def write(folder: Path) -> None:
     """Writes ``table.md`` and the figures from the results in `folder`."""
-    reference = {path.parent.name: load(path) for path in REFERENCE.glob("*/result.json")}
+    reference = {path.parent.name: load(path) for path in table.REFERENCE.glob("*/result.json")}
     write_text(folder / "table.md", described(folder, reference) + "\n")
     found = table.load_runs(folder)
     draw(found, folder / FIGURES[0])

@@ -16,6 +16,7 @@ from experiments.machinery.results import column
 
 __all__ = [
     "COLUMNS",
+    "REFERENCE",
     "ROWS",
     "TODAY",
     "Row",
@@ -29,6 +30,9 @@ __all__ = [
     "printed",
     "results_table",
 ]
+
+REFERENCE = Path(__file__).parents[2] / "reference"
+"""The committed results: of the experiments, and in ``verbatim`` of the programs."""
 
 TODAY = "2.21"
 COLUMNS = (*eras.ERAS, TODAY)
