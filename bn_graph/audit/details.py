@@ -35,10 +35,11 @@ def details_of(model: Model) -> Details:
 
 def stored_details(stored: StoredLayers, checkpoint: Checkpoint) -> Details:
     """The details of a checkpoint without a graph: the values of statistics."""
-    return Details((), (), (), {
-        layer.name: LayerDetails(values=_values(checkpoint, [("moving_mean", layer.mean), ("moving_variance", layer.variance)]))
-        for layer in stored.layers
-    })  # fmt: skip
+    layers = {}
+    for layer in stored.layers:
+        keys = [("moving_mean", layer.mean), ("moving_variance", layer.variance)]
+        layers[layer.name] = LayerDetails(values=_values(checkpoint, keys))
+    return Details((), (), (), layers)
 
 
 def _layer(model: Model, layer: Layer, run: dict[str, set[int]]) -> LayerDetails:

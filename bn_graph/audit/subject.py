@@ -35,7 +35,8 @@ class Subject(NamedTuple):
     Attributes:
         path: of the graph's file, or the checkpoint's; for one of several meta graphs of a SavedModel, with its tags.
         kind: what the file is.
-        meta_graph: the graph; a bare GraphDef is the `graph_def` of an otherwise empty one; None for a checkpoint alone.
+        meta_graph: the graph, of a binary file with `protos.UnparsedNodeDef`; a bare GraphDef is the `graph_def` of an
+            otherwise empty one; None for a checkpoint alone.
         checkpoint: the checkpoint that belongs to it, or None.
     """
 
@@ -423,14 +424,15 @@ def _parse(path: str) -> tuple[SubjectKind, list[Any]]:
 
 
 def _parse_as(kind: SubjectKind, path: str) -> list[Any]:
-    saved = protos.SavedModel()
-    single = protos.MetaGraphDef()
+    with storage.open_binary(path) as file:
+        data = file.read()
+    is_text = _is_text(data[:4096])
+    saved = protos.SavedModel() if is_text else protos.UnparsedSavedModel()
+    single = protos.MetaGraphDef() if is_text else protos.UnparsedMetaGraphDef()
     message = {SubjectKind.SAVED_MODEL: saved, SubjectKind.META_GRAPH: single, SubjectKind.GRAPH: single.graph_def}[
         kind
     ]
-    with storage.open_binary(path) as file:
-        data = file.read()
-    if _is_text(data[:4096]):
+    if is_text:
         text_format.Parse(data.decode("utf-8-sig"), message, allow_unknown_field=True)
     else:
         message.ParseFromString(data)

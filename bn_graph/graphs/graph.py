@@ -8,16 +8,18 @@ the graph gets a node of its own, of type `ops.ABSENT` and without inputs; so do
 linear in nodes and edges; nothing recurses, and cycles are passed over.
 """
 
+import bisect
+import itertools
 import re
 import sys
-from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from google.protobuf.message import DecodeError
 
 from bn_graph.graphs.errors import AuditError
 from bn_graph.graphs.ops import ABSENT, EFFECTS, ENGINES, FEWEST_INPUTS, FUNCTIONS, PORTS, STATEFUL_CALLS
-from bn_graph.graphs.protos import FunctionDef, GraphDef, NodeDef
+from bn_graph.graphs.protos import FunctionDef, GraphDef, NodeDef, UnparsedNodeDef
 
 __all__ = [
     "Call",
@@ -64,6 +66,34 @@ class Call(NamedTuple):
     effects: list[int]
 
 
+class Protos:
+    """The NodeDefs of a graph by the nodes' numbers, each taken out of the file's message when it is asked for.
+
+    A list would keep an object for each, which takes more room than its name and edges.
+    """
+
+    def __init__(self) -> None:
+        self._starts: list[int] = []
+        self._parts: list[Sequence[NodeDef]] = []
+        self._length = 0
+
+    def extend(self, nodes: Sequence[NodeDef]) -> None:
+        """Adds nodes, which stay where they are."""
+        self._starts.append(self._length)
+        self._parts.append(nodes)
+        self._length += len(nodes)
+
+    def __getitem__(self, number: int) -> NodeDef:
+        part = bisect.bisect_right(self._starts, number) - 1
+        node = self._parts[part][number - self._starts[part]]
+        if not isinstance(node, UnparsedNodeDef):
+            return node
+        try:
+            return NodeDef.FromString(node.SerializeToString())
+        except DecodeError as error:
+            raise AuditError(f"the node {node.name} can't be read: the file is truncated or corrupted.") from error
+
+
 class Graph(NamedTuple):
     """All lists go by a node's number.
 
@@ -79,7 +109,7 @@ class Graph(NamedTuple):
     ops: list[str]
     inputs: list[list[Ref]]
     controls: list[list[int]]
-    protos: list[NodeDef]
+    protos: Protos
     callers: list[Caller | None]
     ids: dict[str, int]
     calls: dict[int, list[Call]]
@@ -101,7 +131,7 @@ class _Body(NamedTuple):
     """Nodes still to be laid out."""
 
     prefix: str
-    nodes: Collection[NodeDef]
+    nodes: Sequence[NodeDef]
     arguments: Mapping[str, Ref]
     caller: Caller | None
     function: object
@@ -129,15 +159,13 @@ def build(graph_def: GraphDef) -> Graph:
     """
     graph_def = graph_def.as_graph_def() if hasattr(graph_def, "as_graph_def") else graph_def
     functions = {function.signature.name: function for function in graph_def.library.function}
-    graph = Graph([], [], [], [], [], [], {}, {})
+    graph = Graph([], [], [], [], Protos(), [], {}, {})
     in_file = len(graph_def.node) + sum(len(function.node_def) for function in functions.values())
     limit = len(graph_def.node) + max(_LARGEST_LAYOUT, 10 * in_file)
     pending = [_Body("", graph_def.node, {}, None, None, frozenset())]
     while pending:
         body = pending.pop()
         ids = _lay_out(graph, body)
-        if body.caller is None:
-            graph.ids.update(ids)
         pending.extend(_called(graph, functions, ids.values(), body.within))
         if len(graph.names) + sum(len(body.nodes) for body in pending) > limit:
             raise AuditError(f"its functions call one another so often that they come to more than {limit:,} nodes")
@@ -147,14 +175,18 @@ def build(graph_def: GraphDef) -> Graph:
 def _lay_out(graph: Graph, body: _Body) -> dict[str, int]:
     """Adds the nodes of a body, and what its caller gets of them; returns the nodes' numbers by their own names."""
     start = len(graph.names)
-    names = [node.name for node in body.nodes]
-    ids = {name: start + place for place, name in enumerate(names)}
-    first_ports = {name: (number, 0) for name, number in ids.items()}  # the same object for all that use it
+    nodes = list(body.nodes)
+    names = [node.name for node in nodes]
+    ops = [sys.intern(node.op) for node in nodes]
+    ids = graph.ids if body.caller is None else {}
+    ids.update(zip(names, itertools.count(start), strict=False))
+    first_port = {name: (number, 0) for name, number in ids.items()}.get  # the same object for all that use it
     absent: dict[str, int] = {}
 
     def ref(name: str) -> Ref:
-        if name in first_ports:
-            return first_ports[name]
+        found = first_port(name)
+        if found is not None:
+            return found
         if name in body.arguments:
             return body.arguments[name]
         node, *rest = name.split(":")
@@ -164,28 +196,24 @@ def _lay_out(graph: Graph, body: _Body) -> dict[str, int]:
         return number(node), PORTS.get(rest[0], port) if len(rest) == 2 else port
 
     def number(name: str) -> int:
-        return ids[name] if name in ids else absent.setdefault(name, start + len(body.nodes) + len(absent))
+        return ids[name] if name in ids else absent.setdefault(name, start + len(nodes) + len(absent))
 
-    def sources(name: str, node: NodeDef) -> tuple[list[Ref], list[int]]:
+    for name, op, node in zip(names, ops, nodes, strict=True):
         data, controls = [], []
         for source in node.input:
-            if source in first_ports:  # the usual case, and the fast one
-                data.append(first_ports[source])
+            found = first_port(source)
+            if found is not None:  # the usual case, and the fast one
+                data.append(found)
             elif source.startswith("^"):
                 controls.append(number(source[1:]))
             else:
                 data.append(ref(source))
-        # What an op must have and has not; no name of a node has a space.
-        places = range(len(data), FEWEST_INPUTS.get(node.op, 0))
-        data += [(number(f"{name} input {place}"), 0) for place in places]
-        return data or _NONE, controls or _NONE
-
-    for name, node in zip(names, body.nodes, strict=True):
-        data, controls = sources(name, node)
-        graph.inputs.append(data)
-        graph.controls.append(controls)
-    graph.names.extend(body.prefix + name for name in names)
-    graph.ops.extend(map(_shared_op, body.nodes))
+        if op in FEWEST_INPUTS:  # what it must have and has not; no name of a node has a space
+            data += [(number(f"{name} input {place}"), 0) for place in range(len(data), FEWEST_INPUTS[op])]
+        graph.inputs.append(data or _NONE)
+        graph.controls.append(controls or _NONE)
+    graph.names.extend([body.prefix + name for name in names] if body.prefix else names)
+    graph.ops.extend(ops)
     graph.protos.extend(body.nodes)
     graph.callers.extend([body.caller] * len(names))
     if body.caller is not None:
@@ -202,16 +230,12 @@ def _add_absent(graph: Graph, body: _Body, names: Collection[str]) -> None:
     graph.ops.extend([ABSENT] * len(names))
     graph.inputs.extend([_NONE] * len(names))
     graph.controls.extend([_NONE] * len(names))
-    graph.protos.extend(NodeDef(name=name) for name in names)
+    graph.protos.extend([NodeDef(name=name) for name in names])
     graph.callers.extend([body.caller] * len(names))
 
 
 _NONE: list = []
 """What nodes without inputs have, and without control inputs or users: one list for all of them, which nobody changes."""
-
-
-def _shared_op(node: NodeDef) -> str:
-    return sys.intern(node.op)
 
 
 def _effects(body: _Body, ids: Mapping[str, int], caller: NodeDef) -> list[int]:
@@ -227,7 +251,8 @@ def _effects(body: _Body, ids: Mapping[str, int], caller: NodeDef) -> list[int]:
 def _called(graph: Graph, functions: Mapping[str, object], nodes: Iterable[int], within: frozenset[str]) -> list[_Body]:
     """The bodies that nodes call, to be laid out; a function that calls itself adds nothing by that."""
     bodies = []
-    for node in nodes:
+    calling = {*functions, *FUNCTIONS, *ENGINES, "Case", "StatelessCase"}
+    for node in (node for node in nodes if graph.ops[node] in calling):
         op = graph.ops[node]
         if op in functions:
             bodies.append(_body(graph, functions[op], (node, "call"), 0))
@@ -241,7 +266,7 @@ def _called(graph: Graph, functions: Mapping[str, object], nodes: Iterable[int],
             function = _engine_body(graph.protos[node], functions)
             if function is not None:
                 bodies.append(_body(graph, function, (node, "call"), 0))
-        elif op in ("Case", "StatelessCase"):
+        else:
             branches = graph.protos[node].attr["branches"].list.func
             for number, branch in enumerate(branches):
                 if branch.name in functions:

@@ -20,17 +20,21 @@ __all__ = [
     "SavedModel",
     "SavedTensorSlices",
     "TensorProto",
+    "UnparsedMetaGraphDef",
+    "UnparsedNodeDef",
+    "UnparsedSavedModel",
     "VariableDef",
 ]
 
-# A line a field: its number, name and type; * is a repeated field, {} a map from string to the type named in it.
+# A message's fields, each with number, name and type; * is a repeated field, {} a map from string to the type named in it.
+# Of "one of" them a message has one only: a third less memory for a graph, whose attributes they are.
 _SCHEMA = """
 Dim: 1 size int64
 TensorShapeProto: 2 dim Dim*; 3 unknown_rank bool
 TensorProto: 1 dtype DataType; 2 tensor_shape TensorShapeProto; 4 tensor_content bytes; 5 float_val float*;
   6 double_val double*; 7 int_val int32*; 8 string_val bytes*; 10 int64_val int64*; 11 bool_val bool*; 13 half_val int32*
 ListValue: 2 s bytes*; 3 i int64*; 4 f float*; 5 b bool*; 6 type DataType*; 7 shape TensorShapeProto*; 9 func NameAttrList*
-AttrValue: 1 list ListValue; 2 s bytes; 3 i int64; 4 f float; 5 b bool; 6 type DataType; 7 shape TensorShapeProto;
+AttrValue one of: 1 list ListValue; 2 s bytes; 3 i int64; 4 f float; 5 b bool; 6 type DataType; 7 shape TensorShapeProto;
   8 tensor TensorProto; 10 func NameAttrList
 NameAttrList: 1 name string; 2 attr {AttrValue}
 NodeDef: 1 name string; 2 op string; 3 input string*; 5 attr {AttrValue}
@@ -63,6 +67,12 @@ SavedTensorSlices: 1 meta SavedTensorSliceMeta; 2 data SavedSlice
 CheckpointState: 1 model_checkpoint_path string; 2 all_model_checkpoint_paths string*
 """
 
+_UNPARSED = ("NodeDef", "GraphDef", "MetaGraphDef", "SavedModel")
+"""Messages that there are twice: also as ``Unparsed…``, whose nodes' attributes are bytes until a node is asked for.
+
+Few nodes' attributes are looked at, and parsed they are most of what a large graph takes.
+"""
+
 _DTYPES = (
     "INVALID FLOAT DOUBLE INT32 UINT8 INT16 INT8 STRING COMPLEX64 INT64 BOOL QINT8 QUINT8 QINT32 "
     "BFLOAT16 QINT16 QUINT16 UINT16 COMPLEX128 HALF RESOURCE VARIANT UINT32 UINT64 FLOAT8_E5M2 "
@@ -81,12 +91,21 @@ def _declare() -> descriptor_pb2.FileDescriptorProto:
         dtypes.value.add(name=f"DT_{name}", number=number)
         if number:
             dtypes.value.add(name=f"DT_{name}_REF", number=number + 100)
-    for declaration in re.split(r"\n(?=\w)", _SCHEMA.strip()):
-        name, _, fields = declaration.partition(":")
-        message = file.message_type.add(name=name)
+    declarations = [re.split(r": ", text, maxsplit=1) for text in re.split(r"\n(?=\w)", _SCHEMA.strip())]
+    for name, fields in declarations + [_unparsed(*each) for each in declarations if each[0] in _UNPARSED]:
+        message = file.message_type.add(name=name.removesuffix(" one of"))
         for field in fields.split(";"):
             _add_field(message, *field.split())
+        if name != message.name:
+            message.oneof_decl.add(name="value")
+            for field in message.field:
+                field.oneof_index = 0
     return file
+
+
+def _unparsed(name: str, fields: str) -> list[str]:
+    names = "|".join(_UNPARSED)
+    return [f"Unparsed{name}", re.sub(rf"\b({names})\b", r"Unparsed\1", fields.replace("{AttrValue}", "bytes*"))]
 
 
 def _add_field(message: descriptor_pb2.DescriptorProto, number: str, name: str, kind: str) -> None:
@@ -130,4 +149,7 @@ NodeDef = _message("NodeDef")
 SavedModel = _message("SavedModel")
 SavedTensorSlices = _message("SavedTensorSlices")
 TensorProto = _message("TensorProto")
+UnparsedMetaGraphDef = _message("UnparsedMetaGraphDef")
+UnparsedNodeDef = _message("UnparsedNodeDef")
+UnparsedSavedModel = _message("UnparsedSavedModel")
 VariableDef = _message("VariableDef")

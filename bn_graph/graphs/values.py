@@ -7,7 +7,7 @@ switches must stand how for the value to come from there.
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -423,21 +423,20 @@ def _before(graph: Graph, node: int) -> list[int]:
     return sources
 
 
-def _in_order(graph: Graph) -> Sequence[int]:
+def _in_order(graph: Graph) -> Iterator[int]:
     """Nodes after their inputs and after those that call them, as they mostly stand in files."""
-    if all(source < node for node in range(len(graph.names)) for source in _before(graph, node)):
-        return range(len(graph.names))
-    waiting = [0] * len(graph.names)
-    users: list[list[int]] = [[] for _ in graph.names]
-    for node in range(len(graph.names)):
-        sources = _before(graph, node)
-        waiting[node] = len(sources)
-        for source in sources:
-            users[source].append(node)
-    ready = [node for node, count in enumerate(waiting) if not count]
-    for node in ready:
-        for user in users[node]:
-            waiting[user] -= 1
-            if not waiting[user]:
-                ready.append(user)
-    return ready
+    done, entered = bytearray(len(graph.names)), bytearray(len(graph.names))
+    for start in range(len(graph.names)):
+        pending = [start]
+        while pending:
+            node = pending.pop()
+            if done[node]:
+                continue
+            waiting = [source for source in _before(graph, node) if not done[source]]
+            if waiting and not entered[node]:
+                entered[node] = True
+                pending.append(node)
+                pending.extend(source for source in waiting if not entered[source])
+            else:  # entered for the second time: what it still waits for waits for it
+                done[node] = True
+                yield node

@@ -22,6 +22,7 @@ from bn_graph.audit.formats import FORMATS, Style, render
 from bn_graph.audit.report import SubjectKind
 from bn_graph.audit.rules import RULES
 from bn_graph.graphs import ops
+from bn_graph.graphs.protos import MetaGraphDef
 
 SLOWEST = 5.0
 """Seconds that a case may take."""
@@ -47,12 +48,11 @@ _NAMES = ("", "x", "^", ":", "^:1", "a:b:c", "x:99999999999999999999", "é/movin
 
 
 def damaged(graph: Any, chance: random.Random) -> Any:
-    """A copy of a MetaGraphDef with one to six things broken."""
-    copy = type(graph)()
-    copy.CopyFrom(graph)
+    """A copy of a meta graph, as files are read, with one to six things broken."""
+    copy = MetaGraphDef.FromString(graph.SerializeToString())
     for _ in range(chance.randint(1, 6)):
         chance.choice(_DAMAGES)(copy, chance)
-    return copy
+    return type(graph).FromString(copy.SerializeToString())
 
 
 def _node(graph: Any, chance: random.Random) -> Any:

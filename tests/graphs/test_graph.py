@@ -3,11 +3,13 @@
 import pytest
 
 from bn_graph.graphs import graph, shapes
+from bn_graph.graphs.errors import AuditError
 from bn_graph.graphs.modes import sinks
 from bn_graph.graphs.ops import ABSENT
-from bn_graph.graphs.protos import GraphDef, NodeDef
+from bn_graph.graphs.protos import GraphDef, MetaGraphDef, NodeDef, UnparsedMetaGraphDef
 from bn_graph.graphs.statistics import Kind, is_named_moving_variance
 from bn_graph.graphs.updates import find_updates, targets
+from bn_graph.graphs.values import branches
 
 
 def node(name, op, *inputs, **attributes):
@@ -30,6 +32,33 @@ def constant(name, *numbers):
 
 def built(*nodes):
     return graph.build(GraphDef(node=nodes))
+
+
+def as_read(*nodes):
+    """The graph of these nodes as a file has it."""
+    return UnparsedMetaGraphDef.FromString(MetaGraphDef(graph_def=GraphDef(node=nodes)).SerializeToString()).graph_def
+
+
+def test_the_attributes_of_a_file_are_those_that_were_written():
+    nodes = [node("x", "Placeholder", shape=[2, 3]), constant("axes", 0, 1), node("mean", "Mean", "x", "axes:0")]
+    made, read = graph.build(GraphDef(node=nodes)), graph.build(as_read(*nodes))
+    assert [read.protos[number] for number in range(3)] == nodes
+    assert read._replace(protos=None) == made._replace(protos=None)
+
+
+def test_an_attribute_that_is_damaged_is_an_error_that_names_the_node():
+    read = as_read(node("x", "Placeholder"))
+    read.node[0].attr.append(b"\xff")
+    with pytest.raises(AuditError, match="node x can't be read"):
+        graph.build(read).protos[0]
+
+
+def test_choices_reach_nodes_that_stand_before_what_they_use():
+    switch = node("switch", "Switch", "x", "training")
+    users = [node("last", "Neg", "first"), node("first", "Neg", "switch:1"), node("neither", "Neg", "x")]
+    made = built(*users, switch, node("x", "Placeholder"), node("training", "Placeholder"))
+    taken = frozenset({(made.ids["training"], True)})
+    assert [branches(made)[made.ids[name]] for name in ("last", "first", "neither")] == [taken, taken, frozenset()]
 
 
 @pytest.mark.parametrize(
