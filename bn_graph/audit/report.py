@@ -281,7 +281,7 @@ class Unread(NamedTuple):
 # --- What the formats share -------------------------------------------------------------------------------------------
 
 _MOST_NAMES, _MOST_EVIDENCE = 3, 6
-_LONG = 80  # letters
+_LONG = 40  # letters
 _NUMBERED = re.compile(r"(.*?)(_?\d{1,9})?", re.DOTALL)
 """A scope's name, and the number that it ends in."""
 

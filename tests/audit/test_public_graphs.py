@@ -37,7 +37,10 @@ def check(report, label):
     ("folder", "entry"), ENTRIES, ids=lambda value: value["id"] if isinstance(value, dict) else value
 )
 def test_what_the_label_says_is_reported_and_no_other_error(folder, entry):
-    check(audit(SHARED / folder / entry["id"] / entry["open"]), entry)
+    report = audit(SHARED / folder / entry["id"] / entry["open"])
+    check(report, entry)
+    lines = render([report], "text", style=Style(start=str(SHARED / folder))).splitlines()
+    assert len(lines) <= 30 and max(map(len, lines)) <= max(120, len(lines[0]))  # a heading is not wrapped
 
 
 @pytest.mark.parametrize(("folder", "entry"), [pair for pair in ENTRIES if "with_output" in pair[1]])

@@ -111,7 +111,7 @@ def test_a_finding_shows_one_line_of_evidence_and_all_if_it_is_to_be_verbose():
 def test_evidence_too_long_for_a_line_loses_its_middle():
     text = render([report(findings=(finding(evidence=("x" * 130 + " is not upstream of Adam",)),))], "text")
     (line,) = [line for line in text.splitlines() if line.endswith("is not upstream of Adam")]
-    assert len(line) == 120 and line.startswith("    xxx") and "…" in line
+    assert len(line) == 120 and line.startswith("    in all 9 layers: xxx") and "…" in line
 
 
 def test_of_many_layers_those_with_the_same_share_a_row():

@@ -30,6 +30,7 @@ WIDTH = 120  # columns
 MOST_ROWS = 12  # layers with a row each; of more, those with equal rows share one
 _MOST_NOT_UNDERSTOOD = 3
 _NARROWEST_NAME = 24
+_SHORT = 24  # letters beside which evidence has its line, where that must be shortened anyway
 _INDENT = "    "
 _COLUMNS = ("kernel", "training", "inference", "updates", "saved", "statistics")
 _COLOURS = {Level.ERROR: "31", Level.WARNING: "33", Level.ADVICE: "36"}  # red, yellow, cyan
@@ -172,14 +173,17 @@ def _finding_lines(report: Report, finding: Finding, style: Style) -> list[str]:
     where = [f"in {_where(report, finding.layers, style)}"] if finding.layers else []
     shown = finding.evidence if style.verbose else finding.evidence[:1]
     evidence = [printable(_with_near_paths(line, report, style)) for line in shown]
-    whole = ": ".join([*where, *evidence])
-    if not style.verbose and len(whole) <= WIDTH - len(_INDENT):
-        lines.append(_INDENT + whole)
+    width = WIDTH - len(_INDENT)
+    if style.verbose:
+        lines += [line for text in where for line in _wrapped(text, _INDENT)]
+        lines += [line for text in evidence for line in _wrapped(f"- {text}", _INDENT * 2)]
+    elif len(": ".join([*where, *evidence])) <= width or (
+        where and len(where[0]) <= _SHORT and len(evidence[0]) > width
+    ):
+        lines.append(_INDENT + _shortened(": ".join([*where, *evidence]), width))
     else:
         lines += [line for text in where for line in _wrapped(text, _INDENT)]
-        for text in evidence:
-            short = [_INDENT + _shortened(text, WIDTH - len(_INDENT))]
-            lines += _wrapped(f"- {text}", _INDENT * 2) if style.verbose else short
+        lines += [_INDENT + _shortened(text, width) for text in evidence]
     return lines + _wrapped(f"fix: {finding.fix}", _INDENT)
 
 

@@ -41,8 +41,7 @@ bn_graph.check_train_op(train_op)
 never. Where an op gathers the updates to be run by hand, or the checkpoint's statistics have moved though no train op
 runs the updates, BN103 is reported instead. A graph in which no train op is found or named (--train-op) is not checked.""",
     message="a train op normalizes by batch statistics and runs none of the update ops of the moving statistics",
-    fix="with tf.control_dependencies(tf.get_collection(tf.GraphKeys.UPDATE_OPS)): train_op = optimizer.minimize(loss)"
-    " – or bn_graph.train_op(optimizer, loss)",
+    fix="with tf.control_dependencies(tf.get_collection(tf.GraphKeys.UPDATE_OPS)): train_op = optimizer.minimize(loss)",
 )
 
 _MOST_GATHERED = 10_000

@@ -38,8 +38,7 @@ not in the file; where the graph computes gradients and applies none; and where 
 for OpenCV. The reason says what happens if you predict with this very graph. Name the op that is the output with --output, and
 the position of a switch with --feed NAME=false. A switch that can be fed is assumed to be fed right.""",
     message="inference normalizes by the statistics of whatever batch is given",
-    fix="build the inference graph with training=False (or feed the switch False) on updated statistics; for a trained"
-    " graph: python -m bn_graph inference-graph",
+    fix="training=False (or the switch fed False) on updated statistics, or python -m bn_graph inference-graph",
 )
 
 
