@@ -21,7 +21,10 @@ from bn_graph.graphs.ops import (
     FORWARDS,
     FUSED,
     GLOBAL,
+    MERGES,
     SCALINGS,
+    SELECTS,
+    SWITCHES,
     VARIABLES,
     WEIGHTED,
 )
@@ -136,7 +139,10 @@ def find_normalizations(graph: Graph, uses: Uses, under: Branches | None = None)
 
 def _sources(graph: Graph, ref: Ref, under: Branches) -> tuple[Source, ...]:
     found = leaves(graph, ref, lambda inner: recognize(graph, inner) is not None, under)
-    return tuple(_source(graph, leaf) for leaf in found)
+    sources = [_source(graph, leaf) for leaf in found]
+    # Switchable normalization mixes those of the batch with those of each example.
+    over_examples = [source for source in sources if source.statistic is None or source.statistic.over_examples]
+    return tuple(over_examples if any(source.statistic for source in over_examples) else sources)
 
 
 def _source(graph: Graph, leaf: Leaf) -> Source:
@@ -197,13 +203,17 @@ def _global(graph: Graph, node: int, under: Branches) -> Normalization:
 
 
 class _Use(NamedTuple):
-    """What is done with the reciprocal root: the product (or quotient), and what went into it beside the root."""
+    """What is done with the reciprocal root: the product (or quotient), and what went into it beside the root.
+
+    `chosen` is a choice between the root and a deviation that is kept in a variable.
+    """
 
     inputs: Ref
     mean: Ref | None
     gamma: int | None
     outputs: Ref
     beta: int | None
+    chosen: Ref | None = None
 
 
 def _written_out(graph: Graph, uses: Uses, node: int, under: Branches) -> Normalization | None:
@@ -218,6 +228,8 @@ def _written_out(graph: Graph, uses: Uses, node: int, under: Branches) -> Normal
     if use is None:
         return None
     mean = _sources(graph, use.mean, under) if use.mean is not None else ()
+    if use.chosen is not None:
+        of_variance = _with_kept_deviation(of_variance, _sources(graph, use.chosen, under))
     found = Normalization(
         node,
         "moments",
@@ -231,6 +243,13 @@ def _written_out(graph: Graph, uses: Uses, node: int, under: Branches) -> Normal
         under[node],
     )
     return _judged(graph, uses, _without_shift(graph, found))
+
+
+def _with_kept_deviation(of_variance: tuple[Source, ...], chosen: tuple[Source, ...]) -> tuple[Source, ...]:
+    """The sources of a variance whose root is one choice, and a variable or constant that keeps a deviation the other."""
+    kept = tuple(source for source in chosen if source.origin in (Origin.VARIABLE, Origin.CONSTANT))
+    of_root = frozenset().union(*(source.choices for source in chosen if source not in kept))
+    return tuple(source._replace(choices=source.choices | of_root) for source in of_variance) + kept
 
 
 def _under_root(graph: Graph, node: int) -> tuple[Ref, float | None] | None:
@@ -268,9 +287,11 @@ def _may_be_variance(graph: Graph, sources: Iterable[Source]) -> bool:
 
 def _channels(graph: Graph, source: Source) -> int:
     """How many values a constant of a frozen graph has, a scalar counting as none; 0 for any other source."""
-    if source.origin is not Origin.CONSTANT:
-        return 0
-    sizes = [dim.size for dim in graph.protos[source.node].attr["value"].tensor.tensor_shape.dim]
+    return _size(graph, source.node) if source.origin is Origin.CONSTANT else 0
+
+
+def _size(graph: Graph, constant: int) -> int:
+    sizes = [dim.size for dim in graph.protos[constant].attr["value"].tensor.tensor_shape.dim]
     return math.prod(sizes) if sizes else 0
 
 
@@ -286,7 +307,7 @@ def _use(graph: Graph, uses: Uses, root: int, of_variance: tuple[Source, ...]) -
     products, means, gammas = [], [], []
     is_factor = _factors(graph, of_variance)
     divides = graph.ops[root] == "Sqrt" or (graph.ops[root] == "Pow" and _exponent(graph, root) > 0)
-    pending, seen = [((root, 0), divides)], set()
+    pending, seen, chosen = [((root, 0), divides)], set(), None
     while pending and len(seen) < _MOST_STEPS:
         ref, divides = pending.pop()
         if ref in seen:
@@ -295,12 +316,10 @@ def _use(graph: Graph, uses: Uses, root: int, of_variance: tuple[Source, ...]) -
         for user, place, port in uses.data[ref[0]]:
             if port != ref[1]:
                 continue
-            if place == 0 and graph.ops[user] in FORWARDS:
-                pending.append(((user, 0), divides))
-            elif divides and graph.ops[user] in ("Reciprocal", "Inv"):
-                pending.append(((user, 0), False))
-            elif divides and _adds_epsilon(graph, user, place):
-                pending.append(((user, 0), True))
+            onward = _onward(graph, user, place, divides)
+            if onward:
+                pending.extend(onward)
+                chosen = (user, 0) if graph.ops[user] in MERGES | SELECTS else chosen
             elif _takes_root(graph, user, place, divides):
                 other = graph.inputs[user][1 - place]
                 negated = _negated(graph, other)
@@ -315,7 +334,26 @@ def _use(graph: Graph, uses: Uses, root: int, of_variance: tuple[Source, ...]) -
         return None
     mean = min(means)[1] if means else None
     gamma = _parameter(graph, min(gammas)[1]) if gammas else None
-    return _completed(graph, uses, min(products), mean, gamma)
+    use = _completed(graph, uses, min(products), mean, gamma)
+    return None if use is None else use._replace(chosen=chosen)
+
+
+def _onward(graph: Graph, user: int, place: int, divides: bool) -> list[tuple[Ref, bool]]:
+    """Where the root, or its reciprocal, goes on as such: handed on, chosen, with an epsilon added, inverted."""
+    op = graph.ops[user]
+    if place == 0 and op in SWITCHES:
+        return [((user, 0), divides), ((user, 1), divides)]
+    if (place == 0 and op in FORWARDS) or (op in MERGES | SELECTS and _keeps_deviation(graph, (user, 0))):
+        return [((user, 0), divides)]
+    if divides and op in ("Reciprocal", "Inv"):
+        return [((user, 0), False)]
+    return [((user, 0), True)] if divides and _adds_epsilon(graph, user, place) else []
+
+
+def _keeps_deviation(graph: Graph, ref: Ref) -> bool:
+    """Whether one of the values that a choice is between is a variable's, or a constant of a channel each."""
+    ways = (leaf.ref[0] for leaf in leaves(graph, ref, lambda inner: recognize(graph, inner) is not None))
+    return any(graph.ops[node] in VARIABLES or (graph.ops[node] == "Const" and _size(graph, node)) for node in ways)
 
 
 def _takes_root(graph: Graph, user: int, place: int, divides: bool) -> bool:

@@ -31,12 +31,14 @@ __all__ = [
     "NO_OUTPUTS",
     "OPTIMIZERS",
     "OPTIMIZER_ACCUMULATORS",
+    "PARTS",
     "PORTS",
     "RANDOM",
     "RANKS",
     "REDUCTIONS",
     "REFERENCE_FORWARDS",
     "REF_ASSIGNS",
+    "REPLICA_SUMS",
     "RESHAPES",
     "RESOURCE_ASSIGNS",
     "ROW_ASSIGNS",
@@ -175,6 +177,11 @@ BETWEEN_UPDATES = REFERENCE_FORWARDS | {"NoOp", "Const", "ReadVariableOp"}
 RESHAPES = frozenset({"Squeeze", "Reshape", "ExpandDims", "BroadcastTo", "Transpose"})
 """Input 0 comes out in another shape."""
 
+REPLICA_SUMS = frozenset(
+    {"CrossReplicaSum", "HorovodAllreduce", "NcclAllReduce", "CollectiveReduce", "CollectiveReduceV2"}
+)
+"""Sum a tensor over the copies of a program on other devices: what statistics of all copies are computed with."""
+
 FORWARDS = (
     frozenset({"Identity", "RefIdentity", "StopGradient", "Cast", "Snapshot", "PreventGradient", "CheckNumerics"})
     | frozenset({"ReadVariableOp", "ResourceGather"})
@@ -182,10 +189,14 @@ FORWARDS = (
     | EXITS
     | NEXT_ITERATIONS
     | RESHAPES
+    | REPLICA_SUMS
 )
 """One value in, as input 0, the same out, give or take dtype and dimensions of size 1."""
 
 # --- Arithmetic -------------------------------------------------------------------------------------------------------
+
+PARTS = frozenset({"StridedSlice", "Slice", "Gather", "GatherV2", "Unpack", "Split", "SplitV"})
+"""Parts of a tensor."""
 
 ADDITIONS = frozenset({"Add", "AddV2", "BiasAdd"})
 """A sum of two, or of values and a vector of channels."""

@@ -5,6 +5,7 @@ The forms that people and libraries have used:
 * port 1 or 2 of a ``FusedBatchNorm`` (V1 to V3) in training mode;
 * ``Mean`` of x, ``Mean`` of a squared difference of x, as ``tf.nn.moments`` does and most people write them; also as
   a sum times one over the count, or divided by it, or as a mean of means over one dimension after the other;
+* mean and variance of all replicas, from sums of each one's mean and mean of squares over TPUs, Horovod or NCCL;
 * ``shift + Mean(x − shift)`` and ``Mean((x − shift)²) − Mean(x − shift)²``, as ``tf.nn.moments`` did in its first years.
 """
 
@@ -16,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from bn_graph.graphs.graph import Graph, Ref
-from bn_graph.graphs.ops import ABSENT, DIVISIONS, FUSED, REDUCTIONS
+from bn_graph.graphs.ops import ABSENT, DIVISIONS, FUSED, REDUCTIONS, SCALINGS
 from bn_graph.graphs.values import constant_node, few_integers, strip
 
 __all__ = [
@@ -122,6 +123,10 @@ def recognize(graph: Graph, ref: Ref) -> BatchStatistic | None:
         return _shifted_mean(graph, ref, first, second) or _shifted_mean(graph, ref, second, first)
     if op == "Sub" and len(graph.inputs[node]) == 2:
         return _less_square(graph, ref)
+    if op == "Unpack":  # Horovod's sum of both statistics
+        inner = _of_one_replica(graph, ref)
+        statistic = recognize(graph, inner) if graph.ops[inner[0]] != op else None
+        return statistic._replace(ref=ref) if statistic is not None and statistic.kind is Kind.MEAN else None
     return _average(graph, ref) if strip(graph, ref) == ref else None
 
 
@@ -227,13 +232,40 @@ def _shifted_mean(graph: Graph, ref: Ref, part: Ref, shift: Ref) -> BatchStatist
 
 
 def _less_square(graph: Graph, ref: Ref) -> BatchStatistic | None:
-    """Mean((x − shift)²) − Mean(x − shift)², shift 0 included."""
+    """Mean((x − shift)²) − Mean(x − shift)², shift 0 included; also with variance + mean² in the place of the first."""
     whole, square = graph.inputs[ref[0]]
-    averaged = _averaged(graph, whole)
-    if averaged is None or _squared(graph, strip(graph, square)) is None:
+    if _squared(graph, strip(graph, square)) is None:
         return None
-    squared = _squared(graph, averaged[0])
-    return None if squared is None else BatchStatistic(Kind.VARIANCE, ref, squared, averaged[1])
+    of_one = _of_one_replica(graph, whole)
+    averaged = _averaged(graph, whole) or _averaged(graph, of_one)
+    squared = None if averaged is None else _squared(graph, averaged[0])
+    if squared is not None:
+        return BatchStatistic(Kind.VARIANCE, ref, squared, averaged[1])
+    terms = graph.inputs[of_one[0]] if graph.ops[of_one[0]] in ("Add", "AddV2") else []
+    for term in terms if any(_squared(graph, strip(graph, term)) for term in terms) else []:
+        variance = _average(graph, strip(graph, term))
+        if variance is not None and variance.kind is Kind.VARIANCE:
+            return variance._replace(ref=ref)
+    return None
+
+
+def _of_one_replica(graph: Graph, ref: Ref) -> Ref:
+    """A tensor before it was summed over replicas, stacked with another for that, and divided by their number."""
+    start, place = ref, None
+    for _ in range(_MOST_DIMENSIONS):
+        ref = strip(graph, ref)
+        node, port = ref
+        op, sources = graph.ops[node], graph.inputs[node]
+        scaled = [source for source in sources if constant_node(graph, source) is None] if op in SCALINGS else []
+        if op == "Unpack" and place is None and sources:
+            place, ref = port, sources[0]
+        elif op == "Pack" and place is not None and place < len(sources):
+            place, ref = None, sources[place]
+        elif len(scaled) == 1:
+            ref = scaled[0]
+        else:
+            break
+    return start if place is not None else ref
 
 
 def batch_variances(graph: Graph, used: Iterable[int], rank_of: Callable[[Ref], int | None]) -> list[int]:

@@ -21,6 +21,7 @@ from bn_graph.graphs.ops import (
     FORWARDS,
     MERGES,
     NEXT_ITERATIONS,
+    PARTS,
     REF_ASSIGNS,
     SCALINGS,
     SELECTS,
@@ -66,6 +67,7 @@ _LARGEST = 1 << 40  # values of a tensor; NumPy has another limit, beyond that
 _MOST_DIMENSIONS = 32
 _MOST_STEPS = 2_000
 _MOST_SIZES = 60
+_MOST_MIXED = 8
 _BOOL = 10
 
 Choice = tuple[int, bool]
@@ -284,7 +286,32 @@ def _above(graph: Graph, leaf: Leaf) -> list[Leaf] | None:
         return [Leaf(source, choices) for source in sources[:-1]]
     if op in SCALINGS or op in CLIPS:
         return _scaled(graph, leaf)
-    return _weighted(graph, leaf) if op in ("Add", "AddV2") else None
+    return (_weighted(graph, leaf) or _mixed(graph, leaf)) if op in ("Add", "AddV2") else None
+
+
+def _mixed(graph: Graph, leaf: Leaf) -> list[Leaf] | None:
+    """Past w₀·a + w₁·b + …, whose weights are parts of a softmax, as switchable normalization mixes statistics."""
+    found, pending = [], [leaf.ref]
+    for _ in range(2 * _MOST_MIXED):
+        if not pending:
+            return found
+        node, _ = strip(graph, pending.pop())
+        op, sources = graph.ops[node], graph.inputs[node]
+        mixed = [source for source in sources if not _is_part_of_softmax(graph, source)]
+        if op in ("Add", "AddV2"):
+            pending.extend(sources)
+        elif op == "Mul" and len(mixed) == len(sources) - 1 == 1:
+            found.append(Leaf(mixed[0], leaf.choices))
+        else:
+            break
+    return None
+
+
+def _is_part_of_softmax(graph: Graph, ref: Ref) -> bool:
+    node, _ = strip(graph, ref)
+    if graph.ops[node] not in PARTS or not graph.inputs[node]:
+        return False
+    return any(graph.ops[strip(graph, source)[0]] == "Softmax" for source in graph.inputs[node])
 
 
 def _weighted(graph: Graph, leaf: Leaf) -> list[Leaf] | None:
