@@ -9,6 +9,7 @@ import bn_graph
 from bn_graph import recalibration as module
 from bn_graph.graphs.calls import find_calls
 from bn_graph.recalibration import RecalibrationError, recalibrate
+from bn_graph.recalibration import assign as assigning
 from bn_graph.tf1 import legacy_layers, tf
 
 EPSILON = 1e-3
@@ -479,9 +480,12 @@ def test_layers_beside_one_another_share_a_pass(plain_graph, start):
         passes.append(1)
         return iter([{x: np.eye(2)}])
 
-    records = recalibrate(start(), batches)
-    assert len(passes) == 2
+    session = start()
+    records = recalibrate(session, batches)
+    assert len(passes) == 1
     assert [record.layer for record in records] == ["beside_2", "beside_3", "above"]
+    recalibrate(session, batches, cache_bytes=0)
+    assert len(passes) == 1 + 2
 
 
 def test_a_residual_connection_around_a_layer_is_followed(plain_graph, start, random):
@@ -704,7 +708,7 @@ def test_an_exception_midway_leaves_the_statistics_as_they_were(three_layers, me
                 raise error("stopped")
             yield {x: data}
 
-    check_refused(session, batches, "stopped", error=error, method=method)
+    check_refused(session, batches, "stopped", error=error, method=method, cache_bytes=0)
 
 
 def test_a_failure_while_assigning_puts_back_what_was_assigned(plain_graph, start, random, monkeypatch):
@@ -720,7 +724,7 @@ def test_a_failure_while_assigning_puts_back_what_was_assigned(plain_graph, star
     (record,) = recalibrate(session, [{x: data}])
     np.testing.assert_allclose(record.variance, data.var(0, ddof=1), rtol=1e-6)
 
-    assign, calls = module.assign_values, []
+    assign, calls = assigning.assign_values, []
 
     def fail_midway(session, values):
         calls.append(1)
@@ -729,7 +733,7 @@ def test_a_failure_while_assigning_puts_back_what_was_assigned(plain_graph, star
             raise KeyboardInterrupt("stopped")
         assign(session, values)
 
-    monkeypatch.setattr(module, "assign_values", fail_midway)
+    monkeypatch.setattr(assigning, "assign_values", fail_midway)
     check_refused(session, [{x: data + 1}], "stopped", error=KeyboardInterrupt)
 
 
@@ -753,11 +757,21 @@ def test_paper_refuses_a_batch_of_one_of_tf_layers_too(plain_graph, start, rando
     check_refused(start(), [{x: data[:1]}], message, method="paper")
 
 
-def test_an_iterator_is_refused_since_it_can_be_read_once_only(three_layers):
+def test_an_iterator_is_refused_where_it_would_be_read_again_since_it_can_be_read_once_only(three_layers):
     session, x, data = three_layers
-    check_refused(session, iter([{x: data}]), "got list_iterator, which can be read once only")
+    check_refused(session, iter([{x: data}]), "got list_iterator, which can be read once only", cache_bytes=0)
     used_up = iter([{x: data}])
-    check_refused(session, lambda: used_up, "Pass 2 over the data had 0 batches, the first 1")
+    check_refused(session, lambda: used_up, "Pass 2 over the data had 0 batches, the first 1", cache_bytes=0)
+    check_refused(session, 7, "an iterable of feed dicts, .*; got int")
+
+
+@pytest.mark.parametrize("method", ["pooled", "paper"])
+def test_an_iterator_will_do_where_it_is_read_once(three_layers, method):
+    session, x, data = three_layers
+    batches = [{x: data[:5]}, {x: data[5:]}]
+    expected = recalibrate(session, batches, method=method)
+    records = recalibrate(session, iter(batches), method=method)
+    assert_statistics(records, [(record.mean, record.variance) for record in expected], tolerance=0)
 
 
 def test_names_that_do_not_exist_are_refused(three_layers):

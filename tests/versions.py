@@ -50,6 +50,7 @@ CORE_TESTS = (
     "tests/training/test_train_op.py",
     "tests/checkpoints/test_savers.py",
     "tests/test_recalibration.py",
+    "tests/recalibration/test_kept_values.py",
     "tests/audit/test_zoo.py",
     # Of the kinds of variable and cond, one; of the zoo, the graphs of two kinds of author.
     "-k=v2-resource or gan_ or assigned_",

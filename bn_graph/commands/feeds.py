@@ -1,8 +1,8 @@
-"""What the commands feed to a graph: arrays of examples from an ``.npz`` file, and single values ``NAME=VALUE``."""
+"""What the commands feed to a graph: arrays of examples from files, and single values ``NAME=VALUE``."""
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -10,7 +10,7 @@ from bn_graph.commands import CommandError
 from bn_graph.graphs.errors import one_line
 from bn_graph.tf1 import tf
 
-__all__ = ["batch_size_of", "batches", "examples", "placeholders", "resolve", "singles", "unfed"]
+__all__ = ["batch_size_of", "batches", "examples", "files", "placeholders", "resolve", "singles", "unfed"]
 
 _SAVER_INPUTS = re.compile(r"(^|/)save(_\d+)?/(filename|Const)(_\d+)?$")
 
@@ -87,18 +87,36 @@ def _scalar(pair: str, text: str, tensor: tf.Tensor) -> np.ndarray:
     raise CommandError(f"--feed {pair}: {describe(tensor)} takes neither a number nor true or false.")
 
 
-def examples(graph: tf.Graph, path: str | os.PathLike) -> dict[str, np.ndarray]:
+def files(path: str | os.PathLike) -> list[str]:
+    """The file at `path`; of a directory the ``.npz`` and ``.npy`` files in it, in the order of their names.
+
+    Raises:
+        CommandError: a directory that can't be read, or has none.
+    """
+    if not os.path.isdir(path):
+        return [os.fspath(path)]
+    try:
+        found = sorted(name for name in os.listdir(path) if name.endswith((".npz", ".npy")))
+    except OSError as error:
+        raise CommandError(f"{path} can't be read: {error.strerror or error}.") from error
+    if not found:
+        raise CommandError(f"The directory {path} has no .npz or .npy files.")
+    return [os.path.join(path, name) for name in found]
+
+
+def examples(graph: tf.Graph, path: str | os.PathLike, lone: str | None = None) -> dict[str, np.ndarray]:
     """The arrays of an ``.npz`` file, by the names of the tensors that they are for, in those tensors' dtypes.
 
     Args:
         graph: whose tensors the arrays' names name, as `resolve` says.
         path: of a file as ``np.savez`` writes it; all arrays have as many entries along their first axis.
+        lone: the tensor that the array of an ``.npy`` file is for, which is mapped and not read; None if it may be none.
 
     Raises:
         CommandError: it can't be read as such; an array has a dtype or shape that its tensor doesn't take, or is empty.
     """
     data: dict[str, np.ndarray] = {}
-    for name, array in _arrays(path).items():
+    for name, array in _arrays(path, lone).items():
         tensor = resolve(graph, name)
         if tensor.name in data:
             raise CommandError(f"{path}: {tensor.name} is there twice, once as {name}.")
@@ -110,8 +128,10 @@ def examples(graph: tf.Graph, path: str | os.PathLike) -> dict[str, np.ndarray]:
     return data
 
 
-def _arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
+def _arrays(path: str | os.PathLike, lone: str | None) -> dict[str, np.ndarray]:
     try:
+        if lone is not None and os.fspath(path).endswith(".npy"):
+            return {lone: np.load(path, mmap_mode="r", allow_pickle=False)}
         with open(path, "rb") as file:
             opened = np.load(file, allow_pickle=False)
             if not isinstance(opened, np.lib.npyio.NpzFile):
@@ -124,7 +144,7 @@ def _arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
     except OSError as error:
         raise CommandError(f"{path} can't be read: {error.strerror or error}.") from error
     except Exception as error:  # zipfile, zlib and NumPy each have several kinds for damaged files
-        raise CommandError(f"{path} is no .npz file of plain arrays: {one_line(error)}") from error
+        raise CommandError(f"{path} is no file of plain arrays: {one_line(error)}") from error
     strange = [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]
     if strange or not arrays:
         raise CommandError(f"{path} holds {'something that is no array: ' + strange[0] if strange else 'no arrays'}.")
@@ -155,18 +175,20 @@ def _fitted(where: str, array: np.ndarray, tensor: tf.Tensor) -> np.ndarray:
             np.can_cast(array.dtype, dtype.as_numpy_dtype, "same_kind")
             or (dtype.is_floating and array.dtype.kind in "biuf")
         )
-        converted = array.astype(dtype.as_numpy_dtype) if fits else array
+        converted = array.astype(dtype.as_numpy_dtype, copy=False) if fits else array
         fits = fits and not (dtype.is_integer and not np.array_equal(converted, array))
     if not fits:
         raise CommandError(f"{where} is {array.dtype}, whose values {describe(tensor)} doesn't take.")
     return converted
 
 
-def batch_size_of(graph: tf.Graph, data: Mapping[str, np.ndarray], wanted: int | None, default: int) -> int:
+def batch_size_of(
+    graph: tf.Graph, data: Mapping[str, np.ndarray], wanted: int | None, default: int, *, is_all: bool = True
+) -> int:
     """How many examples to feed together: what the placeholders' shapes fix, or `wanted`, or `default`.
 
     Raises:
-        CommandError: they contradict each other, or there are fewer examples than that.
+        CommandError: they contradict each other, or `data` has fewer examples than that and `is_all` that there is.
     """
     shapes = {name: graph.get_tensor_by_name(name).shape for name in data}
     fixed = {name: shape[0] for name, shape in shapes.items() if shape.rank and shape.as_list()[0] is not None}
@@ -176,16 +198,39 @@ def batch_size_of(graph: tf.Graph, data: Mapping[str, np.ndarray], wanted: int |
         raise CommandError(f"The batch size is fixed by the graph: {listed}; {wanted or 'one size'} doesn't fit that.")
     size = sizes.pop() if sizes else default
     length = len(next(iter(data.values()))) if data else 0
-    if data and fixed and length < size:
+    if is_all and data and fixed and length < size:
         raise CommandError(f"The graph takes batches of {size} examples, and the data has {length}.")
     return size
 
 
-def batches(data: Mapping[str, np.ndarray], size: int, whole: bool) -> Iterator[dict[str, np.ndarray]]:
-    """The examples in order, `size` at a time; a smaller last batch is left out if `whole`."""
-    length = len(next(iter(data.values())))
-    for start in range(0, length - length % size if whole else length, size):
-        yield {name: array[start : start + size] for name, array in data.items()}
+def batches(shards: Iterable[Mapping[str, np.ndarray]], size: int, whole: bool) -> Iterator[dict[str, np.ndarray]]:
+    """The examples in order, `size` at a time, over the ends of shards; a smaller last batch is left out if `whole`.
+
+    Args:
+        shards: each with arrays of one length. None is referred to when the next one is asked for.
+        size: of a batch.
+        whole: whether no batch may be smaller.
+    """
+    rest: dict[str, np.ndarray] = {}
+    for data in shards:
+        start = size - _length(rest) if rest else 0
+        if rest:
+            rest = {name: np.concatenate([array, data[name][:start]]) for name, array in rest.items()}
+            if _length(rest) < size:
+                continue
+            yield rest
+        end = start + (_length(data) - start) // size * size
+        for first in range(start, end, size):
+            # A copy, since a batch that somebody still has would hold the whole shard.
+            yield {name: np.array(array[first : first + size]) for name, array in data.items()}
+        rest = {name: np.array(array[end:]) for name, array in data.items()} if end < _length(data) else {}
+        del data
+    if rest and not whole:
+        yield rest
+
+
+def _length(data: Mapping[str, np.ndarray]) -> int:
+    return len(next(iter(data.values())))
 
 
 def unfed(graph: tf.Graph, needed: set[str], fed: Sequence[str]) -> list[tf.Tensor]:

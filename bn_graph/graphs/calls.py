@@ -40,6 +40,7 @@ __all__ = [
     "FoundCalls",
     "LayerCall",
     "find_calls",
+    "in_loops",
     "is_read_by_rows",
     "shape_of",
     "tensor_name",
@@ -172,7 +173,7 @@ def find_calls(live: Any) -> FoundCalls:
     graph = build(graph_def)
     users = uses(graph)
     layers = find_layers(graph, find_normalizations(graph, users))
-    looping = _in_loops(graph, users)
+    looping = in_loops(graph, users)
     notes = [json.loads(text) for text in live.get_collection(LAYERS)]
     noted = _noted_calls(graph, layers, notes)
     calls, unsupported = list(noted), {}
@@ -197,7 +198,7 @@ def shape_of(graph: Graph, ref: Ref) -> Shape | None:
     return None if graph.callers[ref[0]] is not None else stored_shape(graph, ref)
 
 
-def _in_loops(graph: Graph, users: Uses) -> set[int]:
+def in_loops(graph: Graph, users: Uses) -> set[int]:
     """The nodes of loops of either kind of control flow."""
 
     def within(node: int) -> list[int]:

@@ -19,6 +19,7 @@ from bn_graph.graphs.layers import Layer
 from bn_graph.graphs.modes import mode_switches, value_sources
 from bn_graph.graphs.ops import ASSIGNS, FUSED, MERGES, REF_ASSIGNS, SELECTS
 from bn_graph.graphs.statistics import Kind, batch_variances, is_training_kernel
+from bn_graph.layers.moments import normalize
 from bn_graph.tf1 import tf
 
 __all__ = ["Switched", "by_moving_statistics", "still_by_batch", "values_above"]
@@ -262,6 +263,7 @@ def _stored_dtype(copy: _Copy, variable: int) -> tf.DType:
 def _rebuild_outputs(copy: _Copy, call: LayerCall) -> None:
     if call.outputs is None or call.epsilon is None:
         raise _Unsupported("its outputs or epsilon can't be found in the graph")
+    epsilon = call.epsilon
     inputs = copy.live.get_tensor_by_name(copy.name(call.inputs))
     dtype = _stored_dtype(copy, call.mean)
     along = [1 if axis in call.axes else -1 for axis in range(inputs.shape.rank)]
@@ -269,9 +271,9 @@ def _rebuild_outputs(copy: _Copy, call: LayerCall) -> None:
 
     def make(x: tf.Tensor, **handles: tf.Tensor) -> tf.Tensor:
         value = {key: tf.reshape(_value(handle, dtype, dtype), along) for key, handle in handles.items()}
-        outputs = (tf.cast(x, dtype) - value["mean"]) * tf.rsqrt(value["variance"] + call.epsilon)
-        outputs = outputs * value["gamma"] if "gamma" in value else outputs
-        return tf.cast(outputs + value["beta"] if "beta" in value else outputs, inputs.dtype)
+        centered = tf.cast(x, dtype) - value["mean"]
+        outputs = normalize(centered, value["variance"], value.get("gamma"), value.get("beta"), epsilon)
+        return tf.cast(outputs, inputs.dtype)
 
     given = {key: _given(copy, (variable, 0)) for key, variable in variables.items() if variable is not None}
     given["x"] = _given(copy, call.inputs)

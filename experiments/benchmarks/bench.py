@@ -8,7 +8,9 @@
    Both loops on the documents' *pairs* of networks too, with batch norm and without.
 2. r2rt's whole experiment, with its evaluations on 10,000 test images, by both loops; and the peak memory of each.
 3. One batch norm layer alone: each form of this library, tf.layers with its fused kernel and without, Keras 3, PyTorch.
-4. A step against batch and width; audit time against nodes; recalibration beside inference.
+4. A step against batch and width; audit time against nodes.
+5. Recalibration beside a forward pass, ``update_bn`` of PyTorch and ``update_bn_stats`` of fvcore: the solver's network, and
+   ResNet-50's shapes and depth.
 
 Every contender is a process of its own. They are asked in turn, round after round, after a round that doesn't count;
 what counts is the median. All have the same number of threads at their disposal (``--threads``). In full each is tried
@@ -53,6 +55,8 @@ FULL = Extent(
     batches=(15, 60, 240, 960),
     widths=(25, 100, 400),
     audit_nodes=(10_000, 30_000, 100_000),
+    recalibrated_images=32,
+    recalibration_rounds=5,
 )
 QUICK = Extent(
     rounds=5,
@@ -73,6 +77,8 @@ QUICK = Extent(
     batches=(240,),
     widths=(400,),
     audit_nodes=(10_000,),
+    recalibrated_images=16,
+    recalibration_rounds=2,
 )
 
 # What must be shown. All are ratios of times that were measured side by side.
@@ -82,6 +88,9 @@ MOST_OF_JAX = 1.15  # the loop in the graph to JAX's scan
 MOST_OF_TF_LAYERS = 1.05  # the wrapper to the faster of tf.layers' kernels for that shape and mode
 MOST_MEMORY = 1.3  # the loop in the graph to the document's
 MOST_DISAGREEMENT = 0.01  # of the losses; PyTorch's moving variance, m/(m-1) times ours, makes a thousandth
+LEAST_OF_FORWARD = 0.7  # examples a second of "paper" to those of a forward pass in training mode
+MOST_PASSES = 3.0  # "pooled", in forward passes at inference, where what it keeps fits
+MOST_APART = 1e-4  # of the first layer's means by us and by PyTorch: they are near 1
 FASTER_THAN = ("legacy Keras", "Keras 3", "PyTorch")  # by more than nothing; each in the fastest way it has
 
 
@@ -144,6 +153,10 @@ def run(extent: Extent, threads: int) -> dict:
         _reported(f"the layer alone, {_by(shape)}", measuring.layers, shape, extent, threads) for shape in extent.shapes
     ]
     result["scaling"] = _reported("scaling", measuring.scaling, extent, threads)
+    result["recalibration"] = {
+        network: _reported(f"recalibration of {network}", measuring.recalibration, network, extent, threads)
+        for network in ("solver", "ResNet-50")
+    }
     result["checks"] = [check._asdict() for check in checks(result)]
     result["seconds"] = round(time.monotonic() - started)
     return result
@@ -171,6 +184,20 @@ def checks(result: dict) -> Iterator[Check]:
     for mode in ("inference", "training"):
         yield _check_of_wrapper(mode, result["layers"])
     yield _at_most("peak memory: ours to the document's loop", megabytes[IN_GRAPH] / megabytes[DOCUMENT], MOST_MEMORY)
+    for network, section in result["recalibration"].items():
+        yield from _checks_of_recalibration(network, section)
+
+
+def _checks_of_recalibration(network: str, section: dict) -> Iterator[Check]:
+    seconds = section["seconds"]
+    what = f'{network}: recalibration by "paper", examples a second to a forward pass\'s in training mode'
+    yield _at_least(what, seconds["training"] / seconds["paper"], LEAST_OF_FORWARD)
+    what = f'{network}: recalibration by "pooled", in forward passes'
+    yield _at_most(what, seconds["pooled"] / seconds["inference"], MOST_PASSES)
+    apart = section["means_apart"] if len(seconds) > 4 else None
+    what = f'{network}: the first layer\'s means by "paper" and by PyTorch are apart by'
+    measured = "not installed" if apart is None else f"{apart:.1e}"
+    yield Check(what, f"at most {MOST_APART:g}", measured, None if apart is None else apart <= MOST_APART)
 
 
 def _checks_of_steps(network: str, microseconds: dict[str, float]) -> Iterator[Check]:
@@ -234,7 +261,10 @@ def summarize(result: dict) -> str:
     lines += ["", *_lines_of_whole(result["whole"])]
     for each in result["layers"]:
         lines += ["", f"The layer alone, {_by(each['shape'])}, {each['megabytes']:g} MB", *_table_of_layer(each)]
-    lines += ["", *_lines_of_scaling(result["scaling"]), "", "It must show"]
+    lines += ["", *_lines_of_scaling(result["scaling"])]
+    for network, section in result["recalibration"].items():
+        lines += ["", *_lines_of_recalibration(network, section)]
+    lines += ["", "It must show"]
     for check in result["checks"]:
         lines.append(f"  {_KEPT[check['kept']]:<13}{check['what']}: {check['measured']} ({check['wanted']})")
     return "\n".join(lines)
@@ -297,11 +327,17 @@ def _lines_of_scaling(scaling: dict) -> list[str]:
         lines.append(
             f"  {each['nodes']:>8,} nodes{each['seconds']:>8.2f} s{each['nodes'] / each['seconds']:>12,.0f} nodes/s"
         )
-    rates = scaling["recalibration"]
-    lines.append("Recalibration of the solver network, examples a second")
-    for way, rate in rates.items():
-        lines.append(f"  {way:<12}{rate:>12,}{rate / rates['inference']:>8.2f} of inference")
     return lines
+
+
+def _lines_of_recalibration(network: str, section: dict) -> list[str]:
+    examples, training = section["examples"], section["seconds"]["training"]
+    lines = [f"Recalibration of {network}, {examples:,} examples in batches of {section['batch']}"]
+    for way, seconds in section["seconds"].items():
+        start = f"  and {section['start'][way]:.2f} s to start" if way in section["start"] else ""
+        rate = f"{examples / seconds:>12,.0f} examples/s{training / seconds:>7.2f} of training mode"
+        lines.append(f"  {way:<26}{seconds:>8.2f} s{rate}{start}")
+    return lines + [f"  {note}" for note in section["notes"]]
 
 
 def draw(result: dict, folder: Path) -> None:

@@ -17,7 +17,7 @@ from contextlib import suppress
 
 __all__ = ["PEERS", "CannotRun", "main", "peak_megabytes", "serve", "served"]
 
-PEERS = ("jax", "keras", "tf_keras", "torch")
+PEERS = ("fvcore", "jax", "keras", "tf_keras", "torch")
 """Packages that may be missing: their contenders are left out, with a note."""
 
 

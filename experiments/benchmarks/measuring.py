@@ -11,7 +11,7 @@ from experiments.benchmarks import audit_cost, tasks, workers
 from experiments.benchmarks.tasks import Task
 from experiments.benchmarks.workers import Contender
 
-__all__ = ["IN_GRAPH", "Extent", "layers", "scaling", "training_steps", "whole"]
+__all__ = ["IN_GRAPH", "Extent", "layers", "recalibration", "scaling", "training_steps", "whole"]
 
 _HERE = "experiments.benchmarks"
 IN_GRAPH = "the loop in the graph"
@@ -61,6 +61,7 @@ class Extent(NamedTuple):
         layer_seconds: of one turn of one layer.
         batches, widths: of the scaling of a step.
         audit_nodes: of the audited graphs.
+        recalibrated_images, recalibration_rounds: of ResNet-50's shapes, for recalibration.
     """
 
     rounds: int
@@ -75,6 +76,8 @@ class Extent(NamedTuple):
     batches: tuple[int, ...]
     widths: tuple[int, ...]
     audit_nodes: tuple[int, ...]
+    recalibrated_images: int
+    recalibration_rounds: int
 
 
 Started = Iterator[tuple[list[workers.Worker], list[str]]]
@@ -213,14 +216,13 @@ def _free_memory() -> float:
 
 
 def scaling(extent: Extent, threads: int) -> dict:
-    """A step against batch and width by both loops, audit time against nodes, recalibration beside inference."""
+    """A step against batch and width by both loops, audit time against nodes."""
     by_batch = {batch: tasks.R2RT._replace(batch=batch) for batch in extent.batches}
     by_width = {width: tasks.R2RT._replace(hidden=(width, width)) for width in extent.widths}
     return {
         "batch": [{"batch": batch} | _both_loops(task, extent, threads) for batch, task in by_batch.items()],
         "width": [{"width": width} | _both_loops(task, extent, threads) for width, task in by_width.items()],
         "audit": _audits(extent),
-        "recalibration": _recalibration(extent, threads),
     }
 
 
@@ -248,15 +250,40 @@ def _audits(extent: Extent) -> list[dict]:
     return found
 
 
-def _recalibration(extent: Extent, threads: int, batch: int = 500) -> dict:
-    """Examples a second of both methods and of inference on the solver network, over all training images."""
-    ways = ("inference", "pooled", "paper")
-    with _started([Contender("recalibration", f"{_HERE}.scaling:recalibration", {"batch": batch})], threads) as (
-        present,
-        _,
-    ):
-        seconds = workers.alternate(present * len(ways), [{"run": way} for way in ways], extent.rounds)
-    return {way: round(tasks.EXAMPLES / taken) for way, taken in zip(ways, seconds, strict=True)}
+RECALIBRATIONS = {
+    "ours": ("inference", "training", "paper", "pooled"),
+    "torch": ("PyTorch, training", "swa_utils.update_bn"),
+    "fvcore": ("fvcore's update_bn_stats",),
+}
+"""What is timed, by the function in ``recalibration`` that makes its contender."""
+
+
+def recalibration(network: str, extent: Extent, threads: int) -> dict:
+    """Seconds of a recalibration, of a forward pass and of what PyTorch's users have, over the same images.
+
+    Args:
+        network: "solver" or "ResNet-50".
+        extent, threads: as for the others.
+    """
+    is_small = network == "solver"
+    batch, examples = (500, tasks.EXAMPLES) if is_small else (4, extent.recalibrated_images)
+    arguments = {"network": network, "batch": batch, "examples": examples}
+    contenders = [Contender(name, f"{_HERE}.recalibration:{name}", arguments) for name in RECALIBRATIONS]
+    with _started(contenders, threads, keeps_memory=True) as (present, notes):
+        turns = [(worker, way) for worker in present for way in RECALIBRATIONS[worker.name]]
+        rounds = extent.rounds if is_small else extent.recalibration_rounds
+        seconds = workers.alternate([worker for worker, _ in turns], [{"pass": way} for _, way in turns], rounds)
+        starts = {way: workers.ask(present[0], {"start": way})["seconds"] for way in ("paper", "pooled")}
+        means = [workers.ask(worker, {"mean": None})["mean"] for worker in present]
+    apart = max(abs(one - other) for one, *others in zip(*means, strict=True) for other in (one, *others))
+    return {
+        "examples": examples,
+        "batch": batch,
+        "seconds": {way: _rounded(taken) for (_, way), taken in zip(turns, seconds, strict=True)},
+        "start": {way: _rounded(taken) for way, taken in starts.items()},
+        "means_apart": apart,
+        "notes": notes,
+    }
 
 
 def _rounded(value: float) -> float:

@@ -8,7 +8,7 @@ from experiments.benchmarks import tasks
 from experiments.benchmarks.child import CannotRun
 from experiments.benchmarks.tasks import Task
 
-__all__ = ["compiled", "eager", "products"]
+__all__ = ["compiled", "eager", "model", "products"]
 
 
 def eager(threads: int, **task) -> dict[str, Callable]:
@@ -28,42 +28,43 @@ def _contender(threads: int, task: Task, *, compile_loss: bool) -> dict[str, Cal
     split = tasks.data()
     images, labels = torch.from_numpy(split.images), torch.from_numpy(split.labels)
     order = torch.from_numpy(tasks.rows(task, split.size // task.batch, split.size)).long()
-    model = _model(torch, task)
+    network = model(torch, task)
     reduction = "sum" if task.network == "r2rt" else "mean"
 
     def loss_of(batch, wanted):
-        return torch.nn.functional.cross_entropy(model(batch), wanted, reduction=reduction)
+        return torch.nn.functional.cross_entropy(network(batch), wanted, reduction=reduction)
 
     if compile_loss:
         loss_of = torch.compile(loss_of)
-        model.train()
+        network.train()
         try:
             loss_of(images[order[0]], labels[order[0]]).backward()
         except Exception as error:  # no compiler, or one that it can't use
             raise CannotRun(f"torch.compile failed: {str(error).splitlines()[0][:150]}") from error
-        for layer in model:
+        for layer in network:
             if isinstance(layer, torch.nn.BatchNorm1d):
                 layer.reset_running_stats()  # that was one batch too many
     optimizer = {"r2rt": torch.optim.SGD, "solver": torch.optim.Adam}[task.network](
-        model.parameters(), tasks.LEARNING_RATE
+        network.parameters(), tasks.LEARNING_RATE
     )
 
     def run(count: int) -> None:
-        model.train()
+        network.train()
         for rows in order[:count]:
             optimizer.zero_grad(set_to_none=True)
             loss_of(images[rows], labels[rows]).backward()
             optimizer.step()
 
     def logits(batch: np.ndarray) -> np.ndarray:
-        model.eval()
+        network.eval()
         with torch.no_grad():
-            return model(torch.from_numpy(batch)).numpy()
+            return network(torch.from_numpy(batch)).numpy()
 
     return {"run": run, "check": lambda _: tasks.agreement(run, logits, split)}
 
 
-def _model(torch, task: Task):
+def model(torch, task: Task):
+    """The network of a task, with the weights that all contenders have."""
     *hidden, last = tasks.initial_weights(task)
     layers = []
     for matrix in hidden:

@@ -1,6 +1,8 @@
+import argparse
 import os
 import subprocess
 import sys
+import tracemalloc
 import zipfile
 
 import numpy as np
@@ -10,6 +12,7 @@ import bn_graph.audit
 from bn_graph.__main__ import main
 from bn_graph.audit.report import Finding, Level, Report
 from bn_graph.checkpoints import meta_graphs
+from bn_graph.commands import recalibrate
 from bn_graph.recalibration import RecalibrationError
 from bn_graph.tf1 import tf
 from tests import test_recalibration as forms
@@ -192,6 +195,92 @@ def test_a_batch_size_that_the_graph_fixes_is_used_and_the_rest_left_out(plain_g
     assert "the last 4 examples were left out" in capfd.readouterr().out
     assert run(network, data, str(tmp_path / "other"), "--batch-size", "5") == 2
     broken.assert_one_line(capfd, "x (float32, [8, 4])", "5")
+
+
+# --- Data in several files ----------------------------------------------------------------------------------------------
+
+
+def write_shards(folder, array, ends, suffix=".npz"):
+    folder.mkdir()
+    for number, part in enumerate(np.split(array, ends)):
+        path = folder / f"shard_{number:02}{suffix}"
+        np.savez(path, x=part) if suffix == ".npz" else np.save(path, part)
+    (folder / "README.txt").write_text("no data")
+    return str(folder)
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".npy"])
+@pytest.mark.parametrize("method", ["pooled", "paper"])
+def test_a_directory_of_files_gives_what_one_file_gives(saved, tmp_path, suffix, method):
+    network, data, out = saved
+    array = np.load(data)["x"]
+    words = ["--feed", f"is_training={method == 'paper'}", "--method", method, "--batch-size", 7]
+    assert run(network, data, out, *words) == 0
+    folder = write_shards(tmp_path / "shards", array, [1, 20, 22, 50], suffix)
+    assert run(network, folder, f"{out}_of_shards", *words) == 0
+    expected, found = values(out), values(f"{out}_of_shards")
+    for name in expected:  # the batches are the same, over the ends of the files
+        np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
+
+
+def test_one_file_is_in_memory_at_a_time(plain_graph, tmp_path):
+    tf.placeholder(tf.float32, [None, 1000], name="x")
+    array = np.zeros([500, 1000], np.float32)  # 2 MB
+    folder = write_shards(tmp_path / "shards", np.concatenate([array] * 8), range(500, 4000, 500))
+    parser = argparse.ArgumentParser()
+    recalibrate.add_arguments(parser)
+    words = ["--meta", "", "--checkpoint", "", "--out", "", "--data", folder, "--batch-size", "60"]
+    feed = recalibrate._feed(plain_graph, None, parser.parse_args(words))
+    tracemalloc.start()
+    try:
+        held = [None]
+        for batch in feed.batches():
+            held[0] = batch["x:0"].mean(0)
+            assert tracemalloc.get_traced_memory()[0] < 1.6 * array.nbytes
+        assert tracemalloc.get_traced_memory()[1] < 2.9 * array.nbytes  # zipfile reads and joins a file's parts
+    finally:
+        tracemalloc.stop()
+
+
+def test_the_rest_of_several_files_is_left_out_where_the_graph_fixes_the_batch_size(
+    plain_graph, random, tmp_path, audited, capfd
+):
+    x = tf.placeholder(tf.float32, [8, 4], name="x")
+    y = forms.tf_layers(x, True, "bn1")
+    with tf.Session() as session:
+        session.run(tf.global_variables_initializer())
+        prefix = tf.train.Saver().save(session, str(tmp_path / "old"), write_state=False)
+    array = random.randn(20, 4).astype(np.float32)
+    folder = write_shards(tmp_path / "shards", array, [3, 5])
+    assert run(broken.Broken(prefix, [], y.name), folder, str(tmp_path / "new")) == 0
+    np.testing.assert_allclose(
+        values(str(tmp_path / "new"))["bn1/moving_mean"], array[:16].mean(0), rtol=1e-5, atol=1e-6
+    )
+    assert "the last 4 examples were left out" in capfd.readouterr().out
+
+
+def test_a_bad_directory_is_refused(saved, capfd, tmp_path):
+    network, _, out = saved
+    words = ["--feed", "is_training=0"]
+    (tmp_path / "empty").mkdir()
+    refused(capfd, tmp_path, network, tmp_path / "empty", out, *words, says=["empty", "no .npz or .npy files"])
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    np.savez(folder / "a.npz", x=np.ones([30, 4]))
+    np.savez(folder / "b.npz", Tanh=np.ones([30, 5]))
+    refused(capfd, tmp_path, network, folder, out, *words, says=["b.npz has Tanh:0, where", "a.npz has x:0"])
+    np.save(folder / "a.npy", np.ones([30, 5]))
+    refused(capfd, tmp_path, network, folder, out, *words, says=["a.npy", "[30, 5]", "x (float32, [?, 4])"])
+    refused(capfd, tmp_path, network, folder, out, says=["a.npy", "[30, 5]"])  # the layers don't need is_training
+
+
+def test_what_does_not_fit_into_the_cache_is_said_and_a_wrong_size_is_refused(saved, capfd, tmp_path):
+    network, data, out = saved
+    words = ["--feed", "is_training=0", "--batch-size", "20"]
+    assert run(network, data, out, *words, "--cache", "0.1K", "--cache-dir", tmp_path) == 0
+    assert "more than the 102 of cache_bytes: 3 of 3 batches" in capfd.readouterr().out
+    refused(capfd, tmp_path, network, data, f"{out}_2", *words, "--cache", "many", says=["500M or 4G", "many"])
+    refused(capfd, tmp_path, network, data, f"{out}_2", *words, "--cache=-1G", says=["500M or 4G"])
 
 
 # --- The audit of the result ------------------------------------------------------------------------------------------

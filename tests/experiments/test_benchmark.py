@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.benchmarks import bench, child, measuring, steps_here, tasks, workers
+from experiments.benchmarks import bench, child, measuring, recalibration, steps_here, tasks, workers
 from experiments.benchmarks.measuring import COMPILED, DOCUMENT, IN_GRAPH
 from experiments.machinery.programs import UsageError
 
@@ -64,6 +64,20 @@ def test_the_tutorials_next_batch_gives_the_librarys_batches_over_several_epochs
     for (images, labels), chosen in zip(steps_here.next_batches(split, task.batch), rows, strict=False):
         np.testing.assert_array_equal(images, split.images[chosen])
         np.testing.assert_array_equal(labels, split.labels[chosen])
+
+
+def test_recalibration_beside_forward_passes_and_pytorch(few_examples):
+    made = [recalibration.ours(1, "solver", 500, EXAMPLES)]
+    assert all(made[0]["pass"](way)["seconds"] > 0 for way in measuring.RECALIBRATIONS["ours"])
+    assert made[0]["start"]("paper")["seconds"] > 0
+    ours = made[0]["mean"](None)["mean"]
+    batches = tasks.data().images @ tasks.initial_weights(tasks.SOLVER)[0]
+    np.testing.assert_allclose(ours, batches.mean(0), atol=1e-5)
+    for peer in ("torch", "fvcore"):
+        pytest.importorskip(peer)
+        theirs = getattr(recalibration, peer)(1, "solver", 500, EXAMPLES)
+        theirs["pass"](measuring.RECALIBRATIONS[peer][-1])
+        np.testing.assert_allclose(theirs["mean"](None)["mean"], ours, atol=bench.MOST_APART)
 
 
 def test_the_products_are_those_of_a_step_and_its_gradients():
@@ -160,6 +174,10 @@ def made_result(**changed) -> dict:
         "whole": bench.LEAST_WHOLE_RATIO * 1.01,
         "memory": bench.MOST_MEMORY * 0.99,
         "wrapper": bench.MOST_OF_TF_LAYERS * 0.99,
+        "paper": bench.LEAST_OF_FORWARD * 1.01,
+        "pooled": bench.MOST_PASSES * 0.99,
+        "apart": bench.MOST_APART * 0.99,
+        "torch": True,
     } | changed
     microseconds = {IN_GRAPH: 100, DOCUMENT: 250, "products by NumPy": 80, f"{IN_GRAPH}, pair": 100}
     microseconds |= {COMPILED: 100, f"{COMPILED}, pair": 100}
@@ -203,10 +221,22 @@ def made_result(**changed) -> dict:
             "batch": [{"batch": 60} | both],
             "width": [{"width": 100} | both],
             "audit": [{"nodes": 10_000, "seconds": 0.1}],
-            "recalibration": {"inference": 1000, "pooled": 300, "paper": 500},
         },
+        "recalibration": {network: made_recalibration(**value) for network in ("solver", "ResNet-50")},
     }
     return result | {"checks": [check._asdict() for check in bench.checks(result)]}
+
+
+def made_recalibration(paper, pooled, apart, torch, **_) -> dict:
+    seconds = {"inference": 2.0, "training": 3.0, "paper": 3.0 / paper, "pooled": 2.0 * pooled}
+    return {
+        "examples": 100,
+        "batch": 10,
+        "seconds": seconds | ({"swa_utils.update_bn": 3.0} if torch else {}),
+        "start": {"paper": 0.5, "pooled": 0.7},
+        "means_apart": apart,
+        "notes": ["fvcore: a note"],
+    }
 
 
 MODES = ("inference", "training")
@@ -230,6 +260,9 @@ def test_all_bounds_are_kept_by_a_result_a_little_better_than_they_are():
         ({"whole": bench.LEAST_WHOLE_RATIO * 0.99}, 1),
         ({"memory": bench.MOST_MEMORY * 1.01}, 1),
         ({"wrapper": bench.MOST_OF_TF_LAYERS * 1.01}, 2),  # inference and training
+        ({"paper": bench.LEAST_OF_FORWARD * 0.99}, 2),  # of both networks, and so
+        ({"pooled": bench.MOST_PASSES * 1.01}, 2),
+        ({"apart": bench.MOST_APART * 1.01}, 2),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
@@ -242,6 +275,7 @@ def test_a_result_a_little_worse_than_a_bound_fails_it_and_no_other(changed, num
 def test_what_is_not_installed_is_neither_kept_nor_failed():
     verdicts = list(kept(made_result(jax=None)).values())
     assert verdicts.count(None) == 4 and False not in verdicts
+    assert list(kept(made_result(torch=False)).values()).count(None) == 2
     assert "not measured" in bench.summarize(made_result(jax=None) | {"mode": "quick"})
 
 
