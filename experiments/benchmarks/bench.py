@@ -335,7 +335,7 @@ def _lines_of_recalibration(network: str, section: dict) -> list[str]:
     lines = [f"Recalibration of {network}, {examples:,} examples in batches of {section['batch']}"]
     for way, seconds in section["seconds"].items():
         start = f"  and {section['start'][way]:.2f} s to start" if way in section["start"] else ""
-        rate = f"{examples / seconds:>12,.0f} examples/s{training / seconds:>7.2f} of training mode"
+        rate = f"{examples / seconds:>12,.{seconds > examples / 100:d}f} examples/s{training / seconds:>7.2f} of training mode"
         lines.append(f"  {way:<26}{seconds:>8.2f} s{rate}{start}")
     return lines + [f"  {note}" for note in section["notes"]]
 
