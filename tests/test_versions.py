@@ -36,6 +36,13 @@ def test_a_version_that_cannot_be_had_is_in_the_table_and_the_next_is_tested(mon
     assert "| not tested: there is no Python 3.10 |" in printed and "| 2.15.1 | 3.11 | TensorFlow | 10 |" in printed
 
 
+@pytest.mark.parametrize("processes", ["x", "0", "-1", ""])
+def test_a_number_of_processes_that_can_not_be_is_one_line_and_no_environment_is_made(processes, monkeypatch, capsys):
+    monkeypatch.setattr(versions, "make_environment", lambda *_: pytest.fail("it made an environment"))
+    assert versions.main([f"--processes={processes}"]) == 2
+    assert capsys.readouterr().err == f"versions: --processes is a number from 1 up, or auto; got {processes!r}\n"
+
+
 @pytest.mark.parametrize(("failed", "status"), [(0, 0), (1, 1)])
 def test_the_core_tests_run_with_the_oldest_version_on_the_first_python_that_is_here(failed, status, monkeypatch):
     def find_python(version):

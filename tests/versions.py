@@ -160,6 +160,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--update-readme", action="store_true", help="write the outcomes into README's table")
     parser.add_argument("--core", action="store_true", help="the core tests with the oldest version, if it can be had")
     given = parser.parse_args(arguments)
+    if given.processes != "auto" and not (given.processes.isdecimal() and int(given.processes)):
+        print(f"versions: --processes is a number from 1 up, or auto; got {given.processes!r}", file=sys.stderr)
+        return 2
     if given.core:
         return run_core_tests(given.folder, given.processes)
     if given.update_readme and given.tests is not DEFAULT_TESTS:

@@ -4,7 +4,7 @@ The forms that people and libraries have used:
 
 * port 1 or 2 of a ``FusedBatchNorm`` (V1 to V3) in training mode;
 * ``Mean`` of x, ``Mean`` of a squared difference of x, as ``tf.nn.moments`` does and most people write them; also as
-  a sum times one over the count, or divided by it, or as a mean of means over one dimension after the other;
+  a sum times one over the count, or divided by it, and either over one dimension after the other;
 * mean and variance of all replicas, from sums of each one's mean and mean of squares over TPUs, Horovod or NCCL;
 * ``shift + Mean(x − shift)`` and ``Mean((x − shift)²) − Mean(x − shift)²``, as ``tf.nn.moments`` did in its first years.
 """
@@ -147,24 +147,24 @@ def _averaged(graph: Graph, ref: Ref) -> tuple[Ref, tuple[int, ...] | None] | No
         axes = constant_node(graph, sources[1])
         if axes is not None and few_integers(axes) is None:
             return None
-        return _mean_of_means(graph, strip(graph, sources[0]), _sorted_axes(axes)) if op == "Mean" else None
+        return _over_all_axes(graph, "Mean", strip(graph, sources[0]), _sorted_axes(axes)) if op == "Mean" else None
     if op == "Mul" or op in DIVISIONS:
         for source in sources if op == "Mul" else sources[:1]:
             total, _ = strip(graph, source)
             if graph.ops[total] == "Sum" and len(graph.inputs[total]) == 2:
                 axes = constant_node(graph, graph.inputs[total][1])
-                return strip(graph, graph.inputs[total][0]), _sorted_axes(axes)
+                return _over_all_axes(graph, "Sum", strip(graph, graph.inputs[total][0]), _sorted_axes(axes))
     return None
 
 
-def _mean_of_means(graph: Graph, ref: Ref, axes: tuple[int, ...] | None) -> tuple[Ref, tuple[int, ...] | None]:
-    """What is averaged, and over which dimensions, where `ref`, which may be a mean too, is averaged over `axes`.
+def _over_all_axes(graph: Graph, op: str, ref: Ref, axes: tuple[int, ...] | None) -> tuple[Ref, tuple[int, ...] | None]:
+    """What is reduced, and over which dimensions, where `ref`, which such an `op` may have made too, is over `axes`.
 
-    Only means that keep their dimensions count, whose `axes` are those of what they average; and one for each dimension.
+    Only ops that keep their dimensions count, whose `axes` are those of what they reduce; and one for each dimension.
     """
     for _ in range(_MOST_DIMENSIONS):
         node, _ = ref
-        if graph.ops[node] != "Mean" or not graph.protos[node].attr["keep_dims"].b or len(graph.inputs[node]) != 2:
+        if graph.ops[node] != op or not graph.protos[node].attr["keep_dims"].b or len(graph.inputs[node]) != 2:
             break
         inner = _sorted_axes(constant_node(graph, graph.inputs[node][1]))
         axes = None if axes is None or inner is None else tuple(sorted({*axes, *inner}))

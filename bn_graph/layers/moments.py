@@ -20,7 +20,15 @@ from typing import NamedTuple
 
 from bn_graph.tf1 import tf
 
-__all__ = ["BatchStatistics", "batch_statistics", "compute_dtype", "normalize", "weighted_statistics"]
+__all__ = [
+    "BatchStatistics",
+    "batch_statistics",
+    "compute_dtype",
+    "first_value",
+    "normalize",
+    "sum_of_sums",
+    "weighted_statistics",
+]
 
 
 class BatchStatistics(NamedTuple):
@@ -91,6 +99,13 @@ def _mean_of_means(values: tf.Tensor, axes: Sequence[int]) -> tf.Tensor:
     return values
 
 
+def sum_of_sums(values: tf.Tensor, axes: Sequence[int]) -> tf.Tensor:
+    """The sum over `axes`, kept at size 1, one after the other, for the same reason; of no values, 0."""
+    for axis in sorted(axes, reverse=True):
+        values = tf.reduce_sum(values, axis, keepdims=True)
+    return values
+
+
 def first_value(inputs: tf.Tensor, axes: Sequence[int]) -> tf.Tensor:
     """One value per channel, with no gradient; 0 for a shape that is known to have none."""
     if 0 in inputs.shape.as_list():
@@ -132,10 +147,10 @@ def weighted_statistics(inputs: tf.Tensor, axes: Sequence[int], weights: tf.Tens
     weights = tf.cast(weights, inputs.dtype) + tf.zeros_like(inputs)
     # 0·NaN is NaN, in the forward pass and in the gradient.
     counted = tf.where(weights > 0, inputs, tf.zeros_like(inputs))
-    count = tf.reduce_sum(weights, axes, keepdims=True)
+    count = sum_of_sums(weights, axes)
 
     def weighted_mean(values: tf.Tensor) -> tf.Tensor:
-        return tf.reduce_sum(weights * values, axes, keepdims=True) / count
+        return sum_of_sums(weights * values, axes) / count
 
     shift = tf.stop_gradient(weighted_mean(counted))
     remainder = weighted_mean(counted - shift)

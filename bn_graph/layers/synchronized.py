@@ -110,18 +110,22 @@ def _own(values: tf.Tensor, axis: int, weights: tf.Tensor | None) -> _Statistics
     else:
         values = tf.where(weights > 0, values, tf.zeros_like(values))  # 0·NaN is NaN, in the gradient as well
         count = _sum_of_weights(weights, axes)
-        shift = tf.math.divide_no_nan(tf.reduce_sum(weights * values, axes), count)
+        shift = tf.math.divide_no_nan(_sum(weights * values, axes), count)
     shift = tf.stop_gradient(shift)
 
     def mean(of: tf.Tensor) -> tf.Tensor:
         if weights is None:
-            return tf.reduce_sum(of, axes) / tf.maximum(count, 1.0)
-        return tf.math.divide_no_nan(tf.reduce_sum(weights * of, axes), count)
+            return _sum(of, axes) / tf.maximum(count, 1.0)
+        return tf.math.divide_no_nan(_sum(weights * of, axes), count)
 
     shifted = values - along(axis, values, shift)
     remainder = mean(shifted)
     variance = mean(tf.square(shifted - along(axis, values, remainder)))
     return _Statistics(number, count, shift, remainder, variance)
+
+
+def _sum(values: tf.Tensor, axes: list[int]) -> tf.Tensor:
+    return tf.squeeze(moments.sum_of_sums(values, axes), axes)
 
 
 def _values_per_channel(inputs: tf.Tensor, axis: int) -> tf.Tensor:
@@ -132,7 +136,7 @@ def _values_per_channel(inputs: tf.Tensor, axis: int) -> tf.Tensor:
 def _sum_of_weights(weights: tf.Tensor, axes: list[int]) -> tf.Tensor:
     """Per channel; NaN if one is negative, so that every worker hears of it in the exchange."""
     is_negative = tf.reduce_any(weights < 0, axes)
-    total = tf.reduce_sum(weights, axes)
+    total = _sum(weights, axes)
     return tf.where(is_negative, tf.fill(tf.shape(total), tf.constant(float("nan"), total.dtype)), total)
 
 

@@ -63,11 +63,13 @@ def test_each_way_to_write_it_is_found_with_its_variables(form, statistics, para
     assert {finding.code for finding in report.errors} == ({"BN004"} if statistics == "batch" else set())
 
 
-def test_means_over_one_dimension_after_the_other_are_the_batchs_statistics():
+@pytest.mark.parametrize("divided", [False, True])
+def test_means_over_one_dimension_after_the_other_are_the_batchs_statistics(divided):
     def mean_of_means(values):
+        count = tf.cast(tf.size(values) // 3, tf.float32)
         for axis in (2, 1, 0):
-            values = tf.reduce_mean(values, axis, keepdims=True)
-        return values
+            values = (tf.reduce_sum if divided else tf.reduce_mean)(values, axis, keepdims=True)
+        return values / count if divided else values
 
     with tf.Graph().as_default() as graph:
         x = tf.nn.conv2d(tf.placeholder(tf.float32, [None, 8, 8, 1]), tf.get_variable("w1", [3, 3, 1, 3]), 1, "SAME")

@@ -89,6 +89,19 @@ def test_float32_statistics_of_millions_of_values_are_those_of_float64(shape, st
     np.testing.assert_allclose(variance, wide.var(tuple(axes), keepdims=True), rtol=1e-5)
 
 
+def test_weighted_float32_statistics_of_millions_of_values_are_those_of_float64(start, random):
+    shape = (32, 224, 224, 1)
+    values = np.maximum(random.standard_normal(shape), 0.0).astype(np.float32)
+    weights = random.uniform(0.0, 2.0, (32, 1, 1, 1)).astype(np.float32)
+    inputs = tf.placeholder(tf.float32, [None, None, None, 1])
+    statistics = moments.weighted_statistics(inputs, [0, 1, 2], tf.constant(weights))
+    mean, variance = start().run([statistics.mean, statistics.variance], {inputs: values})
+    wide = np.broadcast_to(weights.astype(np.float64), shape)
+    expected = np.average(values, weights=wide)
+    np.testing.assert_allclose(mean, np.full((1, 1, 1, 1), expected), rtol=1e-5)
+    np.testing.assert_allclose(variance.item(), np.average((values - expected) ** 2, weights=wide), rtol=1e-5)
+
+
 def test_statistics_of_float16_inputs_whose_sum_overflows_float16_are_finite(start):
     inputs = np.full((64, 1), 30000.0, np.float16)
     inputs[::2] = 20000.0

@@ -377,3 +377,17 @@ def test_replicas_of_a_strategy_share_their_statistics(plain_graph, start, rando
     np.testing.assert_allclose(found[1], expected, rtol=1e-6, atol=1e-7)  # central differences
     moving = session.run([variable.read_value() for variable in tf.global_variables() if "moving" in variable.name])
     np.testing.assert_allclose(moving, oracle.moving([batch], DECAY), rtol=1e-12)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_float32_statistics_of_millions_of_values_are_those_of_float64(plain_graph, weighted, start, random):
+    batch = np.maximum(random.standard_normal((32, 224, 224, 1)), 0.0).astype(np.float32)
+    inputs = tf.placeholder(tf.float32, [None, 224, 224, 1])
+    options = {"weights": tf.ones([32])} if weighted else {}
+    outputs = batch_norm_wrapper(inputs, True, decay=0.0, sync=lambda own: own[tf.newaxis], **options)
+    session = start()
+    session.run(outputs.op, {inputs: batch})
+    mean, variance = session.run(moving_statistics())
+    wide = batch.astype(np.float64)
+    np.testing.assert_allclose(mean, [wide.mean()], rtol=1e-5)
+    np.testing.assert_allclose(variance, [wide.var()], rtol=1e-5)

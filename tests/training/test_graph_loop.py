@@ -360,27 +360,31 @@ def image_step(flag_is_fed: bool) -> bn_graph.Step:
     return bn_graph.Step(train_op, images, labels, {is_training: True} if flag_is_fed else {}, [loss])
 
 
+# Over how many steps rounding stays rounding. In the networks of images a rectified value comes out on the other side of
+# 0 sooner or later, and the losses part from there: by 10⁻² after 75 steps compiled with TensorFlow 2.16, and as much in
+# the uncompiled loop with 2.21, if the first kernel starts 3·10⁻⁷ larger.
 COMPILED = {
-    "r2rt pair": r2rt_pair,
-    "model": lambda: [model_step(without_a_switch)],
-    "model with a flag": lambda: [model_step(normalized(None))],
-    "images": lambda: [image_step(False)],
-    "images with a flag": lambda: [image_step(True)],
+    "r2rt pair": (r2rt_pair, 200),
+    "model": (lambda: [model_step(without_a_switch)], 200),
+    "model with a flag": (lambda: [model_step(normalized(None))], 200),
+    "images": (lambda: [image_step(False)], 40),
+    "images with a flag": (lambda: [image_step(True)], 40),
 }
 
 
-@pytest.mark.parametrize("build", COMPILED.values(), ids=COMPILED)
-def test_a_compiled_loop_comes_to_the_fed_loops_numbers_but_for_rounding(build, cond_kind):
+@pytest.mark.parametrize(("build", "steps_to_compare"), COMPILED.values(), ids=COMPILED)
+def test_a_compiled_loop_comes_to_the_fed_loops_numbers_but_for_rounding(build, steps_to_compare, cond_kind):
+    half = steps_to_compare // 2
     ends = {}
     for compiled in (False, True):
         with tf.Graph().as_default(), tf.Session(config=bn_graph.session_config(networks=2)) as session:
             steps = build()
             session.run(tf.global_variables_initializer())
             advance = bn_graph.graph_loop(session, steps, DIGITS.train, batch_size=30, seed=1, compiled=compiled)
-            losses = [[values for (values,) in advance(start, start + 100)] for start in (0, 100)]
+            losses = [[values for (values,) in advance(start, start + half)] for start in (0, half)]
             ends[compiled] = session.run({each.op.name: each for each in tf.global_variables()}), np.array(losses)
     assert ends[False][0].keys() == ends[True][0].keys()
-    # XLA's kernels add up in another order, and 200 steps carry the difference on.
+    # XLA's kernels add up in another order, and the steps carry the difference on.
     np.testing.assert_allclose(ends[True][1], ends[False][1], rtol=1e-4)
     for name, value in ends[False][0].items():
         np.testing.assert_allclose(ends[True][0][name], value, rtol=0, atol=1e-4 * max(1.0, np.abs(value).max()))
