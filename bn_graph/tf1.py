@@ -15,7 +15,7 @@ import importlib.util
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 _IMPORTED_BEFORE_US = "tensorflow" in sys.modules
@@ -38,12 +38,13 @@ __all__ = [
     "control_flow_context",
     "function_body",
     "hide_deprecation_notices",
+    "is_compiled",
     "legacy_layers",
     "may_run_in_turns",
     "replace_input",
     "slice_info",
     "tf",
-    "with_gradient_of",
+    "with_gradient",
 ]
 
 
@@ -112,6 +113,13 @@ def constant_predicate(predicate: tf.Tensor) -> bool | None:
     return smart_constant_value(predicate)
 
 
+def is_compiled(graph: tf.Graph) -> bool:
+    """Whether ops that are being made are for XLA: in a ``tf.function(jit_compile=True)``."""
+    from tensorflow.python.ops.control_flow_util import GraphOrParentsInXlaContext
+
+    return GraphOrParentsInXlaContext(graph)
+
+
 def function_body(function) -> tuple[tf.GraphDef, dict[str, str]]:
     """The body of a FunctionDef as a graph of plain nodes, and the names there of the names in the body."""
     from tensorflow.python.framework.function_def_to_graph import function_def_to_graph_def
@@ -149,12 +157,20 @@ def slice_info(variable: tf.Variable) -> tuple[str, Sequence[int], Sequence[int]
     return None if info is None else (info.full_name, list(info.full_shape), list(info.var_offset))
 
 
-def with_gradient_of(source: tf.Tensor, value: tf.Tensor) -> tf.Tensor:
-    """`value`, whose gradient goes to `source` as it is, past all that made `value` of it.
+def with_gradient(
+    value: tf.Tensor, sources: Sequence[tf.Tensor], gradients: Callable[..., Sequence[tf.Tensor]]
+) -> tf.Tensor:
+    """`value`, whose gradient goes to `sources` as `gradients` has it, past all that made `value` of them.
 
-    For values that differ from `source` by a constant and were made by ops whose gradients TensorFlow can't compile or
-    vectorize. A graph that was imported has TensorFlow's own gradient: through what made `value`.
+    For what has a gradient that costs less than TensorFlow's, or that, unlike TensorFlow's, can be compiled and
+    vectorized. A graph that was imported has TensorFlow's own: through what made `value`. So both must be the same.
+
+    Args:
+        value: a tensor.
+        sources: the tensors that it was made of.
+        gradients: from the gradient of `value`, and the sources, to one of each of them. The sources are handed in since
+            a branch of a cond v2 knows an outer ref variable's value by its own input only.
     """
-    passed = tf.identity_n([source, value])[1]
-    passed.op._gradient_function = lambda op, _, gradient: (gradient, None)
+    passed = tf.identity_n([*sources, value])[-1]
+    passed.op._gradient_function = lambda op, *received: (*gradients(received[-1], *op.inputs[:-1]), None)
     return passed

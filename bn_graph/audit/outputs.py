@@ -14,7 +14,7 @@ from bn_graph.graphs.graph import Ref, downstream, needed, walk
 from bn_graph.graphs.layers import Layer
 from bn_graph.graphs.modes import alternatives, normalizing_by_batch, runs, sinks, values_used
 from bn_graph.graphs.normalizations import Normalization, Origin, leads_on
-from bn_graph.graphs.ops import FORWARDS, MERGES, WEIGHTED
+from bn_graph.graphs.ops import FORWARDS, MANY_INPUTS, WEIGHTED
 
 if TYPE_CHECKING:
     from bn_graph.audit.model import Model
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["InferencePath", "find_paths"]
 
 _MOST_LOCAL = 5_000
-_MOST_PASSING_ON = 7
+_MOST_PASSING_ON = 8
 _NO_STATISTICS = "there are no moving statistics at all"
 _STRIPPED = (
     "its mode was stripped from the file, and maybe its statistics as well, as in graphs for OpenCV: the program or file "
@@ -329,6 +329,6 @@ def _passes_on(model: "Model", user: int, at: int) -> bool:
     A loop that TensorFlow built a second time, to keep what the gradients need, is called for those alone.
     """
     if at >= 0:
-        return model.graph.ops[user] in FORWARDS | MERGES
+        return model.graph.ops[user] in FORWARDS | MANY_INPUTS
     callers = [model.name(other) for other, _, _ in model.uses.data[user]]
     return not callers or not all("gradients" in name for name in callers)

@@ -6,7 +6,8 @@ The forms that people and libraries have used:
 * ``Mean`` of x, ``Mean`` of a squared difference of x, as ``tf.nn.moments`` does and most people write them; also as
   a sum times one over the count, or divided by it, and either over one dimension after the other;
 * mean and variance of all replicas, from sums of each one's mean and mean of squares over TPUs, Horovod or NCCL;
-* ``shift + Mean(x − shift)`` and ``Mean((x − shift)²) − Mean(x − shift)²``, as ``tf.nn.moments`` did in its first years.
+* ``shift + Mean(x − shift)`` and ``Mean((x − shift)²) − Mean(x − shift)²``, as ``tf.nn.moments`` did in its first years;
+  the latter also with norms of x for the squares, as this library's fused layer does of many values.
 """
 
 import enum
@@ -241,6 +242,9 @@ def _less_square(graph: Graph, ref: Ref) -> BatchStatistic | None:
     squared = None if averaged is None else _squared(graph, averaged[0])
     if squared is not None:
         return BatchStatistic(Kind.VARIANCE, ref, squared, averaged[1])
+    by_norms = None if averaged is None else _by_norms(graph, ref, *averaged)
+    if by_norms is not None:
+        return by_norms
     terms = graph.inputs[of_one[0]] if graph.ops[of_one[0]] in ("Add", "AddV2") else []
     for term in terms if any(_squared(graph, strip(graph, term)) for term in terms) else []:
         variance = _average(graph, strip(graph, term))
@@ -266,6 +270,18 @@ def _of_one_replica(graph: Graph, ref: Ref) -> Ref:
         else:
             break
     return start if place is not None else ref
+
+
+def _by_norms(graph: Graph, ref: Ref, squares: Ref, axes: tuple[int, ...] | None) -> BatchStatistic | None:
+    """The variance where the squares that are averaged over `axes` are a norm's, over the other dimensions, by its count."""
+    square, _ = strip(graph, graph.inputs[squares[0]][0]) if graph.ops[squares[0]] in DIVISIONS else squares
+    norm, _ = strip(graph, graph.inputs[square][0]) if graph.ops[square] == "Square" else squares
+    if graph.ops[norm] != "EuclideanNorm" or len(graph.inputs[norm]) != 2:
+        return None
+    values, own = graph.inputs[norm]
+    own = _sorted_axes(constant_node(graph, own))
+    over = None if axes is None or own is None else tuple(sorted({*axes, *own}))
+    return BatchStatistic(Kind.VARIANCE, ref, (strip(graph, values),), over)
 
 
 def batch_variances(graph: Graph, used: Iterable[int], rank_of: Callable[[Ref], int | None]) -> list[int]:

@@ -8,7 +8,7 @@ the averaging op gets the moments themselves from the forward pass, so it needs 
 
 from typing import NamedTuple
 
-from bn_graph.layers import arguments, averages, moments, transforms
+from bn_graph.layers import arguments, averages, fused_kernel, moments, transforms
 from bn_graph.layers.averages import LayerVariables
 from bn_graph.layers.batch_norm import noted, with_updates
 from bn_graph.tf1 import control_flow_context, replace_input, tf
@@ -186,7 +186,7 @@ class ConvolutionalBatchNormalizer:
 
         def by_batch() -> transforms.Normalized:
             batch = arguments.with_run_time_checks(x, _CHANNEL_AXIS)
-            return transforms.by_fused_kernel(batch, _CHANNEL_AXIS, gamma, self.beta, self.epsilon, unbiased=False)
+            return fused_kernel.by_fused_kernel(batch, _CHANNEL_AXIS, gamma, self.beta, self.epsilon, unbiased=False)
 
         with tf.name_scope(f"{self._scope}/"):
             batch = transforms.by_mode(

@@ -26,6 +26,8 @@ __all__ = [
     "compute_dtype",
     "first_value",
     "normalize",
+    "normalize_gradients",
+    "statistics_of_many",
     "sum_of_sums",
     "weighted_statistics",
 ]
@@ -87,6 +89,27 @@ def batch_statistics(inputs: tf.Tensor, axes: Sequence[int]) -> BatchStatistics:
     centered = shifted - remainder
     variance = _mean_of_means(tf.square(centered), axes)
     return BatchStatistics(centered, shift + remainder, variance, _values_per_channel(inputs, axes))
+
+
+def statistics_of_many(values: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Mean and biased variance of each channel, in the fewest passes over the values that don't sum in one long run.
+
+    Sums of each pixel over the examples, and then over the pixels. The variance is E[x²] − E[x]²: within 2·10⁻⁵ where the
+    mean lies within four standard deviations from 0, so subtract something near it before.
+
+    Args:
+        values: of rank 4, the channels last; half precision is computed in float32.
+
+    Returns:
+        Two vectors ``[channels]``.
+    """
+    values = tf.cast(values, compute_dtype(values.dtype))
+    examples = tf.cast(tf.shape(values)[0], values.dtype)
+    mean = _mean_of_means(tf.reduce_mean(values, 0, keepdims=True), [1, 2])
+    norms = tf.raw_ops.EuclideanNorm(input=values, axis=[0], keep_dims=True)  # sums squares without writing them
+    squares = _mean_of_means(tf.square(norms) / examples, [1, 2])
+    variance = tf.maximum(squares - tf.square(mean), 0.0)
+    return tf.reshape(mean, [-1]), tf.reshape(variance, [-1])
 
 
 def _mean_of_means(values: tf.Tensor, axes: Sequence[int]) -> tf.Tensor:
@@ -187,3 +210,28 @@ def normalize(
         scale *= gamma
     outputs = centered * scale
     return outputs if beta is None else outputs + beta
+
+
+def normalize_gradients(
+    received: tf.Tensor, statistics: BatchStatistics, gamma: tf.Tensor | None, epsilon: float, axes: Sequence[int]
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """The gradients of `normalize` by `batch_statistics`, in the inputs, γ and β: with x̂ = (x − μ)/√(σ² + ε) and g `received`,
+
+    Σ g for β, Σ g·x̂ for γ, and for x ``γ/√(σ² + ε)·(g − 1/m Σ g − x̂·1/m Σ g·x̂)``: half of the passes over the values that
+    TensorFlow's take, which go through the mean and the variance one by one.
+
+    Args:
+        received: the gradient of the outputs, in their shape and dtype.
+        statistics, gamma, epsilon: as they went into the outputs.
+        axes: the dimensions averaged over.
+
+    Returns:
+        The gradients, those of γ and β with the reduced dimensions at size 1.
+
+    Source: Ioffe & Szegedy 2015, section 3, the chain rule written out, and gathered.
+    """
+    inverse = tf.rsqrt(statistics.variance + epsilon)
+    of_beta = sum_of_sums(received, axes)
+    of_gamma = sum_of_sums(received * statistics.centered, axes) * inverse
+    centered = received - of_beta / statistics.count - statistics.centered * (inverse * of_gamma / statistics.count)
+    return centered * (inverse if gamma is None else inverse * gamma), of_gamma, of_beta

@@ -15,7 +15,7 @@ from functools import partial
 
 import numpy as np
 
-from bn_graph.layers import arguments, averages, moments, transforms
+from bn_graph.layers import arguments, averages, fused_kernel, moments, transforms
 from bn_graph.layers.averages import LayerVariables
 from bn_graph.layers.batch_norm import noted, with_updates
 from bn_graph.layers.transforms import Normalized
@@ -270,7 +270,7 @@ def _transform(
     if reference is not None:
         by_batch = partial(transforms.with_renorm, reference=reference[:2], clipping=clipping)
     elif fused:
-        by_batch = partial(transforms.by_fused_kernel, unbiased=unbiased)
+        by_batch = partial(fused_kernel.by_fused_kernel, unbiased=unbiased)
     else:
         by_batch = partial(transforms.by_moments, unbiased=unbiased, weights=weights)
     if adjustment is not None:

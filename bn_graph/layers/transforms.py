@@ -1,5 +1,5 @@
-"""How a batch is normalized: by its moments, by TensorFlow's fused kernel, in virtual batches, with renormalization, and
-at inference by the moving statistics.
+"""How a batch is normalized: by its moments, in virtual batches, with renormalization, and at inference by the moving
+statistics. (By TensorFlow's fused kernel: `fused_kernel`.)
 
 All take ``gamma`` and ``beta`` of shape `parameter_shape` (or None), compute in `moments.compute_dtype` of the inputs, and
 return `Normalized`: the outputs, in the inputs' shape and dtype, and the statistics that the moving ones step toward.
@@ -10,14 +10,12 @@ from typing import NamedTuple, TypeAlias, TypeVar
 
 from bn_graph.layers import moments
 from bn_graph.layers.averages import LayerVariables, read_after
-from bn_graph.tf1 import tf, with_gradient_of
+from bn_graph.tf1 import tf, with_gradient
 
 __all__ = [
-    "SHIFTS_INPUTS",
     "Axis",
     "Normalized",
     "along",
-    "by_fused_kernel",
     "by_mode",
     "by_moments",
     "by_moving_statistics",
@@ -34,15 +32,6 @@ T = TypeVar("T")
 
 Axis: TypeAlias = int | tuple[int, ...]
 """The kept axis, or several in ascending order, counted from the front."""
-
-SHIFTS_INPUTS = "shifts_inputs"
-"""The op, by this name in the layer's scope, that decides whether a value is subtracted before the fused kernel."""
-
-_FAR = 16.0
-"""How many standard deviations a channel's mean may lie from 0 before the fused kernel's rounding would show (10⁻⁶)."""
-
-_SAMPLED_EXAMPLES = 8
-"""Of so many examples the middle row tells whether the mean is far, which costs next to nothing."""
 
 
 class Normalized(NamedTuple):
@@ -72,63 +61,27 @@ def by_moments(
 ) -> Normalized:
     """Normalizes by the batch's own mean and biased variance. `unbiased`: the estimator gets m/(m−1) times the latter."""
     axes = reduced_axes(inputs, axis)
+    gamma, beta = along(axis, inputs, gamma), along(axis, inputs, beta)
     if weights is None:
         statistics = moments.batch_statistics(inputs, axes)
     else:
         statistics = moments.weighted_statistics(inputs, axes, per_example(weights, inputs))
-    outputs = moments.normalize(
-        statistics.centered, statistics.variance, along(axis, inputs, gamma), along(axis, inputs, beta), epsilon
-    )
+    outputs = moments.normalize(statistics.centered, statistics.variance, gamma, beta, epsilon)
+    if weights is None:
+        sources = [source for source in (inputs, gamma, beta) if source is not None]
+
+        def gradients(received: tf.Tensor, _: tf.Tensor, *parameters: tf.Tensor) -> list[tf.Tensor]:
+            scale = None if gamma is None else parameters[0]
+            of_inputs, of_gamma, of_beta = moments.normalize_gradients(received, statistics, scale, epsilon, axes)
+            found = ([] if gamma is None else [of_gamma]) + ([] if beta is None else [of_beta])
+            shaped = [tf.reshape(each, source.shape) for each, source in zip(found, parameters, strict=True)]
+            return [tf.cast(of_inputs, inputs.dtype), *shaped]
+
+        outputs = with_gradient(outputs, sources, gradients)
     variance = corrected(statistics.variance, statistics.count, unbiased)
     return Normalized(
         tf.cast(outputs, inputs.dtype), _vector(statistics.mean, inputs, axis), _vector(variance, inputs, axis)
     )
-
-
-def by_fused_kernel(
-    inputs: tf.Tensor, axis: Axis, gamma: tf.Tensor | None, beta: tf.Tensor | None, epsilon: float, *, unbiased: bool
-) -> Normalized:
-    """`by_moments` for rank 4 with the channels last, by TensorFlow's fused kernel: the same numbers, several times faster.
-
-    The kernel sums the values as they are. Where a channel's mean lies far from 0 by its own standard deviation, that
-    loses digits (inputs around 10⁶ with deviation 1: all of them), and one value per channel is subtracted first. A
-    sample of the batch decides: the kernel's own statistics come too late to choose its inputs, and subtracting always
-    would cost a pass over them. Gradients don't go through that choice, for they are the same on either side.
-    """
-    channels = inputs.shape.as_list()[axis]
-    far = tf.identity(_is_far(inputs, epsilon), name=SHIFTS_INPUTS)
-    shift = moments.first_value(inputs, [0, 1, 2])
-    values = with_gradient_of(inputs, tf.cond(far, lambda: inputs - shift, lambda: inputs))
-    empty = tf.zeros([0], tf.float32)
-    results = tf.raw_ops.FusedBatchNormV3(
-        x=values,
-        scale=tf.ones([channels], tf.float32) if gamma is None else gamma,
-        offset=tf.zeros([channels], tf.float32) if beta is None else beta,
-        mean=empty,
-        variance=empty,
-        epsilon=epsilon,
-        is_training=True,
-    )
-    subtracted = tf.cast(tf.reshape(shift, [-1]), tf.float32)
-    mean = tf.where(far, results.batch_mean + subtracted, results.batch_mean)
-    variance = results.batch_variance
-    if not unbiased:  # the kernel applies Bessel's correction
-        count = tf.cast(tf.reduce_prod(tf.shape(inputs)[:-1]), tf.float32)
-        variance = variance * (tf.maximum(count - 1.0, 1.0) / count)
-    return Normalized(results.y, mean, variance)
-
-
-def _is_far(inputs: tf.Tensor, epsilon: float) -> tf.Tensor:
-    """Whether some channel's mean lies more than `_FAR` deviations from 0, by the middle rows of the first examples.
-
-    If that is wrong, it costs little: a needless subtraction, or, since the deviation of k of m values is at most √(m/k)
-    times that of all, so many digits as are in √(m/k).
-    """
-    middle = tf.shape(inputs)[1] // 2
-    sample = tf.cast(tf.stop_gradient(inputs[:_SAMPLED_EXAMPLES, middle]), tf.float32)
-    mean = tf.reduce_mean(sample, [0, 1])
-    variance = tf.reduce_mean(tf.math.squared_difference(sample, mean), [0, 1])
-    return tf.reduce_any(tf.square(mean) > _FAR**2 * (variance + epsilon))
 
 
 def by_virtual_batches(

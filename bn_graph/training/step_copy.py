@@ -12,7 +12,7 @@ from bn_graph.graphs.effects import running, upstream
 from bn_graph.graphs.graph import build, producer
 from bn_graph.graphs.ops import SWITCHES, VARIABLES
 from bn_graph.inference.branches import with_decided_branches
-from bn_graph.layers.transforms import SHIFTS_INPUTS
+from bn_graph.layers.fused_kernel import HAS_MANY_VALUES, SHIFTS_INPUTS
 from bn_graph.tf1 import tf
 
 __all__ = ["calls_functions", "chooses", "copy_step", "decided_step"]
@@ -54,16 +54,18 @@ def copy_step(fetches: _Fetches, fed: Mapping[str, tf.Tensor], name: str, variab
 def decided_step(fetches: _Fetches, flags: Mapping[str, bool]) -> list:
     """`fetches` in a graph of their own without the conds that `flags` decide, as XLA can compile it.
 
-    XLA can't compile the gradient of a cond. A layer's choice whether to shift its inputs is decided too: to shift is
-    always right, and XLA does it in passing.
+    XLA can't compile the gradient of a cond. A layer's own choices are decided too: to shift its inputs is always right,
+    and XLA does it in passing; which statistics are within rounding is a matter of TensorFlow's kernel, not of XLA's.
 
     Args:
         fetches: ops and tensors of one graph, which is not changed.
         flags: names of ops and the value of each.
     """
 
+    choices = {SHIFTS_INPUTS: True, HAS_MANY_VALUES: False}
+
     def value_of(node: tf.NodeDef) -> bool | None:
-        return True if node.name.rpartition("/")[2] == SHIFTS_INPUTS else flags.get(node.name)
+        return choices.get(node.name.rpartition("/")[2], flags.get(node.name))
 
     graph = fetches[0].graph
     part = _graph_def(graph, upstream(build(graph), fetches))
