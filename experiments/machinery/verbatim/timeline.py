@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from experiments.machinery import register, verdicts
 from experiments.machinery.figures import BLUE, ORANGE, figure
-from experiments.machinery.verbatim.table import REFERENCE, TODAY, after, differences, last_runs, load_runs, printed
+from experiments.machinery.verbatim.table import REFERENCE, after, differences, last_runs, load_runs, printed
 from experiments.machinery.verdicts import Verdict
 
 __all__ = ["FACTS", "Fact", "draw", "outcomes", "own_version", "phrase", "rows", "with_versions"]
@@ -146,11 +146,11 @@ FACTS = (
     ),
     Fact(
         "article-08",
-        f"contrib's batch_norm (in {TODAY} the project's form of it) has the printed signature",
+        "contrib's batch_norm has the printed signature",
         "article/signatures",
         _good(lambda run: differences("tf.contrib.layers.batch_norm")(run) == "as printed"),
         "contrib's batch_norm got the last of its printed arguments, adjustment",
-        decides=False,  # the claim is of two defaults
+        decides=False,  # the claim is of two defaults; today's is the project's form of contrib's
     ),
     *(
         Fact(
@@ -324,5 +324,6 @@ def draw(found: Mapping[tuple[str, str], dict], path: Path) -> None:
                 axis.text(place, line, "yes" if holds else "no", color="white", ha="center", va="center", fontsize=8)
         axis.set_yticks(range(len(asked)), [f"{fact.what} ({fact.claim})" for fact, _ in asked], fontsize=8)
         axis.set_xticks(range(len(versions)), [".".join(version.split(".")[:2]) for version in versions], fontsize=8)
+        axis.set_xlim(-0.5, len(versions) - 0.5)
         axis.invert_yaxis()
         axis.grid(False)
