@@ -96,15 +96,16 @@ mend-demo: $(VENV)/.installed  ## break a checkpoint, audit it, recalibrate it: 
 audit-cost: $(VENV)/.installed  ## seconds and memory of the audit, beside a mere parse and import_meta_graph
 	@$(RUN) experiments.benchmarks.audit_cost --output $(OUTPUT) $(if $(FULL),--full)
 
-# QUICK=1: a share of it. The peers are installed where they can be; what is not there is left out, with a note.
-bench: $(VENV)/.installed  ## time steps, experiment and layers beside Keras, PyTorch and JAX (QUICK=1, THREADS=n)
+# QUICK=1: a share of it. README=1: commit the result. The peers are installed where they can be; what is not there is left out, with a note.
+bench: $(VENV)/.installed  ## time steps, layers and workers beside Keras, PyTorch and JAX, and their limits (QUICK=1, THREADS=n)
 	@$(MAKE) --no-print-directory $(VENV)/.installed-bench || echo "bench: the peers could not be installed; going on with what is there" >&2
-	@$(RUN) experiments.benchmarks.bench --output $(OUTPUT) $(if $(QUICK),--quick) $(if $(THREADS),--threads $(THREADS))
+	@$(RUN) experiments.benchmarks.bench --output $(OUTPUT) $(if $(QUICK),--quick) $(if $(THREADS),--threads $(THREADS)) $(if $(README),--update-readme)
 
 # WORKERS: local processes, as in make distributed WORKERS=2 DATA=mnist STEPS=1000
-distributed: $(VENV)/.installed  ## several workers' batch statistics and training, against one process
+distributed: $(VENV)/.installed  ## several workers' batch statistics and training, against one process; what two gain
 	@$(RUN) experiments.demos.distributed --output $(OUTPUT) $(if $(WORKERS),--workers $(WORKERS)) $(if $(DATA),--data $(DATA)) \
 	  $(if $(STEPS),--steps $(STEPS)) $(if $(SEED),--seed $(SEED)) $(if $(FRESH),--fresh)
+	@$(RUN) experiments.benchmarks.several_workers --output $(OUTPUT)
 
 mnist: $(VENV)/.installed  ## download MNIST into MNIST_data (needs a network)
 	@$(RUN) experiments.machinery.fetch_mnist

@@ -1,8 +1,10 @@
 """Batch statistics, and moving statistics, over all workers' examples.
 
 A worker has a part of the batch: a process of a cluster, or a tower of one process. Workers exchange one vector a layer
-(`Gather`) and each computes from it, in the same order, so that all of them come to the same statistics bit for bit.
-The caller provides the exchange; `bn_graph.training.distributed` has TensorFlow's collectives for it.
+and direction (`Gather`): forward their parts' statistics, with the number of values, and backward two sums over their
+gradients. Each computes from it, in the same order, so that all of them come to the same statistics bit for bit. The
+caller provides the exchange; `bn_graph.training.distributed` has TensorFlow's collectives for it. Layers that follow each
+other can't share an exchange: the inputs of one depend on the statistics of the other, and their gradients likewise.
 
 Accuracy. E[x²] − E[x]² loses all digits where the mean is large, and so do means that are rounded at their own size.
 A worker's mean travels in two parts (one of its values, and the mean of what is left when that is subtracted), its
@@ -20,8 +22,8 @@ from bn_graph.tf1 import tf
 __all__ = ["Gather", "by_all_workers", "with_moving_statistics_of_all_workers"]
 
 Gather = Callable[[tf.Tensor], tf.Tensor]
-"""From a worker's vector ``[n]`` to all workers' ``[workers, n]``, the same at each; the gradient of a worker's row is the
-sum over all workers. All run it together, and each layer's call is one exchange."""
+"""From a worker's vector ``[n]`` to all workers' ``[workers, n]``, the same at each; one exchange, which all run together.
+It is called once for a layer, and once for its gradient, on the device of the former; its own gradient is not used."""
 
 _ONE_VALUE = (
     "Batch normalization in training needs at least two values per channel in the batches of all workers together: "
@@ -34,9 +36,11 @@ _NO_WEIGHT = (
     "than 0, or with unbiased_variance to more than 1. Their sums (NaN where a worker has a negative weight) were"
 )
 
+_NO_SECOND_GRADIENT = "Gradients of gradients don't go through batch_norm_wrapper(sync=...): expected first ones only."
+
 
 class _Statistics(NamedTuple):
-    """Of one worker's batch or of all: mean = shift + remainder, and no gradient through values, count and shift.
+    """Of one worker's batch or of all: mean = shift + remainder. Constants all: `_normalize` has the gradient.
 
     ``values`` ``[1]`` counts the values per channel, ``count`` ``[1]`` or ``[channels]`` their weights (1 if not given).
     """
@@ -81,22 +85,77 @@ def by_all_workers(
     if weights is not None:
         with tf.control_dependencies(weights_shape_checks(inputs, weights)):
             weights = tf.cast(per_example(weights, inputs), values.dtype) + tf.zeros_like(values)
-    part = _own(values, axis, weights)
+    constants = tf.stop_gradient(values)
+    part = _own(constants, axis, weights)
+    whole = _combined(part, gather, unbiased=unbiased, weighted=weights is not None)
+    # The worker's own shift first, as in `_own`: what is left is of the size of its values' spread.
+    offset = (whole.shift - part.shift) + whole.remainder
+    centered = constants - along(axis, inputs, part.shift) - along(axis, inputs, offset)
     kept = None
     if weights is not None:  # what is not finite and does not count (padding) is normalized as if it were the mean
-        kept = tf.logical_or(weights > 0, tf.math.is_finite(values))
-        values = tf.where(kept, values, tf.zeros_like(values))
+        kept = tf.logical_or(weights > 0, tf.math.is_finite(constants))
+        centered = tf.where(kept, centered, tf.zeros_like(centered))
 
-    whole = _combined(part, gather, unbiased=unbiased, weighted=weights is not None)
-    centered = values - along(axis, inputs, part.shift) - along(axis, inputs, part.remainder)
-    centered += along(axis, inputs, (part.shift - whole.shift) + part.remainder - whole.remainder)
-    outputs = moments.normalize(
-        centered if kept is None else tf.where(kept, centered, tf.zeros_like(centered)),
-        *(along(axis, inputs, each) for each in (whole.variance, gamma, beta)),
-        epsilon,
-    )
+    batch = _Centered(centered, weights, kept, whole.count, whole.variance + epsilon)
+    parameters = [tf.convert_to_tensor(each) for each in (gamma, beta) if each is not None]
+    outputs = _normalize(batch, axis, gather, gamma is not None, beta is not None)(values, *parameters)
     variance = corrected(whole.variance, whole.count, unbiased)
     return Normalized(tf.cast(outputs, inputs.dtype), whole.shift + whole.remainder, variance)
+
+
+class _Centered(NamedTuple):
+    """This worker's values less the whole batch's mean, and their weights; the whole batch's count, and variance + ε.
+
+    ``kept`` is False where a value counts as the mean.
+    """
+
+    values: tf.Tensor
+    weights: tf.Tensor | None
+    kept: tf.Tensor | None
+    count: tf.Tensor
+    variance: tf.Tensor
+
+
+def _normalize(
+    batch: _Centered, axis: int, gather: Gather, has_gamma: bool, has_beta: bool
+) -> Callable[..., tf.Tensor]:
+    """γ·c/√(σ² + ε) + β of the values, gamma and beta, with the gradient of all workers' losses.
+
+    With r = 1/√(σ² + ε), sums Σ over all workers and a value's weight w of all their W, a value's gradient is
+    γ·r·(∂y − w/W·(Σ∂y + c·r²·Σ∂y·c)) (Ioffe & Szegedy 2015, section 3). Both sums make one exchange. The gradients of
+    gamma and beta are the worker's own share.
+    """
+    centered, weights, kept, count, variance = batch
+    axes = reduced_axes(centered, axis)
+    rsqrt = tf.rsqrt(variance)
+
+    def broadcast(vector: tf.Tensor) -> tf.Tensor:
+        return along(axis, centered, vector)
+
+    @tf.custom_gradient
+    def normalize(values: tf.Tensor, *parameters: tf.Tensor) -> tuple[tf.Tensor, Callable]:
+        del values  # they are centered already
+        scale = rsqrt * parameters[0] if has_gamma else rsqrt
+        outputs = centered * broadcast(scale)
+        outputs = outputs + broadcast(parameters[-1]) if has_beta else outputs
+
+        def gradient(upstream: tf.Tensor) -> list[tf.Tensor]:
+            own_sum = tf.reduce_sum(upstream, axes)
+            if kept is not None:  # what counts as the mean does not move with it
+                upstream = tf.where(kept, upstream, tf.zeros_like(upstream))
+            of_kept = own_sum if kept is None else tf.reduce_sum(upstream, axes)
+            own_product = tf.reduce_sum(upstream * centered, axes)
+            with tf.device(outputs.device):  # a device tells towers of one process apart
+                sums = tf.reduce_sum(gather(tf.concat([of_kept, own_product], 0)), 0)
+            total, product = tf.split(sums, 2)
+            shared = centered * broadcast(scale * product / (variance * count)) + broadcast(scale * total / count)
+            found = [upstream * broadcast(scale) - (shared if weights is None else weights * shared)]
+            found += [rsqrt * own_product] * has_gamma + [own_sum] * has_beta
+            return [tf.raw_ops.PreventGradient(input=each, message=_NO_SECOND_GRADIENT) for each in found]
+
+        return outputs, gradient
+
+    return normalize
 
 
 def _own(values: tf.Tensor, axis: int, weights: tf.Tensor | None) -> _Statistics:
@@ -108,7 +167,7 @@ def _own(values: tf.Tensor, axis: int, weights: tf.Tensor | None) -> _Statistics
         corner = tuple(slice(0, 1) if dimension in axes else slice(None) for dimension in range(values.shape.rank))
         shift = tf.reduce_sum(values[corner], axes)  # the first value; of an empty batch, 0
     else:
-        values = tf.where(weights > 0, values, tf.zeros_like(values))  # 0·NaN is NaN, in the gradient as well
+        values = tf.where(weights > 0, values, tf.zeros_like(values))  # 0·NaN is NaN
         count = _sum_of_weights(weights, axes)
         shift = tf.math.divide_no_nan(_sum(weights * values, axes), count)
     shift = tf.stop_gradient(shift)
@@ -120,7 +179,7 @@ def _own(values: tf.Tensor, axis: int, weights: tf.Tensor | None) -> _Statistics
 
     shifted = values - along(axis, values, shift)
     remainder = mean(shifted)
-    variance = mean(tf.square(shifted - along(axis, values, remainder)))
+    variance = mean(tf.math.squared_difference(shifted, along(axis, values, remainder)))
     return _Statistics(number, count, shift, remainder, variance)
 
 
@@ -170,11 +229,11 @@ def with_moving_statistics_of_all_workers(
 
 
 def _combined(part: _Statistics, gather: Gather, *, unbiased: bool, weighted: bool) -> _Statistics:
-    parts = gather(tf.concat(list(part), 0))
+    """The whole batch's statistics, by one exchange."""
+    rows = tf.stop_gradient(gather(tf.concat(list(part), 0)))
     channels = part.shift.shape.as_list()[0]
     sizes = [1, channels if weighted else 1, channels, channels, channels]
-    numbers, counts, shifts, remainders, variances = tf.split(parts, sizes, 1)
-    numbers, counts, shifts = tf.stop_gradient(numbers), tf.stop_gradient(counts), tf.stop_gradient(shifts)
+    numbers, counts, shifts, remainders, variances = tf.split(rows, sizes, 1)
     number, count = tf.reduce_sum(numbers, 0), tf.reduce_sum(counts, 0)
     # Every worker has the same counts before it, so all of them raise, and none waits for another's next exchange.
     checks = [tf.debugging.Assert(number[0] > 1.0, [_ONE_VALUE, number])]

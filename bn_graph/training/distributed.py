@@ -1,8 +1,8 @@
 """Data-parallel training in graph mode: workers that each have a part of the batch and take each step together.
 
 A worker is a process of a cluster (`Cluster`, from ``TF_CONFIG``) or a tower of one process on a device of its own. Each
-builds the same graph, with variables of its own. The graphs exchange sums over all workers (`all_sum`): of the batch
-statistics (`gatherer`, for ``batch_norm_wrapper(..., sync=...)``), forward and backward, and of the gradients (`train_op`).
+builds the same graph, with variables of its own. The graphs exchange batch statistics (`gatherer`, for
+``batch_norm_wrapper(..., sync=...)``), once forward and once backward, and sum their gradients (`all_sum`, by `train_op`).
 So all workers take the same step from the same values, and their variables stay equal bit for bit.
 
     cluster = distributed.cluster_from_tf_config()              # {"cluster": {"worker": [...]}, "task": {...}}
@@ -15,9 +15,11 @@ So all workers take the same step from the same values, and their variables stay
         session.run(equal)
         ...session.run(step, feed_dict=<this worker's examples>)...
 
-The transport is TensorFlow's: collective ops between ``tf.train.Server`` processes. Three methods were compared on a chain
-of five dependent sums over two local processes. (One or two runs of 500 on two busy cores: the spread is as large as the
-differences, so speed did not decide.)
+The transport is TensorFlow's: collective ops between ``tf.train.Server`` processes. Vectors are gathered (0.43 ms between
+two local processes, each on a core of its own), and small sums are gathered and then summed by every worker, for a sum
+round a ring (0.82 ms) takes twice the turns; large ones of more than two workers go round a ring. Three methods were
+compared on a chain of five dependent sums round a ring. (One or two runs of 500 on two busy cores: the spread is as large
+as the differences, so speed did not decide.)
 
 ===============================================  ==========  =========================================================
 method                                           ms a chain  remarks
@@ -73,6 +75,7 @@ _JOB = "worker"
 _GROUP_KEY = 1
 _AGREEMENT_KEY = 1 << 8  # the first instance key; those of a graph follow
 _GRADIENTS_OF_ONE_SUM = 1 << 8
+_BYTES_IN_A_TURN = 1 << 18  # what a local connection carries in the time that a message alone takes
 _LOST = (
     tf.errors.UnavailableError,
     tf.errors.AbortedError,
@@ -80,7 +83,7 @@ _LOST = (
     tf.errors.CancelledError,
     tf.errors.InternalError,
 )
-_sums_made: weakref.WeakKeyDictionary[tf.Graph, dict[int, int]] = weakref.WeakKeyDictionary()
+_exchanges_made: weakref.WeakKeyDictionary[tf.Graph, dict[int, int]] = weakref.WeakKeyDictionary()
 _servers: list[tf.train.Server] = []  # a server whose last reference goes would stop serving
 
 
@@ -226,9 +229,16 @@ def all_sum(tensor: tf.Tensor, workers: Workers) -> tf.Tensor:
     tensor = tf.convert_to_tensor(tensor)
     if workers.size == 1:
         return tf.identity(tensor)
-    made = _sums_made.setdefault(tensor.graph, {})
+    return _all_sum(tensor, workers, _next_key(tensor.graph, workers))
+
+
+def _next_key(graph: tf.Graph, workers: Workers) -> int:
+    """Of this worker's next exchange; the keys up to the one after that are for its gradients."""
+    while graph.building_function:  # the keys of a run are those of all its functions
+        graph = graph.outer_graph
+    made = _exchanges_made.setdefault(graph, {})
     made[workers.index] = made.get(workers.index, 0) + 1
-    return _all_sum(tensor, workers, _AGREEMENT_KEY + made[workers.index] * _GRADIENTS_OF_ONE_SUM)
+    return _AGREEMENT_KEY + made[workers.index] * _GRADIENTS_OF_ONE_SUM
 
 
 def _all_sum(tensor: tf.Tensor, workers: Workers, key: int) -> tf.Tensor:
@@ -251,21 +261,36 @@ def _all_sum(tensor: tf.Tensor, workers: Workers, key: int) -> tf.Tensor:
 
 def _reduce(tensor: tf.Tensor, workers: Workers, key: int) -> tf.Tensor:
     # Of known rank 1: a scalar has no dimension along which a ring could cut it.
-    total = tf.raw_ops.CollectiveReduce(
-        input=tf.reshape(tensor, [-1]),
-        group_size=workers.size,
-        group_key=_GROUP_KEY,
-        instance_key=key,
-        merge_op="Add",
-        final_op="Id",
-        subdiv_offsets=[0],
-        timeout_seconds=workers.timeout,
-    )
+    flat = tf.reshape(tensor, [-1])
+    if _is_latency_bound(flat, workers):
+        total = tf.reduce_sum(_gather(flat, workers, key), 0)
+    else:
+        total = tf.raw_ops.CollectiveReduce(
+            input=flat,
+            group_size=workers.size,
+            group_key=_GROUP_KEY,
+            instance_key=key,
+            merge_op="Add",
+            final_op="Id",
+            subdiv_offsets=[0],
+            timeout_seconds=workers.timeout,
+        )
     return tf.reshape(total, tf.shape(tensor) if None in tensor.shape.as_list() else tensor.shape)
 
 
+def _is_latency_bound(flat: tf.Tensor, workers: Workers) -> bool:
+    """Whether to gather all workers' values, w−1 turns, is faster than to sum them along a ring, 2·(w−1) turns.
+
+    Of n bytes, (w−1)·n come to each worker by the one, and 2·(w−1)/w·n by the other.
+    """
+    size = flat.shape.num_elements()
+    return size is not None and size * flat.dtype.size * (1.0 - 2.0 / workers.size) <= _BYTES_IN_A_TURN
+
+
 def gatherer(workers: Workers) -> Callable[[tf.Tensor], tf.Tensor]:
-    """The `sync` argument of ``batch_norm_wrapper``: puts every worker's ``[n]`` together as ``[workers, n]``, by `all_sum`.
+    """The `sync` argument of ``batch_norm_wrapper``: puts every worker's ``[n]`` together as ``[workers, n]``.
+
+    A vector has a known size, and no gradient goes through: the layer exchanges its gradients itself.
 
     Args:
         workers: those who have a part of the batch each; towers of one process need a device each (``/cpu:0``, ``/cpu:1``).
@@ -290,9 +315,23 @@ def gatherer(workers: Workers) -> Callable[[tf.Tensor], tf.Tensor]:
     """
 
     def gather(vector: tf.Tensor) -> tf.Tensor:
-        return all_sum(tf.pad(vector[tf.newaxis], _place(workers.index, workers.size)), workers)
+        return _gather(vector, workers, _next_key(vector.graph, workers))
 
     return gather
+
+
+def _gather(vector: tf.Tensor, workers: Workers, key: int) -> tf.Tensor:
+    row = vector[tf.newaxis]
+    if workers.size == 1:
+        return row
+    return tf.raw_ops.CollectiveGather(
+        input=row,
+        group_size=workers.size,
+        group_key=_GROUP_KEY,
+        instance_key=key,
+        shape=[workers.size, *vector.shape.as_list()],
+        timeout_seconds=workers.timeout,
+    )
 
 
 def across_replicas(vector: tf.Tensor) -> tf.Tensor:
@@ -305,26 +344,10 @@ def across_replicas(vector: tf.Tensor) -> tf.Tensor:
         ``[replicas, n]``, the same at each.
     """
     context = tf.distribute.get_replica_context()
-    place = _place(context.replica_id_in_sync_group, context.num_replicas_in_sync)
-    return _sum_across_replicas(tf.pad(vector[tf.newaxis], place))
-
-
-def _sum_across_replicas(tensor: tf.Tensor) -> tf.Tensor:
-    # The context's own all_reduce is this without the stop_gradient. In graph mode its custom gradient then looks for
-    # variables behind the sum, comes to those of the other replicas, and raises.
-    def in_all(strategy: tf.distribute.Strategy, values: tf.Tensor) -> tf.Tensor:
-        return strategy.extended.reduce_to(tf.distribute.ReduceOp.SUM, values, destinations=values)
-
-    @tf.custom_gradient
-    def summed(x: tf.Tensor) -> tuple[tf.Tensor, Callable]:
-        total = tf.distribute.get_replica_context().merge_call(in_all, args=(tf.stop_gradient(x),))
-        return total, _sum_across_replicas
-
-    return summed(tensor)
-
-
-def _place(index: int | tf.Tensor, size: int) -> list:
-    return [[index, size - 1 - index], [0, 0]]
+    index, size = context.replica_id_in_sync_group, context.num_replicas_in_sync
+    # In graph mode the sum looks for variables behind it, comes to those of the other replicas, and raises.
+    row = tf.stop_gradient(vector[tf.newaxis])
+    return context.all_reduce(tf.distribute.ReduceOp.SUM, tf.pad(row, [[index, size - 1 - index], [0, 0]]))
 
 
 def train_op(

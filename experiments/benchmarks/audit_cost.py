@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -132,17 +132,7 @@ def run(full: bool) -> dict:
     Raises:
         programs.UsageError: a measuring process failed, for lack of memory for instance.
     """
-    measured = []
-    with tempfile.TemporaryDirectory() as folder:
-        for size in FULL_SIZES if full else SIZES:
-            path = Path(folder) / f"{size}.meta"
-            print(f"{NAME}: a graph of about {size:,} nodes", file=sys.stderr, flush=True)
-            nodes = write_graph(path, size)
-            record = {"nodes": nodes, "bytes": path.stat().st_size}
-            record |= {what: _median(what, path, nodes) for what in ("audit", "parse")}
-            if size <= IMPORTS_UP_TO:
-                record["import"] = _median("import", path, nodes)
-            measured.append(record)
+    found = measured(FULL_SIZES if full else SIZES)
     return {
         "format": results.FORMAT,
         "experiment": NAME,
@@ -150,17 +140,33 @@ def run(full: bool) -> dict:
         "rounds": ROUNDS,
         "versions": results.versions(),
         "date": time.strftime("%Y-%m-%d"),
-        "measured": measured,
-        "checks": _checks(measured),
+        "measured": found,
+        "checks": checks(found),
     }
 
 
-def _median(what: str, path: Path, nodes: int) -> dict:
-    rounds = [_measure(what, path) for _ in range(ROUNDS)]
-    seconds = statistics.median(each.pop("seconds") for each in rounds)
-    megabytes = statistics.median(each.pop("megabytes") for each in rounds)
+def measured(
+    sizes: Sequence[int], what: Sequence[str] = ("audit", "parse", "import"), rounds: int | None = None
+) -> list[dict]:
+    """Writes graphs of about so many nodes and measures `what` is done with them; what TensorFlow can't import isn't."""
+    found = []
+    with tempfile.TemporaryDirectory() as folder:
+        for size in sizes:
+            path = Path(folder) / f"{size}.meta"
+            print(f"{NAME}: a graph of about {size:,} nodes", file=sys.stderr, flush=True)
+            nodes = write_graph(path, size)
+            record = {"nodes": nodes, "bytes": path.stat().st_size}
+            possible = [each for each in what if each != "import" or size <= IMPORTS_UP_TO]
+            found.append(record | {each: _median(each, path, nodes, rounds or ROUNDS) for each in possible})
+    return found
+
+
+def _median(what: str, path: Path, nodes: int, rounds: int) -> dict:
+    found = [_measure(what, path) for _ in range(rounds)]
+    seconds = statistics.median(each.pop("seconds") for each in found)
+    megabytes = statistics.median(each.pop("megabytes") for each in found)
     figures = {"seconds": round(seconds, 3), "megabytes": round(megabytes), "nodes_per_second": round(nodes / seconds)}
-    return figures | rounds[0]
+    return figures | found[0]
 
 
 def _measure(what: str, path: Path) -> dict:
@@ -173,7 +179,8 @@ def _measure(what: str, path: Path) -> dict:
     return json.loads(ended.stdout.splitlines()[-1])
 
 
-def _checks(measured: list[dict]) -> dict[str, list[dict]]:
+def checks(measured: list[dict]) -> dict[str, list[dict]]:
+    """The bounds of the sizes that were measured, and the growth from each size to the next."""
     bounds = []
     for nodes, (seconds, megabytes) in BOUNDS.items():
         for each in measured:

@@ -4,13 +4,16 @@
 
 1. A training step of r2rt's network and of the solver document's, both with batch norm: the loop in the graph, the
    document's loop (``next_batch``, ``feed_dict``, one ``session.run`` a network and step), ``fit`` of legacy Keras and of
-   Keras 3, PyTorch, JAX's ``lax.scan``; and the floor, the step's matrix products alone, by whatever does them fastest.
-   Both loops on the documents' *pairs* of networks too, with batch norm and without.
+   Keras 3, PyTorch, JAX's ``lax.scan``; and the limit, the step's matrix products alone, by whatever does them fastest.
+   Both loops on the documents' *pairs* of networks too, with batch norm and without. And a step of an image network,
+   beside PyTorch and JAX, whose limit is its convolutions alone.
 2. r2rt's whole experiment, with its evaluations on 10,000 test images, by both loops; and the peak memory of each.
 3. One batch norm layer alone: each form of this library, tf.layers with its fused kernel and without, Keras 3, PyTorch.
+   The limit is the memory: a copy of the inputs.
 4. A step against batch and width; audit time against nodes.
 5. Recalibration beside a forward pass, ``update_bn`` of PyTorch and ``update_bn_stats`` of fvcore: the solver's network, and
    ResNet-50's shapes and depth.
+6. Two workers beside one process, each on a core of its own, with batch statistics of all workers and without.
 
 Every contender is a process of its own. They are asked in turn, round after round, after a round that doesn't count;
 what counts is the median. All have the same number of threads at their disposal (``--threads``). In full each is tried
@@ -18,7 +21,8 @@ with one and with all and keeps what is faster for it; in quick a single network
 is timed each trains `tasks.CHECK_STEPS` steps from the same weights on the same batches, and their losses must agree. The
 data are made up, in MNIST's shapes.
 
-It judges no claim of a document. It prints whether it keeps its own bounds, which are ratios: the machine cancels out.
+It judges no claim of a document. It prints whether it keeps its own bounds, which are ratios: the machine cancels out
+(the audit's are seconds and megabytes).
 Peers come from the extra ``bench`` of ``pyproject.toml``; what is not installed is left out, with a note.
 """
 
@@ -27,13 +31,11 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import NamedTuple
 
-from experiments.benchmarks import measuring, tasks
+from experiments.benchmarks import audit_cost, measuring, presentation, several_workers, tasks
 from experiments.benchmarks.measuring import COMPILED, DOCUMENT, FLOORS, IN_GRAPH, Extent
 from experiments.machinery import programs, results
-from experiments.machinery.figures import BLUE, GREY, ORANGE, figure
 
 NAME = "benchmark"
 
@@ -54,37 +56,44 @@ FULL = Extent(
     layer_seconds=0.03,
     batches=(15, 60, 240, 960),
     widths=(25, 100, 400),
-    audit_nodes=(10_000, 30_000, 100_000),
+    audit_nodes=(10_000, 100_000, 1_000_000),
     recalibrated_images=32,
     recalibration_rounds=5,
 )
 QUICK = Extent(
-    rounds=5,
+    rounds=3,
     layer_rounds=15,
     steps=200,
     whole_steps=500,
-    whole_rounds=4,
+    whole_rounds=2,
     tries_threads=False,
     leaves_out=(
         "legacy Keras, 50 steps an execution",
         "Keras 3, 50 steps an execution",
         "PyTorch, compiled",  # the compiler alone takes a minute
+        "legacy Keras",
+        "products by TensorFlow",
         "products by JAX",
         "products by PyTorch",
     ),
     shapes=((60, 100), (32, 8, 8, 512)),
     layer_seconds=0.01,
-    batches=(240,),
-    widths=(400,),
-    audit_nodes=(10_000,),
-    recalibrated_images=16,
+    batches=(15, 60, 240),
+    widths=(25, 100, 400),
+    audit_nodes=(10_000, 100_000),
+    recalibrated_images=0,
     recalibration_rounds=2,
 )
 
-# What must be shown. All are ratios of times that were measured side by side.
-LEAST_STEP_RATIO = 4.0  # the pair of networks: the document's loop to the loop in the graph
+# What must be shown. All but the audit's are ratios of times that were measured side by side.
+LEAST_PAIR = {
+    "r2rt": 3.1,
+    "solver": 4.4,
+}  # the pair of networks, the document's loop to ours: the least of earlier runs
+LEAST_PAIR_COMPILED = {"r2rt": 4.3, "solver": 10.0}
 LEAST_WHOLE_RATIO = 2.0  # the whole experiment
 MOST_OF_JAX = 1.15  # the loop in the graph to JAX's scan
+MOST_OF_JAX_IMAGES = 1.0  # likewise on the image network, by the faster of our loops
 MOST_OF_TF_LAYERS = 1.05  # the wrapper to the faster of tf.layers' kernels for that shape and mode
 MOST_MEMORY = 1.3  # the loop in the graph to the document's
 MOST_DISAGREEMENT = 0.01  # of the losses; PyTorch's moving variance, m/(m-1) times ours, makes a thousandth
@@ -108,6 +117,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="a share of the steps and shapes; under three minutes")
     parser.add_number("--threads", "threads", 1, os.cpu_count(), "of each contender")
     parser.add_output()
+    parser.add_argument(
+        "--update-readme", action="store_true", help="commit the result: README's table and its figures"
+    )
     return programs.run(parser, argv, _measure)
 
 
@@ -116,8 +128,10 @@ def _measure(given: argparse.Namespace) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     result = run(QUICK if given.quick else FULL, given.threads) | {"mode": "quick" if given.quick else "full"}
     results.write_json(folder / "result.json", result)
-    draw(result, folder)
-    print(summarize(result))
+    presentation.draw(result, folder)
+    print(presentation.summarize(result))
+    if given.update_readme:
+        presentation.update_readme(folder)
     print(f"\nWritten: {folder / 'result.json'}")
 
 
@@ -143,10 +157,12 @@ def run(extent: Extent, threads: int) -> dict:
         "rounds": extent.rounds,
         "versions": results.versions(),
         "date": time.strftime("%Y-%m-%d"),
+        "load": _load(),
     }
+    result["workers"] = _reported("two workers beside one process", several_workers.measure, extent.rounds)
     result["steps"] = {
         task.network: _reported(f"steps of the {task.network} network", measuring.training_steps, task, extent, threads)
-        for task in (tasks.R2RT, tasks.SOLVER)
+        for task in (tasks.R2RT, tasks.SOLVER, tasks.IMAGES)
     }
     result["whole"] = _reported("the whole of bn_vs_plain", measuring.whole, extent, threads)
     result["layers"] = [
@@ -155,7 +171,7 @@ def run(extent: Extent, threads: int) -> dict:
     result["scaling"] = _reported("scaling", measuring.scaling, extent, threads)
     result["recalibration"] = {
         network: _reported(f"recalibration of {network}", measuring.recalibration, network, extent, threads)
-        for network in ("solver", "ResNet-50")
+        for network in ("solver", *["ResNet-50"] * bool(extent.recalibrated_images))
     }
     result["checks"] = [check._asdict() for check in checks(result)]
     result["seconds"] = round(time.monotonic() - started)
@@ -168,15 +184,19 @@ def _reported(what: str, measure: Callable[..., dict], *arguments) -> dict:
 
 
 def _by(shape: tuple[int, ...] | list[int]) -> str:
-    return "×".join(map(str, shape))
+    return presentation.by(shape)
+
+
+def _load() -> float | None:
+    """How many processes ran on average in the minute before: on a quiet machine less than one."""
+    return round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None
 
 
 def checks(result: dict) -> Iterator[Check]:
     """What must be shown, judged by what was measured."""
     for network, section in result["steps"].items():
-        yield from _checks_of_steps(
-            network, {name: each["microseconds"] for name, each in section["contenders"].items()}
-        )
+        microseconds = {name: each["microseconds"] for name, each in section["contenders"].items()}
+        yield from (_checks_of_images if network == "images" else _checks_of_steps)(network, microseconds)
         yield _check_of_losses(network, [each["loss"] for each in section["contenders"].values()])
     seconds, megabytes = result["whole"]["seconds"], result["whole"]["megabytes"]
     whole = f"the whole of bn_vs_plain, {result['whole']['steps']:,} steps: the document's loop to ours"
@@ -186,6 +206,12 @@ def checks(result: dict) -> Iterator[Check]:
     yield _at_most("peak memory: ours to the document's loop", megabytes[IN_GRAPH] / megabytes[DOCUMENT], MOST_MEMORY)
     for network, section in result["recalibration"].items():
         yield from _checks_of_recalibration(network, section)
+    for name in (several_workers.WITHOUT_SYNC, several_workers.WITH_SYNC):
+        ratio = several_workers.gain(result["workers"], name)
+        check = _at_least(f"examples a second of {name}, to one process's", ratio, several_workers.LEAST_GAIN)
+        apart = several_workers.gain(result["workers"], several_workers.APART)
+        yield check._replace(measured=f"{check.measured}, where {several_workers.APART} reach {apart:.2f}")
+    yield from _checks_of_audit(result["scaling"]["audit"])
 
 
 def _checks_of_recalibration(network: str, section: dict) -> Iterator[Check]:
@@ -201,22 +227,45 @@ def _checks_of_recalibration(network: str, section: dict) -> Iterator[Check]:
 
 
 def _checks_of_steps(network: str, microseconds: dict[str, float]) -> Iterator[Check]:
-    pair = microseconds[f"{DOCUMENT}, pair"] / microseconds[f"{IN_GRAPH}, pair"]
-    check = _at_least(f"{network} pair: the document's loop to ours, bit for bit", pair, LEAST_STEP_RATIO)
     # Each network on a core of its own, and nothing but its matrix products: what no loop can be faster than.
-    most = microseconds[f"{DOCUMENT}, pair"] / min(microseconds[name] for name in FLOORS if name in microseconds)
-    yield check._replace(measured=f"{check.measured}, where the products alone on two cores would be {most:.2f}")
-    ours = microseconds[IN_GRAPH]
+    document = microseconds[f"{DOCUMENT}, pair"]
+    most = document / min(microseconds[name] for name in FLOORS if name in microseconds)
+    loops = ((IN_GRAPH, "bit for bit", LEAST_PAIR), (COMPILED, "compiled", LEAST_PAIR_COMPILED))
+    for ours, what, least in loops:
+        pair = document / microseconds[f"{ours}, pair"]
+        check = _at_least(f"{network} pair: the document's loop to ours, {what}", pair, least[network])
+        yield check._replace(measured=f"{check.measured}, where the products alone on two cores would be {most:.2f}")
+    ours, jax = microseconds[IN_GRAPH], microseconds.get("JAX, scan")
     for peer in FASTER_THAN:
         ways = [value for name, value in microseconds.items() if name.split(",")[0] == peer]
         yield _at_least(f"{network}: {peer} to ours", min(ways) / ours if ways else None, 1.0)
-    by_xla = microseconds.get(f"{COMPILED}, pair")
-    pair = microseconds[f"{DOCUMENT}, pair"] / by_xla if by_xla else None
-    yield _at_least(f"{network} pair: the document's loop to ours, compiled", pair, LEAST_STEP_RATIO)
-    jax = microseconds.get("JAX, scan")
-    for ours, what in ((microseconds[IN_GRAPH], "bit for bit"), (microseconds.get(COMPILED), "compiled")):
-        ratio = ours / jax if jax and ours else None
-        yield _at_most(f"{network}: ours to JAX's scan, {what}", ratio, MOST_OF_JAX)
+    for ours, what, _ in loops:
+        yield _at_most(f"{network}: ours to JAX's scan, {what}", jax and microseconds[ours] / jax, MOST_OF_JAX)
+
+
+def _checks_of_images(network: str, microseconds: dict[str, float]) -> Iterator[Check]:
+    """The faster of our loops decides; what each of them is to each way of JAX's is said."""
+    ways = {name: value for name, value in microseconds.items() if name.startswith("JAX")}
+    loops = {"bit for bit": microseconds[IN_GRAPH], "compiled": microseconds[COMPILED]}
+    scan = ways.get("JAX, scan")
+    check = _at_most(
+        f"{network}: the faster of our loops to JAX's scan", scan and min(loops.values()) / scan, MOST_OF_JAX_IMAGES
+    )
+    if not scan:
+        yield check
+        return
+    said = [f"{what} to {way} {ours / value:.2f}" for what, ours in loops.items() for way, value in ways.items()]
+    yield check._replace(measured=f"{check.measured} ({'; '.join(said)})")
+
+
+def _checks_of_audit(measured: list[dict]) -> Iterator[Check]:
+    kept = {each["nodes"]: each["kept"] for each in audit_cost.checks(measured)["bounds"]}
+    found = {round(each["nodes"], -5): each["audit"] for each in measured}
+    for nodes, (seconds, megabytes) in audit_cost.BOUNDS.items():
+        cost = found.get(nodes)
+        said = f"{cost['seconds']:.2f} s, {cost['megabytes']:,} MB" if cost else "in full only"
+        what = f"the audit of {nodes:,} nodes"
+        yield Check(what, f"less than {seconds:g} s and {megabytes:,} MB", said, kept.get(nodes))
 
 
 def _at_least(what: str, ratio: float | None, bound: float) -> Check:
@@ -249,144 +298,6 @@ def _check_of_wrapper(mode: str, layers: list[dict]) -> Check:
     worst = max(ratios, key=ratios.get)
     check = _at_most(f"the wrapper to the faster of tf.layers' kernels, {mode}", ratios[worst], MOST_OF_TF_LAYERS)
     return check._replace(measured=f"{check.measured} ({worst}, the worst)")
-
-
-def summarize(result: dict) -> str:
-    """The tables, and what must be shown."""
-    lines = [
-        f"{result['mode']}, {result['threads']} threads, medians of {result['rounds']} rounds, {result['seconds']} s"
-    ]
-    for network, section in result["steps"].items():
-        lines += ["", f"A training step, {network}", *_table_of_steps(section)]
-    lines += ["", *_lines_of_whole(result["whole"])]
-    for each in result["layers"]:
-        lines += ["", f"The layer alone, {_by(each['shape'])}, {each['megabytes']:g} MB", *_table_of_layer(each)]
-    lines += ["", *_lines_of_scaling(result["scaling"])]
-    for network, section in result["recalibration"].items():
-        lines += ["", *_lines_of_recalibration(network, section)]
-    lines += ["", "It must show"]
-    for check in result["checks"]:
-        lines.append(f"  {_KEPT[check['kept']]:<13}{check['what']}: {check['measured']} ({check['wanted']})")
-    return "\n".join(lines)
-
-
-_KEPT = {True: "yes", False: "NO", None: "not measured"}
-
-
-def _table_of_steps(section: dict) -> list[str]:
-    ranked = sorted(section["contenders"].items(), key=lambda pair: pair[1]["microseconds"])
-    ours = section["contenders"][IN_GRAPH]["microseconds"]
-    lines = [
-        f"  {name:<38}{each['microseconds']:>9,.0f} µs{each['microseconds'] / ours:>7.2f}  {_with(each['threads'])}"
-        for name, each in ranked
-    ]
-    return lines + [f"  {note}" for note in section["notes"]]
-
-
-def _with(threads: int) -> str:
-    return "1 thread" if threads == 1 else f"{threads} threads"
-
-
-def _lines_of_whole(whole: dict) -> list[str]:
-    lines = [f"The whole of bn_vs_plain, {whole['steps']:,} steps"]
-    for name, seconds in whole["seconds"].items():
-        count = whole["evaluations"][name]
-        lines.append(f"  {name:<38}{seconds:>9,.1f} s{whole['megabytes'][name]:>8,} MB  {count} evaluations")
-    return lines
-
-
-def _table_of_layer(each: dict) -> list[str]:
-    """Time, speed as of reading the inputs and writing the outputs once, and how many copies it is worth."""
-    times = each["microseconds"]
-    lines = [f"  {note}" for note in each["notes"]]
-    if not times:
-        return lines
-    names = dict.fromkeys(name.rpartition(", ")[0] for name in times if name != "copy")
-    table = [f"  {'':<34}{'inference':^30}{'training':^30}"]
-    for name in names:
-        row = f"  {name:<34}"
-        for mode in ("inference", "training"):
-            value = times[f"{name}, {mode}"]
-            row += f"{value:>10,.0f} µs{_speed(each, value):>6.1f} GB/s{value / times['copy']:>5.1f} copies"
-        table.append(row)
-    return [*table, f"  {'copy':<34}{times['copy']:>10,.0f} µs{_speed(each, times['copy']):>6.1f} GB/s", *lines]
-
-
-def _speed(each: dict, microseconds: float) -> float:
-    return 2 * each["megabytes"] * 1e6 / microseconds / 1e3
-
-
-def _lines_of_scaling(scaling: dict) -> list[str]:
-    lines = []
-    for what in ("batch", "width"):
-        lines.append(f"A step of r2rt's network against {what}: the document's loop, ours")
-        for each in scaling[what]:
-            lines.append(f"  {each[what]:>8,}{each[DOCUMENT]:>10,.0f} µs{each[IN_GRAPH]:>10,.0f} µs")
-    lines.append("The audit")
-    for each in scaling["audit"]:
-        lines.append(
-            f"  {each['nodes']:>8,} nodes{each['seconds']:>8.2f} s{each['nodes'] / each['seconds']:>12,.0f} nodes/s"
-        )
-    return lines
-
-
-def _lines_of_recalibration(network: str, section: dict) -> list[str]:
-    examples, training = section["examples"], section["seconds"]["training"]
-    lines = [f"Recalibration of {network}, {examples:,} examples in batches of {section['batch']}"]
-    for way, seconds in section["seconds"].items():
-        start = f"  and {section['start'][way]:.2f} s to start" if way in section["start"] else ""
-        rate = f"{examples / seconds:>12,.{seconds > examples / 100:d}f} examples/s{training / seconds:>7.2f} of training mode"
-        lines.append(f"  {way:<26}{seconds:>8.2f} s{rate}{start}")
-    return lines + [f"  {note}" for note in section["notes"]]
-
-
-def draw(result: dict, folder: Path) -> None:
-    """``steps.png``: both networks' steps, the floor marked. ``layers.png``: the layer alone, in copies."""
-    with figure(folder / "steps.png", ncols=2, figsize=(12, 5)) as (drawing, axes):
-        for axis, (network, section) in zip(axes, result["steps"].items(), strict=True):
-            _draw_steps(axis, network, section["contenders"])
-        drawing.suptitle(f"A training step with batch norm, median of {result['rounds']} rounds")
-    shown = [each for each in result["layers"] if each["microseconds"]]
-    with figure(folder / "layers.png", ncols=2, figsize=(12, 1.5 + 1.2 * len(shown)), sharey=True) as (drawing, axes):
-        for axis, mode in zip(axes, ("inference", "training"), strict=True):
-            _draw_layers(axis, mode, shown)
-        axes[0].legend(loc="lower right")
-        drawing.suptitle("One batch norm layer, in times of a copy of its inputs")
-
-
-def _draw_steps(axis, network: str, contenders: dict) -> None:
-    floor = min(each["microseconds"] for name, each in contenders.items() if name in FLOORS)
-    shown = {
-        name: each["microseconds"] for name, each in contenders.items() if name not in FLOORS and "pair" not in name
-    }
-    names = sorted(shown, key=shown.get, reverse=True)
-    colours = [{IN_GRAPH: BLUE, DOCUMENT: ORANGE}.get(name, GREY) for name in names]
-    axis.barh(names, [shown[name] for name in names], color=colours)
-    axis.set_axisbelow(True)
-    axis.axvline(floor, color="black", linestyle="--", label="its matrix products alone")
-    axis.set_xlabel("µs")
-    axis.set_title(network)
-    axis.legend(loc="upper right")
-
-
-def _draw_layers(axis, mode: str, layers: list[dict]) -> None:
-    for name, colour, marker in _SHOWN_LAYERS:
-        values = [each["microseconds"].get(f"{name}, {mode}", float("nan")) for each in layers]
-        copies = [value / each["microseconds"]["copy"] for value, each in zip(values, layers, strict=True)]
-        axis.plot(copies, range(len(layers)), marker, color=colour, label=name)
-    axis.set_yticks(range(len(layers)), [_by(each["shape"]) for each in layers])
-    axis.set_xscale("log")
-    axis.set_xlabel("copies")
-    axis.set_title(mode)
-
-
-_SHOWN_LAYERS = (
-    ("wrapper", BLUE, "o"),
-    ("tf.layers fused", ORANGE, "s"),
-    ("tf.layers not fused", ORANGE, "x"),
-    ("Keras 3", GREY, "^"),
-    ("PyTorch", GREY, "v"),
-)
 
 
 if __name__ == "__main__":

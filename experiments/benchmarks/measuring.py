@@ -1,10 +1,8 @@
 """What is measured, section by section: each function starts its contenders, asks them in turn, and returns plain numbers."""
 
 import math
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import NamedTuple
 
 from experiments.benchmarks import audit_cost, tasks, workers
@@ -31,6 +29,13 @@ PEERS = {
     "PyTorch, compiled": (f"{_HERE}.steps_torch:compiled", {}),
     "JAX, scan": (f"{_HERE}.steps_jax:scan", {}),
 }
+# Of the image network. Outside of a loop XLA's convolutions on a CPU are many times as fast, so JAX has two ways.
+IMAGE_PEERS = {
+    "PyTorch": (f"{_HERE}.steps_torch:eager", {}),
+    "JAX, scan": (f"{_HERE}.steps_jax:scan", {}),
+    "JAX, jit of one step": (f"{_HERE}.steps_jax:stepwise", {}),
+}
+IMAGE_FLOORS = {"convolutions by TensorFlow": f"{_HERE}.steps_here:convolutions"}
 # The least that a step can cost: its matrix products, by whichever of these is fastest at them.
 FLOORS = {
     "products by NumPy": f"{_HERE}.steps_numpy:products",
@@ -129,7 +134,7 @@ def _faster(present: Sequence[workers.Worker]) -> list[workers.Worker]:
     if len(present) < 2:
         return list(present)
     for worker in present:
-        if worker.name not in FLOORS:
+        if worker.name not in FLOORS | IMAGE_FLOORS:
             workers.ask(worker, {"check": None})  # before any other step; asked again it answers the same
     seconds = workers.alternate(present, [{"run": 100}] * len(present), 3)
     ranked = [worker for _, worker in sorted(zip(seconds, present, strict=True), key=lambda pair: pair[0])]
@@ -138,21 +143,28 @@ def _faster(present: Sequence[workers.Worker]) -> list[workers.Worker]:
 
 
 def training_steps(task: Task, extent: Extent, threads: int) -> dict:
-    """Microseconds of a step: both loops and all peers on the network with batch norm, both loops on the pair, the floor."""
-    one, pair = task._asdict(), task._replace(forms=tasks.FORMS)._asdict()
+    """Microseconds of a step: both loops and all peers on the network with batch norm, the floor, both loops on the pair.
+
+    Of the image network there is no pair, and a round has a tenth of the steps.
+    """
+    one, of_images = task._asdict(), task.network == "images"
+    peers, floors = (IMAGE_PEERS, IMAGE_FLOORS) if of_images else (PEERS, FLOORS)
     contenders = [Contender(name, function, one) for name, function in (LOOPS | XLA).items()]
-    contenders += [Contender(name, function, one | extra) for name, (function, extra) in PEERS.items()]
-    contenders += [Contender(name, function, one) for name, function in FLOORS.items()]
-    contenders += [Contender(f"{name}, pair", function, pair) for name, function in (LOOPS | XLA).items()]
+    contenders += [Contender(name, function, one | extra) for name, (function, extra) in peers.items()]
+    contenders += [Contender(name, function, one) for name, function in floors.items()]
+    if not of_images:
+        pair = task._replace(forms=tasks.FORMS)._asdict()
+        contenders += [Contender(f"{name}, pair", function, pair) for name, function in (LOOPS | XLA).items()]
     contenders = [each for each in contenders if each.name not in extent.leaves_out]
+    steps = extent.steps // 10 if of_images else extent.steps
     with _tried(contenders, threads) if extent.tries_threads else _untried(contenders, threads) as (present, notes):
-        computing = [worker for worker in present if worker.name not in FLOORS]
+        computing = [worker for worker in present if worker.name not in floors]
         losses = {worker.name: workers.ask(worker, {"check": None})["loss"] for worker in computing}
-        seconds = workers.alternate(present, [{"run": extent.steps}] * len(present), extent.rounds)
+        seconds = workers.alternate(present, [{"run": steps}] * len(present), extent.rounds)
         return {
             "contenders": {
                 worker.name: {
-                    "microseconds": _rounded(taken / extent.steps * 1e6),
+                    "microseconds": _rounded(taken / steps * 1e6),
                     "threads": worker.threads,
                     "loss": losses.get(worker.name),
                 }
@@ -217,36 +229,29 @@ def _free_memory() -> float:
 
 def scaling(extent: Extent, threads: int) -> dict:
     """A step against batch and width by both loops, audit time against nodes."""
-    by_batch = {batch: tasks.R2RT._replace(batch=batch) for batch in extent.batches}
-    by_width = {width: tasks.R2RT._replace(hidden=(width, width)) for width in extent.widths}
+    by_batch = [tasks.R2RT._replace(batch=batch) for batch in extent.batches]
+    by_width = [tasks.R2RT._replace(hidden=(width, width)) for width in extent.widths]
+    microseconds = _both_loops([*by_batch, *by_width], extent, threads)
     return {
-        "batch": [{"batch": batch} | _both_loops(task, extent, threads) for batch, task in by_batch.items()],
-        "width": [{"width": width} | _both_loops(task, extent, threads) for width, task in by_width.items()],
-        "audit": _audits(extent),
+        "batch": [{"batch": task.batch} | microseconds[task] for task in by_batch],
+        "width": [{"width": task.hidden[0]} | microseconds[task] for task in by_width],
+        "audit": audit_cost.measured(extent.audit_nodes, ("audit",), min(audit_cost.ROUNDS, extent.rounds - 2)),
     }
 
 
-def _both_loops(task: Task, extent: Extent, threads: int) -> dict:
-    steps = min(200, extent.steps)
-    with _started([Contender(name, function, task._asdict()) for name, function in LOOPS.items()], threads) as (
-        both,
-        _,
-    ):
-        seconds = workers.alternate(both, [{"run": steps}] * len(both), extent.rounds)
-        return {worker.name: _rounded(taken / steps * 1e6) for worker, taken in zip(both, seconds, strict=True)}
-
-
-def _audits(extent: Extent) -> list[dict]:
-    """Median seconds of the audit, each graph in a process that has audited it once before."""
-    found = []
-    with tempfile.TemporaryDirectory() as folder:
-        for size in extent.audit_nodes:
-            path = Path(folder) / f"{size}.meta"
-            nodes = audit_cost.write_graph(path, size)
-            contender = Contender("audit", f"{_HERE}.scaling:audits", {"path": str(path)})
-            with _started([contender], 1) as (present, _):
-                (seconds,) = workers.alternate(present, [{"run": 1}], min(3, extent.rounds))
-            found.append({"nodes": nodes, "seconds": _rounded(seconds)})
+def _both_loops(of: Sequence[Task], extent: Extent, threads: int) -> dict[Task, dict[str, float]]:
+    """Microseconds of a step of each network by each loop, which has all of them in one process."""
+    steps, each_once = min(200, extent.steps), list(dict.fromkeys(of))
+    arguments = {"networks": [task._asdict() for task in each_once]}
+    contenders = [Contender(name, f"{function}_of_several", arguments) for name, function in LOOPS.items()]
+    found = {}
+    with _started(contenders, threads) as (both, _):
+        for number, task in enumerate(each_once):
+            request = {"run": {"network": number, "count": steps}}
+            seconds = workers.alternate(both, [request] * len(both), extent.rounds)
+            found[task] = {
+                worker.name: _rounded(taken / steps * 1e6) for worker, taken in zip(both, seconds, strict=True)
+            }
     return found
 
 

@@ -16,9 +16,12 @@ from experiments.machinery.towers import Tower, build_tower
 
 __all__ = [
     "compiled",
+    "convolutions",
     "document",
+    "document_of_several",
     "document_whole",
     "in_graph",
+    "in_graph_of_several",
     "in_graph_whole",
     "next_batches",
     "products",
@@ -59,7 +62,7 @@ def document(threads: int, **task) -> dict[str, Callable]:
     task, split = tasks.made(task), tasks.data()
     session = tf.Session(graph=tf.Graph(), config=bn_graph.session_config(threads))
     with session.graph.as_default():
-        networks = [{"r2rt": _r2rt, "solver": _solver}[task.network](task, form) for form in task.forms]
+        networks = [_BUILT[task.network](task, form) for form in task.forms]
         _initialize(session, task)
     batches = next_batches(split, task.batch)
 
@@ -77,8 +80,8 @@ def in_graph(threads: int, *, by_xla: bool = False, **task) -> dict[str, Callabl
     """The loop in the graph, `bn_graph.graph_loop`, one ``session.run`` for all the steps it is asked for."""
     task, split = tasks.made(task), tasks.data()
     session = tf.Session(graph=tf.Graph(), config=_config(threads, len(task.forms)))
-    # XLA compiles no tf.cond, and the peers have none: the network is then built for training alone.
-    build = {"r2rt": _r2rt, "solver": _solver_without_switch if by_xla else _solver}[task.network]
+    # The peers have no switch: the network is then built for training alone.
+    build = (_BUILT | {"solver": _solver_without_switch} if by_xla else _BUILT)[task.network]
     with session.graph.as_default():
         networks = [build(task, form) for form in task.forms]
         _initialize(session, task)
@@ -92,6 +95,21 @@ def in_graph(threads: int, *, by_xla: bool = False, **task) -> dict[str, Callabl
 def compiled(threads: int, **task) -> dict[str, Callable]:
     """The loop in the graph, compiled."""
     return in_graph(threads, by_xla=True, **task)
+
+
+def document_of_several(threads: int, networks: list[dict]) -> dict[str, Callable]:
+    """`document` for several networks, of which ``run`` is asked for ``{"network": its place, "count": n}``."""
+    return _several(document, threads, networks)
+
+
+def in_graph_of_several(threads: int, networks: list[dict]) -> dict[str, Callable]:
+    """`in_graph`, likewise."""
+    return _several(in_graph, threads, networks)
+
+
+def _several(loop: Callable, threads: int, networks: list[dict]) -> dict[str, Callable]:
+    runs = [loop(threads, **network)["run"] for network in networks]
+    return {"run": lambda asked: runs[asked["network"]](asked["count"])}
 
 
 def _config(threads: int, networks: int) -> tf.ConfigProto:
@@ -168,6 +186,32 @@ def _solver_without_switch(task: Task, form: str) -> Built:
     return Built([model.train_op, model.loss], model.x, model.y_, other.is_training, other.x, other.logits)
 
 
+def _images(task: Task, form: str) -> Built:
+    with tf.variable_scope(form):
+        x, logits = _image_logits(task, is_training=True)
+        y_ = tf.placeholder(tf.float32, [None, tasks.CLASSES])
+        loss = tf.reduce_mean(tf.nn.softmax_cross_entropy_with_logits(labels=y_, logits=logits))
+        train_op = bn_graph.train_op(tf.train.AdamOptimizer(tasks.LEARNING_RATE), loss)
+    with tf.variable_scope(form, reuse=True):
+        inference_x, inference_logits = _image_logits(task, is_training=False)
+    return Built([train_op, loss], x, y_, None, inference_x, inference_logits)
+
+
+def _image_logits(task: Task, is_training: bool) -> tuple[tf.Tensor, tf.Tensor]:
+    x = tf.placeholder(tf.float32, [None, tasks.INPUTS])
+    layer, (*kernels, last) = tf.reshape(x, [-1, tasks.SIDE, tasks.SIDE, 1]), tasks.initial_weights(task)
+    for number, initial in enumerate(kernels):
+        kernel = tf.get_variable(f"kernel{number}", initializer=initial)
+        layer = tf.nn.conv2d(layer, kernel, strides=2, padding="SAME")
+        options = {"decay": task.decay, "epsilon": tasks.EPSILON, "name": f"bn{number}"}
+        layer = tf.nn.relu(bn_graph.batch_norm_wrapper(layer, is_training, **options))
+    bias = tf.get_variable("bias", [tasks.CLASSES], initializer=tf.zeros_initializer())
+    return x, tf.reduce_mean(layer, [1, 2]) @ tf.get_variable("last", initializer=last) + bias
+
+
+_BUILT = {"r2rt": _r2rt, "solver": _solver, "images": _images}
+
+
 def _initialize(session: tf.Session, task: Task) -> None:
     """Initial values for all variables, and `tasks.initial_weights` for the solver's matrices, which it draws itself."""
     session.run(tf.global_variables_initializer())
@@ -237,6 +281,31 @@ def two_towers(images: tf.Tensor, labels: tf.Tensor) -> list[Tower]:
     """r2rt's networks, with batch norm and without, as the experiment builds them."""
     weights = tasks.initial_weights(tasks.R2RT)
     return [build_tower(form, images, labels, weights, batch_norm=form == "with") for form in tasks.FORMS]
+
+
+def convolutions(threads: int, **task) -> dict[str, Callable]:
+    """The floor of the image network: a step's convolutions and their gradients alone."""
+    task = tasks.made(task)
+    session = tf.Session(graph=tf.Graph(), config=bn_graph.session_config(threads))
+    with session.graph.as_default():
+        done, side, channels = [], tasks.SIDE, 1
+        for number, initial in enumerate(tasks.initial_weights(task)[:-1]):
+            images, kernel = (
+                tf.get_variable(f"images{number}", initializer=tf.random.normal([task.batch, side, side, channels])),
+                tf.get_variable(f"kernel{number}", initializer=initial),
+            )
+            outputs = tf.nn.conv2d(images, kernel, strides=2, padding="SAME")
+            # The pixels have no gradient.
+            done += [outputs, *tf.gradients(outputs, [kernel, images][: 1 + bool(number)])]
+            side, channels = side // 2, initial.shape[-1]
+        step = session.make_callable(tf.group(*done))
+        session.run(tf.global_variables_initializer())
+
+    def run(count: int) -> None:
+        for _ in range(count):
+            step()
+
+    return {"run": run}
 
 
 def products(threads: int, **task) -> dict[str, Callable]:

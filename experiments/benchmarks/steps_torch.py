@@ -42,11 +42,10 @@ def _contender(threads: int, task: Task, *, compile_loss: bool) -> dict[str, Cal
         except Exception as error:  # no compiler, or one that it can't use
             raise CannotRun(f"torch.compile failed: {str(error).splitlines()[0][:150]}") from error
         for layer in network:
-            if isinstance(layer, torch.nn.BatchNorm1d):
+            if isinstance(layer, torch.nn.BatchNorm1d | torch.nn.BatchNorm2d):
                 layer.reset_running_stats()  # that was one batch too many
-    optimizer = {"r2rt": torch.optim.SGD, "solver": torch.optim.Adam}[task.network](
-        network.parameters(), tasks.LEARNING_RATE
-    )
+    optimizer = torch.optim.SGD if task.network == "r2rt" else torch.optim.Adam
+    optimizer = optimizer(network.parameters(), tasks.LEARNING_RATE)
 
     def run(count: int) -> None:
         network.train()
@@ -66,12 +65,23 @@ def _contender(threads: int, task: Task, *, compile_loss: bool) -> dict[str, Cal
 def model(torch, task: Task):
     """The network of a task, with the weights that all contenders have."""
     *hidden, last = tasks.initial_weights(task)
-    layers = []
-    for matrix in hidden:
-        layers.append(_linear(torch, matrix, bias=False))
-        layers.append(torch.nn.BatchNorm1d(matrix.shape[1], eps=tasks.EPSILON, momentum=1 - task.decay))
+    of_images = task.network == "images"
+    layers = [torch.nn.Unflatten(1, (1, tasks.SIDE, tasks.SIDE))] if of_images else []
+    for weights in hidden:
+        layers += _convolution(torch, weights) if of_images else [_linear(torch, weights, bias=False)]
+        normalization = torch.nn.BatchNorm2d if of_images else torch.nn.BatchNorm1d
+        layers.append(normalization(weights.shape[-1], eps=tasks.EPSILON, momentum=1 - task.decay))
         layers.append(torch.nn.Sigmoid() if task.network == "r2rt" else torch.nn.ReLU())
+    layers += [torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()] if of_images else []
     return torch.nn.Sequential(*layers, _linear(torch, last, bias=True))
+
+
+def _convolution(torch, kernel: np.ndarray) -> list:
+    """Of stride 2, padded as TensorFlow pads an even number of pixels: behind the last one only."""
+    layer = torch.nn.Conv2d(*kernel.shape[2:], 3, stride=2, bias=False)
+    with torch.no_grad():
+        layer.weight.copy_(torch.from_numpy(kernel.transpose(3, 2, 0, 1).copy()))
+    return [torch.nn.ZeroPad2d((0, 1, 0, 1)), layer]
 
 
 def _linear(torch, matrix: np.ndarray, *, bias: bool):

@@ -1,6 +1,7 @@
-"""The two networks whose steps are timed, and the data: MNIST's shapes, made up, since time does not depend on the pixels."""
+"""The networks whose steps are timed, and the data: MNIST's shapes, made up, since time does not depend on the pixels."""
 
 import itertools
+import math
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -11,8 +12,10 @@ import bn_graph
 __all__ = [
     "CHECK_STEPS",
     "FORMS",
+    "IMAGES",
     "R2RT",
     "SEED",
+    "SIDE",
     "SOLVER",
     "Task",
     "agreement",
@@ -25,6 +28,7 @@ __all__ = [
 
 SEED = 0
 EXAMPLES, TEST_EXAMPLES, INPUTS, CLASSES = 55_000, 10_000, 784, 10  # MNIST's, less its validation images
+SIDE = 28  # of an image
 CHECK_STEPS = 100  # after so many steps all contenders must have about the same loss: they compute the same thing
 CHECK_EXAMPLES = 2000
 
@@ -33,8 +37,10 @@ class Task(NamedTuple):
     """A network and its training, as its document has them.
 
     ``network`` "r2rt": N(0, 1) weights, sigmoids, SGD of 0.01 on the summed cross-entropy, decay 0.999. "solver": Glorot's
-    weights, ReLU, Adam of 0.01 on the mean, decay 0.99. Both: batch norm with epsilon 0.001 before each hidden activation
-    and no bias there. ``forms``: "with" batch norm, "without" it, or both, which are two networks.
+    weights, ReLU, Adam of 0.01 on the mean, decay 0.99. "images": trained as the solver's; its hidden layers are
+    convolutions of 3×3 with strides of 2, and the last one has the mean of each channel. All: batch norm with epsilon
+    0.001 before each hidden activation and no bias there. ``forms``: "with" batch norm, "without" it, or both, which are
+    two networks.
     """
 
     network: str
@@ -44,17 +50,25 @@ class Task(NamedTuple):
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """Units of the inputs, the hidden layers and the outputs."""
-        return (INPUTS, *self.hidden, CLASSES)
+        """Units of the inputs, the hidden layers and the outputs; channels, of images."""
+        return (1 if self.network == "images" else INPUTS, *self.hidden, CLASSES)
+
+    @property
+    def weight_shapes(self) -> list[tuple[int, ...]]:
+        """Of each layer's matrix, or convolution kernel."""
+        *hidden, last = itertools.pairwise(self.sizes)
+        kernel = (3, 3) if self.network == "images" else ()
+        return [*((*kernel, *shape) for shape in hidden), last]
 
     @property
     def decay(self) -> float:
         """Of the moving statistics."""
-        return {"r2rt": 0.999, "solver": 0.99}[self.network]
+        return 0.999 if self.network == "r2rt" else 0.99
 
 
 R2RT = Task("r2rt", (100, 100), 60)
 SOLVER = Task("solver", (32, 32), 32)
+IMAGES = Task("images", (16, 32), 32)
 EPSILON = 1e-3
 LEARNING_RATE = 0.01
 
@@ -101,8 +115,9 @@ def initial_weights(task: Task) -> list[np.ndarray]:
         return bn_graph.normal_weights(task.sizes, seed=SEED)
     generator = np.random.default_rng(SEED)
     return [
-        generator.uniform(-1, 1, (rows, columns)).astype(np.float32) * np.sqrt(6 / (rows + columns), dtype=np.float32)
-        for rows, columns in itertools.pairwise(task.sizes)
+        generator.uniform(-1, 1, shape).astype(np.float32)
+        * np.sqrt(6 / (math.prod(shape[:-2]) * sum(shape[-2:])), dtype=np.float32)  # of the fans in and out
+        for shape in task.weight_shapes
     ]
 
 

@@ -17,7 +17,7 @@ from typing import NamedTuple, TextIO
 
 from experiments.machinery.programs import UsageError
 
-__all__ = ["Contender", "Missing", "Worker", "alternate", "ask", "close", "ready", "start"]
+__all__ = ["Contender", "Missing", "Worker", "alternate", "ask", "ask_together", "close", "ready", "start"]
 
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NPROC", "TF_NUM_INTEROP_THREADS")
 
@@ -108,6 +108,17 @@ def ask(worker: Worker, request: Mapping) -> dict:
     """
     _send(worker, request)
     return _answer(worker)
+
+
+def ask_together(workers: Sequence[Worker], request: Mapping) -> dict:
+    """One request to all, which work on it at the same time; the answer of the slowest.
+
+    Raises:
+        UsageError: a contender failed.
+    """
+    for worker in workers:
+        _send(worker, request)
+    return max((_answer(worker) for worker in workers), key=lambda answer: answer["seconds"])
 
 
 def _send(worker: Worker, request: Mapping) -> None:

@@ -86,7 +86,7 @@ def measured(nodes: int, seconds: float, megabytes: int = 100) -> dict:
     ],
 )
 def test_the_bounds_are_of_time_and_of_memory(nodes, seconds, megabytes, kept):
-    checks = audit_cost._checks([measured(nodes, seconds, megabytes)])
+    checks = audit_cost.checks([measured(nodes, seconds, megabytes)])
     (bound,) = checks["bounds"]
     assert bound["kept"] is kept and bound["nodes"] == round(nodes, -5) and checks["growth"] == []
 
@@ -95,13 +95,13 @@ def test_the_bounds_are_of_time_and_of_memory(nodes, seconds, megabytes, kept):
     ("times", "seconds", "kept"), [(10, 11.9, True), (10, 12.1, False), (5, 5.9, True), (5, 7, False)]
 )
 def test_growth_is_judged_as_for_ten_times_the_nodes(times, seconds, kept):
-    (growth,) = audit_cost._checks([measured(10_000, 1.0), measured(times * 10_000, seconds)])["growth"]
+    (growth,) = audit_cost.checks([measured(10_000, 1.0), measured(times * 10_000, seconds)])["growth"]
     assert growth == {"nodes": times * 10_000, "times_the_nodes": times, "times_the_time": seconds, "kept": kept}
 
 
 def test_the_table_says_no_where_a_bound_is_not_kept(result):
     slow = [measured(10_000, 0.1), measured(100_000, 4.0)]
-    table = audit_cost.summarize({"measured": slow, "checks": audit_cost._checks(slow)})
+    table = audit_cost.summarize({"measured": slow, "checks": audit_cost.checks(slow)})
     assert "in less than 3 s and 500 MB: NO" in table
     assert "10 times the nodes, 40 times the time (at most 12 for 10): NO" in table
     assert "not imported" in table

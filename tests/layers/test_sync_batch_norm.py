@@ -120,6 +120,26 @@ def test_gradients_of_several_losses_of_a_worker_do_not_meet_in_one_exchange(pla
     np.testing.assert_array_equal(together, apart)
 
 
+def collectives():
+    """Floats that each exchange of worker 0 carries, in the order in which they were built."""
+    found = [op for op in tf.get_default_graph().get_operations() if "Collective" in op.type and op.device[-1] == "0"]
+    return [op.inputs[0].shape.num_elements() for op in found]
+
+
+def test_a_layer_makes_one_exchange_forward_and_one_of_two_sums_a_channel_backward(plain_graph):
+    inputs, outputs = towers([np.ones((2, CHANNELS))] * 2)
+    assert collectives() == [1 + 1 + 3 * CHANNELS]  # two numbers; means in two parts, and variances
+    tf.gradients(tf.reduce_sum(outputs[0] ** 2), inputs[0])
+    assert collectives() == [1 + 1 + 3 * CHANNELS, 2 * CHANNELS]
+
+
+def test_gradients_of_gradients_are_refused(plain_graph):
+    inputs, outputs = towers([np.ones((2, CHANNELS))] * 2)
+    gradient = tf.gradients(tf.reduce_sum(outputs[0] ** 2), inputs[0])
+    with pytest.raises(LookupError, match="Gradients of gradients don't go through"):
+        tf.gradients(gradient, inputs[0])
+
+
 @pytest.mark.parametrize("offsets", [(1e6, 1e6), (1e6, 1e6 + 8), (-3e5, -3e5)])
 def test_a_large_mean_costs_no_digits(plain_graph, start, random, offsets):
     # Multiples of 1/8 are exact in float32 at this size, so that only the layer's own rounding is seen.
@@ -177,6 +197,20 @@ def test_a_fed_flag_exchanges_in_training_and_only_then(graph, start, random, tr
     found = np.concatenate(session.run(outputs, fed(inputs, parts) | {flag: True}))
     np.testing.assert_allclose(found, oracle.normalized(batch, *oracle.statistics(batch)), rtol=1e-6, atol=1e-9)
     np.testing.assert_allclose(statistics_of_each(session, 2)[0], oracle.moving([batch], DECAY), rtol=1e-12)
+
+
+def test_layers_behind_one_fed_flag_do_not_meet_in_one_exchange(graph, start, random):
+    flag = tf.placeholder(tf.bool, [])
+    batches = random.normal(size=(2, 6, CHANNELS)) * np.reshape([1.0, 5.0], [2, 1, 1])
+    pairs, outputs = [], []
+    for index in range(2):
+        sync = distributed.gatherer(Workers(2, index))
+        with tf.device(f"/cpu:{index}"):
+            for layer, batch in enumerate(batches):
+                part = tf.constant(np.split(batch, 2)[index])
+                outputs.append(batch_norm_wrapper(part, flag, sync=sync, name=f"worker_{index}_{layer}"))
+                pairs.append(oracle.normalized(np.split(batch, 2)[index], *oracle.statistics(batch)))
+    np.testing.assert_allclose(start().run(outputs, {flag: True}), pairs, rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize("shape", [(CHANNELS,), (2, 2, CHANNELS)])

@@ -327,6 +327,18 @@ def test_all_sum_sums_any_shape(two_cpus, dtype, shape):
         np.testing.assert_array_equal(found, values[0] + values[1])
 
 
+def test_all_sum_sums_tensors_whose_size_is_known_at_a_run_only(two_cpus):
+    # These go round a ring and are summed on the way; small ones are gathered and summed by everybody.
+    inputs = [tf.placeholder(tf.float32, [None, 2]) for _ in range(2)]
+    sums = []
+    for index, each in enumerate(inputs):
+        with tf.device(f"/cpu:{index}"):
+            sums.append(distributed.all_sum(each, Workers(2, index)))
+    assert sum(op.type == "CollectiveReduce" for op in tf.get_default_graph().get_operations()) == 2
+    found = two_cpus.run(sums, {each: [[1.0 + index, 2.0]] for index, each in enumerate(inputs)})
+    np.testing.assert_array_equal(found, [[[3.0, 4.0]]] * 2)
+
+
 def test_a_sum_that_lacks_a_partner_ends_at_its_timeout(two_cpus):
     lonely = distributed.all_sum(tf.constant([1.0]), Workers(2, 0, timeout=1.0))
     with within(20), pytest.raises(tf.errors.DeadlineExceededError):
