@@ -66,7 +66,7 @@ class Extent(NamedTuple):
         layer_seconds: of one turn of one layer.
         batches, widths: of the scaling of a step.
         audit_nodes: of the audited graphs.
-        recalibrated_images, recalibration_rounds: of ResNet-50's shapes, for recalibration.
+        recalibrated_images, recalibration_rounds: of ResNet-50's shapes, for recalibration; no images leave it out.
     """
 
     rounds: int
