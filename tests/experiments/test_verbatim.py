@@ -179,6 +179,17 @@ def test_what_is_there_from_the_same_rules_is_kept(rules, tmp_path, monkeypatch,
     assert capsys.readouterr().out.count("page/double") == 4
 
 
+def test_a_run_that_takes_too_long_is_reported_and_not_kept_as_the_programs_result(
+    rules, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(runner, "environments", lambda folder: [HERE])
+    monkeypatch.setattr(texts, "programs", lambda read=texts.programs: read(rules))
+    monkeypatch.setattr(runner, "SECONDS", 0.01)
+    assert runner.main(["--documents", str(tmp_path), "--output", str(tmp_path / "out"), "--seed", "0"]) == 0
+    assert "seed 0: not finished after 0.01 s, and not kept" in capsys.readouterr().out
+    assert not list((tmp_path / "out").rglob("*.json"))
+
+
 def test_what_is_unknown_is_refused(rules, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(runner, "environments", lambda folder: [HERE])
     for option, name in (("--program", "page/none"), ("--version", "0.9")):

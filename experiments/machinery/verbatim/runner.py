@@ -80,6 +80,9 @@ def run_program(
 
     Returns:
         An entry a run: ``{seed, short, changes, error, printed, variables, measured, figures, seconds, versions, shim}``.
+
+    Raises:
+        subprocess.TimeoutExpired: a run was not finished after `SECONDS`.
     """
     changes = [change for change in program.changes if change.error is None]
     entries = []
@@ -121,18 +124,15 @@ def _run_once(
         request |= {"mode": environment.mode, "answer": str(answer)}
         request["pictures"] = str((pictures or Path(working) / "pictures").absolute())
         command = [str(environment.python), str(Path(__file__).with_name("child.py"))]
-        try:
-            finished = subprocess.run(
-                command,
-                input=json.dumps(request),
-                cwd=working,
-                env=_variables(environment),
-                capture_output=True,
-                text=True,
-                timeout=SECONDS,
-            )
-        except subprocess.TimeoutExpired:
-            return _without_answer(f"not finished after {SECONDS} s")
+        finished = subprocess.run(
+            command,
+            input=json.dumps(request),
+            cwd=working,
+            env=_variables(environment),
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+        )
         if not answer.exists():
             last = (finished.stderr.strip().splitlines() or ["no message"])[-1]
             return _without_answer(f"the interpreter ended with status {finished.returncode}: {last}")
@@ -207,7 +207,11 @@ def _run_seeds(program: Program, environment: Environment, given: argparse.Names
         if (seed, given.short) in kept:
             continue
         how = {"data": given.data_directory, "short": given.short, "pictures": path.with_suffix("")}
-        entries = run_program(program, environment, given.documents, seed, **how)
+        try:
+            entries = run_program(program, environment, given.documents, seed, **how)
+        except subprocess.TimeoutExpired:  # says nothing of the program, but that the machine is busy or slow
+            yield f"{program.key:40} {environment.name:18} seed {seed}: not finished after {SECONDS} s, and not kept"
+            continue
         kept[seed, given.short] = entries
         _write(
             path,
