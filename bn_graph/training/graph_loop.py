@@ -20,7 +20,7 @@ from bn_graph.graphs import effects
 from bn_graph.graphs.graph import Graph, build
 from bn_graph.tf1 import tf
 from bn_graph.training import datasets
-from bn_graph.training.loops import Step, refuse_counting_twice, saving, step_of
+from bn_graph.training.loops import Step, checked_rows, refuse_counting_twice, saving, step_of
 from bn_graph.training.networks import Network
 from bn_graph.training.step_copy import calls_functions, chooses, copy_step, decided_step
 
@@ -45,7 +45,7 @@ def graph_loop(
     seed: int,
     global_step: tf.Variable | None = None,
     compiled: bool = False,
-) -> Callable[[int, int], list[list[np.ndarray]]]:
+) -> Callable[..., list[list[np.ndarray]]]:
     """Builds the loop and puts the examples into the session; gives the function that trains from one step to another.
 
     Args:
@@ -58,16 +58,18 @@ def graph_loop(
         seed: of the order of the batches.
         global_step: a variable that the train ops leave alone and that is to count steps: the loop adds to it what it
             has trained. (A train op that counts by itself needs nothing here.)
-        compiled: whether XLA compiles each network's loop, once for each length of chunk (about a second). That is up to
-            twice as fast for small networks, and the numbers are no longer the reference loop's bits, since fused
-            kernels round otherwise: after 1,000 steps on MNIST losses were within 3·10⁻⁶ and weights within 1.5·10⁻⁵ of
-            their largest (the solver network, Adam), or both within 2·10⁻⁶ (r2rt's). Convolutions are slow so: XLA has
-            no fast kernel for them in a loop on a CPU (two on 32 images of 28×28: 80 ms a step for 4.5; JAX's scan 76).
+        compiled: whether XLA compiles each network's loop, once for all chunks of up to `LONGEST_CHUNK` steps, and once
+            for each length beyond (seconds). That is up to twice as fast for small networks, and the numbers are no
+            longer the reference loop's bits, since fused kernels round otherwise: after 1,000 steps on MNIST losses were
+            within 3·10⁻⁶ and weights within 1.5·10⁻⁵ of their largest (the solver network, Adam), or both within 2·10⁻⁶
+            (r2rt's). Convolutions are slow so: XLA has no fast kernel for them in a loop on a CPU (two on 32 images of
+            28×28: 80 ms a step for 4.5; JAX's scan 76).
 
     Returns:
         ``advance(start, stop)``: trains the steps from `start` to before `stop`, counted from 0, in one
         ``session.run``, and returns for each of `steps` the list of its `recorded` tensors' values, stacked
-        ``[stop − start, …]``. Any start will do: the batches depend on seed and step alone.
+        ``[stop − start, …]``. Any start will do: the batches depend on seed and step alone. Or they are given:
+        ``advance(start, stop, rows)``, integers ``[stop − start, batch_size]``, each the number of an example in `split`.
 
     Variables: the examples and labels, outside of all of TensorFlow's collections (no checkpoint holds them).
 
@@ -78,7 +80,8 @@ def graph_loop(
         ValueError: `batch_size` is not from 1 to ``split.size``; `seed` is negative; a train op needs a placeholder
             without a value; a variable is a ref variable; a train op counts in `global_step` too; two steps share
             a variable that one of them assigns; or a step is to be compiled that has a ``tf.cond`` whose predicate
-            `Step.constants` doesn't decide.
+            `Step.constants` doesn't decide, or a ``tf.while_loop``. And from ``advance``, if rows of another shape are
+            given.
 
     Example:
         >>> import bn_graph
@@ -102,14 +105,19 @@ def graph_loop(
     with session.graph.as_default(), tf.name_scope("graph_loop"), tf.control_dependencies(None):
         resident = [_resident(session, values) for values in (split.images, split.labels)]
         rows = tf.placeholder(tf.int32, [None, batch_size], name="rows")
-        recorded = [make_loop(step, rows, resident) for step in steps]
+        count = tf.placeholder(tf.int32, [], name="count")  # of rows that are trained
+        recorded = [make_loop(step, rows, count, resident) for step in steps]
         with tf.control_dependencies([tensor for each in recorded for tensor in each]):
-            finished = tf.no_op() if global_step is None else global_step.assign_add(_count(rows, global_step.dtype)).op
+            counted = None if global_step is None else tf.cast(count, global_step.dtype.base_dtype)
+            finished = tf.no_op() if global_step is None else global_step.assign_add(counted).op
     batches = _Batches(split.size, batch_size, seed)
 
-    def advance(start: int, stop: int) -> list[list[np.ndarray]]:
-        values, _ = session.run((recorded, finished), {rows: batches.rows(start, stop)})
-        return [each[1:] for each in values]
+    def advance(start: int, stop: int, given: np.ndarray | None = None) -> list[list[np.ndarray]]:
+        chosen = batches.rows(start, stop) if given is None else checked_rows(given, [stop - start, batch_size])
+        if compiled and len(chosen) < LONGEST_CHUNK:  # all shorter chunks have one shape, and one compilation
+            chosen = np.pad(chosen, [(0, LONGEST_CHUNK - len(chosen)), (0, 0)])
+        values, _ = session.run((recorded, finished), {rows: chosen, count: stop - start})
+        return [[series[: stop - start] for series in each[1:]] for each in values]
 
     return advance
 
@@ -235,14 +243,13 @@ def _resident(session: tf.Session, values: np.ndarray) -> tf.Variable:
     return variable
 
 
-def _loop(step: Step, rows: tf.Tensor, resident: Sequence[tf.Variable]) -> list[tf.Tensor]:
-    """One network's loop over the rows; its count of steps, and the values recorded."""
-    count = tf.shape(rows)[0]
+def _loop(step: Step, rows: tf.Tensor, count: tf.Tensor, resident: Sequence[tf.Variable]) -> list[tf.Tensor]:
+    """One network's loop over the first `count` rows; its count of steps, and the values recorded."""
     # Where the shapes are known, TensorFlow works with them once and not at every step. In the functions of a cond v2 it
     # would go on to round otherwise than the reference loop does (`copy_step` prevents that outside of functions).
     static = not calls_functions([step.train_op, *step.recorded])
     series = [
-        tf.TensorArray(tensor.dtype, size=count, element_shape=tensor.shape, clear_after_read=False)
+        tf.TensorArray(tensor.dtype, size=tf.shape(rows)[0], element_shape=tensor.shape, clear_after_read=False)
         for tensor in step.recorded
     ]
 
@@ -270,7 +277,7 @@ def _loop(step: Step, rows: tf.Tensor, resident: Sequence[tf.Variable]) -> list[
     return [number, *(each.stack() for each in series)]
 
 
-def _compiled_loop(step: Step, rows: tf.Tensor, resident: Sequence[tf.Variable]) -> list[tf.Tensor]:
+def _compiled_loop(step: Step, rows: tf.Tensor, count: tf.Tensor, resident: Sequence[tf.Variable]) -> list[tf.Tensor]:
     if chooses([step.train_op, *step.recorded]):
         flags = {
             flag.op.name: bool(value) for flag, value in step.constants.items() if isinstance(value, bool | np.bool_)
@@ -282,7 +289,8 @@ def _compiled_loop(step: Step, rows: tf.Tensor, resident: Sequence[tf.Variable])
                 "decide, and XLA can't compile its gradients: give its predicate as a Python bool, or leave `compiled` out."
             )
         step = step._replace(train_op=train_op, recorded=recorded)
-    return list(tf.function(lambda fed: _loop(step, fed, resident), jit_compile=True, autograph=False)(rows))
+    loop = tf.function(lambda *fed: _loop(step, *fed, resident), jit_compile=True, autograph=False)
+    return list(loop(rows, count))
 
 
 def _batch(resident: tf.Variable, chosen: tf.Tensor, static: bool) -> tf.Tensor:
@@ -290,7 +298,3 @@ def _batch(resident: tf.Variable, chosen: tf.Tensor, static: bool) -> tf.Tensor:
         chosen = tf.placeholder_with_default(chosen, [None])
     examples = tf.raw_ops.ResourceGather(resource=resident.handle, indices=chosen, dtype=resident.dtype)
     return tf.reshape(examples, [chosen.shape[0], *resident.shape[1:]]) if static else examples
-
-
-def _count(rows: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
-    return tf.cast(tf.shape(rows)[0], dtype.base_dtype)

@@ -17,7 +17,17 @@ from bn_graph.tf1 import tf
 from bn_graph.training import datasets
 from bn_graph.training.networks import Model, Network
 
-__all__ = ["Step", "feed_loop", "refuse_counting_twice", "resume", "saving", "session_config", "step_of", "train"]
+__all__ = [
+    "Step",
+    "checked_rows",
+    "feed_loop",
+    "refuse_counting_twice",
+    "resume",
+    "saving",
+    "session_config",
+    "step_of",
+    "train",
+]
 
 
 class Step(NamedTuple):
@@ -197,14 +207,14 @@ def feed_loop(
     batch_size: int,
     seed: int,
     global_step: tf.Variable | None = None,
-) -> Callable[[int, int], list[list[np.ndarray]]]:
+) -> Callable[..., list[list[np.ndarray]]]:
     """The documents' loop behind `graph_loop`'s signature: each network's batch is fed, in one ``session.run`` a step.
 
     Args:
         session, steps, split, batch_size, seed, global_step: as for `graph_loop`; ref variables will do as well.
 
     Returns:
-        ``advance(start, stop)``, as `graph_loop` does.
+        ``advance(start, stop)`` and ``advance(start, stop, rows)``, as `graph_loop` does.
 
     Raises:
         ValueError: `batch_size` is not from 1 to ``split.size``; `seed` is negative; or a train op counts in `global_step`
@@ -228,10 +238,13 @@ def feed_loop(
     with session.graph.as_default():
         counted = [] if global_step is None else [global_step.assign_add(1).op]
 
-    def advance(start: int, stop: int) -> list[list[np.ndarray]]:
+    def advance(start: int, stop: int, given: np.ndarray | None = None) -> list[list[np.ndarray]]:
         constants = [{name: _value(session, value) for name, value in step.constants.items()} for step in steps]
         recorded: list[list[np.ndarray]] = [[] for _ in steps]
         batches = datasets.batches(split, batch_size, seed=seed, start=start)
+        if given is not None:
+            rows = checked_rows(given, [stop - start, batch_size])
+            batches = ((split.images[each], split.labels[each]) for each in rows)
         for _ in range(start, stop):
             images, labels = next(batches)
             for step, fed, values in zip(steps, constants, recorded, strict=True):
@@ -253,6 +266,16 @@ def refuse_counting_twice(graph: Graph, steps: Sequence[Step], global_step: tf.V
                 f"The train op {step.train_op.name} increments {global_step.op.name} itself, and the loop's global_step would "
                 "count each step again: leave it out, or make the train op with global_step=None."
             )
+
+
+def checked_rows(rows: np.ndarray, shape: list[int]) -> np.ndarray:
+    """The given numbers of the examples in each batch, as int32; raises unless there is one for every place."""
+    rows = np.asarray(rows)
+    if list(rows.shape) != shape or rows.dtype.kind not in "iu":
+        raise ValueError(
+            f"The rows of these steps' batches must be integers {shape}, got {rows.dtype} {list(rows.shape)}."
+        )
+    return rows.astype(np.int32)
 
 
 def _value(session: tf.Session, value: object) -> object:

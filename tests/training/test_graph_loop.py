@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import bn_graph
+from bn_graph.layers.recurrent import BatchNormLSTMCell
 from bn_graph.tf1 import tf
 from bn_graph.training.graph_loop import RESIDENT, _Batches
 from bn_graph.training.networks import biased_layer
@@ -144,6 +145,21 @@ def test_a_constant_may_be_a_variable_that_changes_between_chunks():
             np.testing.assert_array_equal(session.run(w), first)
             weights[name] = first
     np.testing.assert_array_equal(weights["feed"], weights["graph"])
+
+
+@pytest.mark.parametrize("build_loop", LOOPS.values(), ids=LOOPS)
+def test_rows_may_be_given_in_place_of_those_of_the_seed(build_loop):
+    rows = np.random.default_rng(0).integers(DIGITS.train.size, size=(6, 4))
+    with tf.Graph().as_default(), tf.Session(config=bn_graph.session_config()) as session:
+        step = model_step()
+        session.run(tf.global_variables_initializer())
+        step = step._replace(recorded=[tf.identity(step.images)])
+        advance = build_loop(session, step, DIGITS.train, batch_size=4, seed=0)
+        ((images,),) = advance(0, 6, rows)
+        np.testing.assert_array_equal(images, DIGITS.train.images[rows])
+        for wrong in (rows[:5], rows[:, :3], rows.astype(float)):
+            with pytest.raises(ValueError, match=r"integers \[6, 4\], got"):
+                advance(0, 6, wrong)
 
 
 # --- Stopping, resuming, checkpoints --------------------------------------------------------------------------------------
@@ -370,6 +386,51 @@ COMPILED = {
     "images": (lambda: [image_step(False)], 40),
     "images with a flag": (lambda: [image_step(True)], 40),
 }
+
+
+def lstm_step() -> bn_graph.Step:
+    """A recurrent network of the images' rows, whose statistics move inside its own loop."""
+    images, labels = tf.placeholder(tf.float32, [None, 64]), tf.placeholder(tf.float32, [None, 10])
+    cell = BatchNormLSTMCell(6, True, max_steps=8, input_initializer=tf.glorot_uniform_initializer(seed=0))
+    hidden = tf.nn.dynamic_rnn(cell, tf.reshape(images, [-1, 8, 8]), dtype=tf.float32)[1].h
+    weights = tf.get_variable("weights", [6, 10], initializer=tf.glorot_uniform_initializer(seed=1), use_resource=True)
+    loss = tf.losses.softmax_cross_entropy(labels, hidden @ weights)
+    return bn_graph.Step(tf.train.GradientDescentOptimizer(0.1).minimize(loss), images, labels, {}, [loss])
+
+
+def test_a_step_with_a_loop_of_its_own_has_the_fed_loops_bits():
+    ends = {}
+    for name in LOOPS:
+        with tf.Graph().as_default(), tf.Session(config=bn_graph.session_config()) as session:
+            tf.set_random_seed(0)  # the recurrent kernel's first values
+            step = lstm_step()
+            session.run(tf.global_variables_initializer())
+            ((losses,),) = LOOPS[name](session, step, DIGITS.train, batch_size=30, seed=1)(0, 20)
+            ends[name] = session.run({each.op.name: each for each in tf.global_variables()}) | {"losses": losses}
+    assert ends["feed"]["rnn/bn_lstm_cell/bn_h/moving_mean"].any()
+    assert_same(ends["feed"], ends["graph"])
+
+
+def test_a_step_with_a_loop_of_its_own_can_not_be_compiled_and_the_error_says_so(cond_kind):
+    with tf.Graph().as_default(), tf.Session() as session:
+        step = lstm_step()
+        with pytest.raises(ValueError, match=r"a tf.cond or a tf.while_loop"):
+            bn_graph.graph_loop(session, step, DIGITS.train, batch_size=30, seed=1, compiled=True)
+
+
+def test_a_compiled_loop_ends_with_the_same_bits_however_it_is_cut_into_chunks():
+    ends = []
+    for longest in (7, 20):
+        with tf.Graph().as_default(), tf.Session(config=bn_graph.session_config()) as session:
+            step, counter = r2rt_pair()[0], tf.train.get_or_create_global_step()
+            session.run(tf.global_variables_initializer())
+            options = {"batch_size": 30, "seed": 1, "global_step": counter, "compiled": True}
+            advance = bn_graph.graph_loop(session, step, DIGITS.train, **options)
+            losses = [advance(chunk.start, chunk.stop)[0][0] for chunk in bn_graph.chunks(0, 20, longest=longest)]
+            ends.append({each.op.name: each for each in tf.global_variables()})
+            ends[-1] = session.run(ends[-1]) | {"losses": np.concatenate(losses)}
+    assert ends[0]["losses"].shape == (20,) and ends[0][counter.op.name] == 20
+    assert_same(*ends)
 
 
 @pytest.mark.parametrize(("build", "steps_to_compare"), COMPILED.values(), ids=COMPILED)
