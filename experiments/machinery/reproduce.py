@@ -1,23 +1,28 @@
-"""Runs every experiment, one after the other, each in a process of its own; goes on where it was stopped.
+"""Runs every experiment, each in a process of its own and on one core; goes on where it was stopped.
 
     make reproduce          all in full, on MNIST
     make reproduce-quick    all in quick mode
 
-An experiment whose result of this mode, data directory and version is there already is not run again. The time left is
+As many run side by side as this process may use cores, the longest first. What an experiment prints comes when it has
+finished. One whose result of this mode, data directory and version is there already is not run again. The time left is
 guessed from the committed reference's own times.
 """
 
 import argparse
+import os
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.machinery import programs, register, results
 from experiments.machinery.programs import UsageError
 from experiments.machinery.report import REFERENCE
 
-_QUICK_SECONDS = 20.0
+_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")
+_QUICK_SECONDS = 8.0
 _FULL_SECONDS = 120.0
 
 
@@ -38,24 +43,63 @@ def expected_seconds(name: str, mode: str) -> float:
     return float(results.load(path).get("seconds", _FULL_SECONDS)) if path.exists() else _FULL_SECONDS
 
 
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def reproduce(names: list[str], mode: str, output: Path) -> int:
     """Runs what is left of `names`; returns 0, or the first failing experiment's exit status after all have run."""
-    left = [name for name in names if not is_done(name, mode, output)]
-    if len(left) < len(names):
-        print(f"{len(names) - len(left)} of {len(names)} experiments are there already (FRESH=1 runs them again).")
-    started, status = time.monotonic(), 0
-    while left:
-        name = left[0]
-        minutes = sum(expected_seconds(each, mode) for each in left) / 60
-        print(f"\n[{len(names) - len(left) + 1}/{len(names)}] {name}   about {minutes:.0f} min left in all", flush=True)
-        command = [sys.executable, "-m", f"experiments.{name}", "--mode", mode, "--output", str(output)]
-        finished = subprocess.run(command)
-        if finished.returncode == 130:
-            return 130
-        status = status or finished.returncode
-        left.pop(0)
+    waiting = [name for name in names if not is_done(name, mode, output)]
+    # The longest first, or it would be the last one and run alone. Quick modes are short in about the same order.
+    waiting.sort(key=lambda name: -expected_seconds(name, "full"))
+    if len(waiting) < len(names):
+        print(f"{len(names) - len(waiting)} of {len(names)} experiments are there already (FRESH=1 runs them again).")
+    started, status, running = time.monotonic(), 0, []
+    try:
+        while waiting or running:
+            while waiting and len(running) < cores():
+                running.append(_Running(waiting.pop(0), mode, output))
+                minutes = _minutes_left(waiting, running, mode)
+                number = len(names) - len(waiting)
+                print(f"[{number}/{len(names)}] {running[-1].name}   about {minutes:.0f} min left in all", flush=True)
+            time.sleep(0.05)
+            for each in [each for each in running if each.process.poll() is not None]:
+                running.remove(each)
+                each.print_what_it_wrote()
+                if each.process.returncode == 130:
+                    return 130
+                status = status or each.process.returncode
+    finally:
+        for each in running:
+            each.process.terminate()
+            each.process.wait()
     print(f"\nAll {len(names)} experiments, {(time.monotonic() - started) / 60:.1f} min. Now: make report")
     return status
+
+
+class _Running:
+    """An experiment's process, pinned to one thread, whose output is kept until it ends."""
+
+    def __init__(self, name: str, mode: str, output: Path):
+        self.name, self.expected, self.started = name, expected_seconds(name, mode), time.monotonic()
+        self.written = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        command = [sys.executable, "-m", f"experiments.{name}", "--mode", mode, "--output", str(output)]
+        environment = {**os.environ, **dict.fromkeys(_THREADS, "1"), "TQDM_DISABLE": "1"}
+        self.process = subprocess.Popen(command, stdout=self.written, stderr=subprocess.STDOUT, env=environment)
+
+    def print_what_it_wrote(self) -> None:
+        self.written.seek(0)
+        seconds = time.monotonic() - self.started
+        print(f"\n--- {self.name}, {seconds:.0f} s ---\n{self.written.read()}", flush=True)
+        self.written.close()
+
+
+def _minutes_left(waiting: Sequence[str], running: Sequence[_Running], mode: str) -> float:
+    now = time.monotonic()
+    seconds = sum(expected_seconds(name, mode) for name in waiting)
+    seconds += sum(max(0.0, each.started + each.expected - now) for each in running)
+    return seconds / cores() / 60
 
 
 def _work(given: argparse.Namespace) -> int:

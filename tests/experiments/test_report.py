@@ -162,6 +162,44 @@ def test_reproduce_leaves_out_what_is_done_and_runs_what_is_broken(results):
     assert not reproduce.is_done("control_dependencies", "quick", results)
 
 
+@pytest.fixture
+def stubs(tmp_path, monkeypatch):
+    """Processes that write when they begin and end in place of experiments; what they wrote. One is told to fail."""
+    stub, events = tmp_path / "stub", tmp_path / "events"
+    stub.write_text(
+        f"""#!/bin/sh
+        echo "begin $2" >> {events}; echo "printed by $2"
+        case $2 in *failing) exit 3;; *stopped) exit 130;; *long) sleep 5;; esac
+        sleep 0.3; echo "end $2" >> {events}
+        """
+    )
+    stub.chmod(0o755)
+    monkeypatch.setattr(reproduce.sys, "executable", str(stub))
+    monkeypatch.setattr(reproduce, "cores", lambda: 2)
+    seconds = {"middle": 20.0, "longest": 30.0}
+    monkeypatch.setattr(reproduce, "expected_seconds", lambda name, mode: seconds.get(name, 10.0))
+    return lambda: events.read_text().replace("experiments.", "").splitlines()
+
+
+def test_reproduce_runs_as_many_as_there_are_cores_the_longest_first(tmp_path, stubs, capsys):
+    assert reproduce.reproduce(["short", "middle", "longest"], "full", tmp_path) == 0
+    lines = stubs()
+    assert set(lines[:2]) == {"begin longest", "begin middle"} and lines[2].startswith("end")
+    assert lines.index("begin short") > 2 and len(lines) == 6
+    printed = capsys.readouterr().out
+    assert all(f"printed by experiments.{name}" in printed for name in ("short", "middle", "longest"))
+
+
+def test_reproduce_goes_on_after_a_failure_and_gives_its_status(tmp_path, stubs):
+    assert reproduce.reproduce(["failing", "short", "middle"], "full", tmp_path) == 3
+    assert {"end short", "end middle"} <= set(stubs())
+
+
+def test_reproduce_ends_the_others_where_one_was_stopped(tmp_path, stubs):
+    assert reproduce.reproduce(["stopped", "long", "short"], "full", tmp_path) == 130
+    assert not any(line.startswith("end") for line in stubs())
+
+
 @pytest.mark.parametrize("module", [report, reproduce])
 def test_wrong_arguments_are_one_line_and_exit_2(module, capsys):
     assert module.main(["--no-such-option"]) == 2
