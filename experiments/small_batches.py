@@ -57,7 +57,8 @@ NEAR = 0.5
 
 # Steps are those of batches of 64: 12,288 examples, which is as many steps in batches of one. The rates are those at the
 # start, a factor of three apart around r2rt's 0.01.
-FULL = Mode("mnist", 192, [0, 1, 2], {"sizes": (1, 2, 4, 8, 16, 32, LARGEST), "rates": (0.003, 0.01, 0.03, 0.1, 0.3)})
+RATES = (0.003, 0.01, 0.03, 0.1, 0.3)
+FULL = Mode("mnist", 192, [0, 1, 2, 3, 4], {"sizes": (1, 2, 4, 8, 16, 32, LARGEST), "rates": RATES})
 QUICK = Mode("digits", 40, [0], {"sizes": (1, 4, 16, LARGEST), "rates": (0.01, 0.03)})
 
 
@@ -77,12 +78,13 @@ def run(settings: Settings) -> dict:
 def measure_cells(settings: Settings, training: Training) -> list[dict]:
     """For each kind of batch one remedy's accuracies, or two: the recalibrated statistics are batch norm's weights'."""
     dataset, rates = settings.dataset, settings.own["rates"]
-    trainer = remedies.Trainer(dataset, training, settings.steps * LARGEST // training.batch)
+    trainer = remedies.Trainer(settings, training, settings.steps * LARGEST // training.batch)
     scorer = remedies.Scorer(dataset, training)
 
     @functools.cache  # batch norm and its recalibration may choose the same rate
     def scores_of(sampling: str, rate: float, seed: int) -> dict[str, float]:
-        return scorer.score(trainer.train(sampling, rate, seed), sampling)
+        trained = trainer.train(sampling, rate, seed)
+        return scorer.score(trained, dataset.validation) if seed == TUNING_SEED else scorer.test(trained, sampling)
 
     cells = []
     with trainer.session, scorer.session, scorer.grouped_session:
@@ -90,14 +92,13 @@ def measure_cells(settings: Settings, training: Training) -> list[dict]:
         for sampling in SAMPLINGS if training.batch > 1 else (MIXED,):
             for remedy in (BATCH_NORM, RECALIBRATED) if training.form == BATCH_NORM else (training.form,):
                 statistics = RECALIBRATED if remedy == RECALIBRATED else "moving"
-                tuning = [scores_of(sampling, rate, TUNING_SEED)[f"{statistics}, validation"] for rate in rates]
+                tuning = [scores_of(sampling, rate, TUNING_SEED)[statistics] for rate in rates]
                 rate = chosen_rate(rates, tuning, dataset.validation.size)
                 scores = [scores_of(sampling, rate, seed) for seed in settings.seeds]
                 cell = {"sampling": sampling, "remedy": remedy, "size": training.size, "rate": rate, "tuning": tuning}
-                names = {"accuracy": f"{statistics}, test"}
+                names = {"accuracy": statistics}
                 if remedy == BATCH_NORM:
-                    names |= {"as in training": "as in training", "unbiased": "unbiased"}
-                    names["same weights"] = f"{RECALIBRATED}, test"
+                    names |= {"as in training": "as in training", "unbiased": "unbiased", "same weights": RECALIBRATED}
                 cells.append(cell | {what: [each[name] for each in scores] for what, name in names.items()})
     return cells + [cell | {"sampling": TWO_CLASSES} for cell in cells if training.batch == 1]
 
@@ -137,7 +138,10 @@ def is_seen(result: dict, differences: np.ndarray) -> bool:
 
 
 def by_size(ahead: Mapping[int, np.ndarray]) -> str:
-    return ", ".join(f"{np.median(differences):+.4f} at {size}" for size, differences in ahead.items())
+    """The median at each size, and from the least to the most over the seeds."""
+    return ", ".join(
+        f"{np.median(each):+.4f} ({min(each):+.4f} to {max(each):+.4f}) at {n}" for n, each in ahead.items()
+    )
 
 
 def from_two(result: dict) -> list[int]:

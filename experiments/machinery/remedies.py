@@ -13,6 +13,7 @@ import numpy as np
 import bn_graph
 from bn_graph.checkpoints.values import assign_values
 from bn_graph.tf1 import legacy_layers, tf
+from experiments.machinery import harness
 from experiments.machinery.classifiers import glorot_weights, layer_sizes
 
 __all__ = [
@@ -115,35 +116,43 @@ def normalizer(z: tf.Tensor, is_training: bool, name: str, training: Training, s
 
 
 class Trainer:
-    """The training graph of one form at one size; it serves every rate, seed and kind of batch."""
+    """The training graph of one form at one size, and its loop; they serve every rate, seed and kind of batch.
 
-    def __init__(self, dataset: bn_graph.Dataset, training: Training, steps: int):
-        self.dataset, self.training, self.steps = dataset, training, steps
+    Attributes:
+        session: of the graph; the caller closes it.
+        step: of the network; it records the rate.
+        variables: by their names.
+    """
+
+    def __init__(self, settings: harness.Settings, training: Training, steps: int):
+        self.split, self.training, self.steps = settings.dataset.train, training, steps
         layer = None if training.form == NONE else functools.partial(normalizer, training=training, steps=steps)
         with tf.Graph().as_default() as graph:
-            rate = tf.placeholder(tf.float32, [])
-            network = bn_graph.build_graph(True, initial_weights(dataset, 0), normalizer=layer, learning_rate=rate)
+            self._rates = tf.Variable(tf.zeros([steps]), trainable=False, collections=[], name="rates")
+            rate = tf.gather(self._rates, tf.train.get_or_create_global_step())
+            self._weights = functools.partial(initial_weights, settings.dataset)
+            network = bn_graph.build_graph(True, self._weights(0), normalizer=layer, learning_rate=rate)
             self.variables = {variable.op.name: variable for variable in tf.global_variables()}
-            self.initializer = tf.global_variables_initializer()
+            self._initializer = tf.global_variables_initializer()
             # tf.layers' update ops; the wrapper's are in its outputs.
             train_op = tf.group(network.train_op, *tf.get_collection(tf.GraphKeys.UPDATE_OPS))
-        self.session = tf.Session(graph=graph, config=bn_graph.session_config())
-        self.step = self.session.make_callable(train_op, [network.x, network.y_, rate])
+        self.step = bn_graph.Step(train_op, network.x, network.y_, recorded=[rate])
+        self.session = tf.Session(graph=graph, config=harness.session_config(settings))
+        build_loop = harness.LOOPS[settings.loop]
+        self._advance = build_loop(self.session, self.step, self.split, batch_size=training.batch, seed=0)
+
+    def start(self, rate: float, seed: int) -> None:
+        """Gives every variable its first value; the rate falls from `rate` to 0 in a straight line."""
+        weights = enumerate(self._weights(seed), start=1)
+        self.session.run(self._initializer)
+        load(self.session, {f"w{number}": value for number, value in weights})
+        assign_values(self.session, [(self._rates, np.linspace(rate, 0, self.steps, endpoint=False))])
 
     def train(self, sampling: str, rate: float, seed: int) -> dict[str, np.ndarray]:
         """Trains anew; returns every variable's value by its name."""
-        split = self.dataset.train
-        self.session.run(self.initializer)
-        weights = enumerate(initial_weights(self.dataset, seed), start=1)
-        load(self.session, {f"w{number}": value for number, value in weights})
-        run_steps(self.step, split, batch_rows(split.labels, self.training.batch, self.steps, seed, sampling), rate)
+        self.start(rate, seed)
+        self._advance(0, self.steps, batch_rows(self.split.labels, self.training.batch, self.steps, seed, sampling))
         return self.session.run(self.variables)
-
-
-def run_steps(step: Callable[..., None], split: bn_graph.Split, rows: np.ndarray, rate: float) -> None:
-    """One step for every row of `rows`, at a rate that falls from `rate` to 0 in a straight line."""
-    for chosen, each in zip(rows, np.linspace(rate, 0, len(rows), endpoint=False), strict=True):
-        step(split.images[chosen], split.labels[chosen], each)
 
 
 def load(session: tf.Session, values: Mapping[str, np.ndarray]) -> None:
@@ -163,6 +172,10 @@ def by_groups(z: tf.Tensor, is_training: bool, name: str, size: int) -> tf.Tenso
     return tf.reshape(tf.nn.batch_normalization(grouped, mean, variance, beta, gamma, EPSILON), tf.shape(z))
 
 
+def rounded(scores: Mapping[str, float]) -> dict[str, float]:
+    return {name: float(f"{score:.5g}") for name, score in scores.items()}
+
+
 class Scorer:
     """The inference network, and one that normalizes groups of test images, into which trained values are loaded."""
 
@@ -177,21 +190,22 @@ class Scorer:
             network = bn_graph.build_graph(False, initial_weights(self.dataset, 0), normalizer=layer)
         return network, tf.Session(graph=graph, config=bn_graph.session_config())
 
-    def score(self, values: Mapping[str, np.ndarray], sampling: str) -> dict[str, float]:
-        """Accuracies, by the inference statistics that there are, and by those of test batches as in training."""
+    def score(self, values: Mapping[str, np.ndarray], split: bn_graph.Split) -> dict[str, float]:
+        """Accuracies by the inference statistics that there are: "moving", and of batch norm `RECALIBRATED`."""
         load(self.session, values)
-        scores = self.accuracies("moving")
+        scores = {"moving": self.accuracy(split)}
         if self.training.form == BATCH_NORM:
-            scores["unbiased"] = self.unbiased(values)
             feeds = [{self.network.x: self.dataset.train.images[:PASS_IMAGES]}]
             bn_graph.recalibrate(self.session, feeds, config=bn_graph.session_config())
-            scores |= self.accuracies(RECALIBRATED)
-            scores["as in training"] = self.as_in_training(values, sampling)
-        return {name: float(f"{score:.5g}") for name, score in scores.items()}
+            scores[RECALIBRATED] = self.accuracy(split)
+        return rounded(scores)
 
-    def accuracies(self, statistics: str) -> dict[str, float]:
-        splits = {"validation": self.dataset.validation, "test": self.dataset.test}
-        return {f"{statistics}, {name}": self.accuracy(split) for name, split in splits.items()}
+    def test(self, values: Mapping[str, np.ndarray], sampling: str) -> dict[str, float]:
+        """`score` on the test set; of batch norm also "unbiased", and "as in training" by test batches' statistics."""
+        scores = self.score(values, self.dataset.test)
+        if self.training.form == BATCH_NORM:
+            scores |= {"unbiased": self.unbiased(values), "as in training": self.as_in_training(values, sampling)}
+        return rounded(scores)
 
     def accuracy(self, split: bn_graph.Split) -> float:
         feeds = {self.network.x: split.images, self.network.y_: split.labels}
@@ -200,7 +214,10 @@ class Scorer:
     def unbiased(self, values: Mapping[str, np.ndarray]) -> float:
         """Test accuracy with the moving variance as Algorithm 2 of the paper has it; of one value there is none."""
         bessel = self.training.size / max(self.training.size - 1, 1)
-        load(self.session, {name: each * bessel for name, each in values.items() if name.endswith("moving_variance")})
+        load(
+            self.session,
+            {name: each * (bessel if name.endswith("moving_variance") else 1) for name, each in values.items()},
+        )
         return self.accuracy(self.dataset.test)
 
     def as_in_training(self, values: Mapping[str, np.ndarray], sampling: str) -> float:
