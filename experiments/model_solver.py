@@ -105,8 +105,12 @@ def build_pair(session: tf.Session, split: bn_graph.datasets.Split, seed: int) -
 
 @contextmanager
 def trained_pair(settings: Settings, seed: int) -> Iterator[tuple[dict[str, bn_graph.Solver], dict]]:
-    """Both networks after their training, begun or resumed, and by curve and form what was measured at each epoch."""
+    """Both networks after their training, begun or resumed, and by curve and form what was measured at each epoch.
+
+    The work is kept as this page's, whichever page asks.
+    """
     dataset = settings.dataset
+    folder = kept_work.folder(settings._replace(name="model_solver"), seed, batch=BATCH_SIZE, rate=LEARNING_RATE)
     epoch = dataset.train.size // BATCH_SIZE
     with tf.Graph().as_default(), tf.Session(config=harness.session_config(settings)) as session:
         solvers = build_pair(session, dataset.train, seed)
@@ -121,19 +125,11 @@ def trained_pair(settings: Settings, seed: int) -> Iterator[tuple[dict[str, bn_g
                 for name, value in after_an_epoch(solver, dataset, inputs_of_layer1[form]).items()
             }
 
-        curves = kept_work.train_and_measure(
-            settings,
-            session,
-            [bn_graph.step_of(solver.model) for solver in solvers.values()],
-            dataset.train,
-            measure,
-            batch_size=BATCH_SIZE,
-            seed=seed,
-            folder=kept_work.folder(settings, seed, batch=BATCH_SIZE, rate=LEARNING_RATE),
-            label=f"seed {seed}",
-            pause_after=lambda finished: finished % epoch == 0,
-            checkpoint_every=epoch,
-        )
+        options = {"batch_size": BATCH_SIZE, "seed": seed, "folder": folder, "label": f"seed {seed}"}
+        options |= {"pause_after": lambda finished: finished % epoch == 0, "checkpoint_every": epoch}
+        steps = [bn_graph.step_of(solver.model) for solver in solvers.values()]
+        with kept_work.alone_in(folder):
+            curves = kept_work.train_and_measure(settings, session, steps, dataset.train, measure, **options)
         names = (*CURVES, "layer1_mean", "layer1_deviation")
         yield solvers, {name: {form: curves[f"{name} {form}"].tolist() for form in NETWORKS} for name in names}
 

@@ -1,9 +1,11 @@
 """Work that a stopped run leaves behind, and that the same command takes up: measurements, checkpoints, curves."""
 
+import contextlib
+import fcntl
 import json
 import shutil
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,7 @@ from experiments.machinery import harness
 from experiments.machinery.programs import UsageError
 from experiments.machinery.results import versions, write_json
 
-__all__ = ["folder", "measured_once", "train_and_measure", "write_network"]
+__all__ = ["alone_in", "folder", "measured_once", "train_and_measure", "write_network"]
 
 CHECKPOINT_EVERY = 1000
 
@@ -58,6 +60,14 @@ def measured_once(
     if not record.exists():
         write_json(record, measure())
     return json.loads(record.read_text())
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path) -> Iterator[Path]:
+    """While it is open, another process that asks for the folder waits: two pages may want the same training."""
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield folder
 
 
 def train_and_measure(

@@ -1,5 +1,7 @@
 """Work that is kept: taken up where a run was stopped, with the same numbers, and begun anew for other settings."""
 
+import fcntl
+
 import numpy as np
 import pytest
 
@@ -96,3 +98,10 @@ def test_a_measurement_is_made_once_for_each_identity(tmp_path, digits):
     assert kept_work.measured_once(given, 0, "part", measure, sizes=(1, 2)) == {
         "runs": 5
     }  # the other settings' is gone
+
+
+def test_who_asks_for_a_folder_that_another_is_in_waits(tmp_path):
+    with kept_work.alone_in(tmp_path), open(tmp_path / "lock", "w") as other, pytest.raises(BlockingIOError):
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with open(tmp_path / "lock", "w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
