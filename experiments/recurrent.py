@@ -247,7 +247,8 @@ def ahead(result: dict, task: str, variant: str, other: str) -> np.ndarray:
 
 
 def with_spread(values: np.ndarray) -> str:
-    return f"{np.median(values):+.3f} ({values.min():+.3f} to {values.max():+.3f})"
+    extent = f" ({values.min():+.3f} to {values.max():+.3f})" if len(values) > 1 else ""
+    return f"{np.median(values):+.3f}{extent}"
 
 
 def judge_r2rt_25(result: dict) -> Verdict:
