@@ -278,10 +278,11 @@ def row(model: Model, layer: Layer) -> LayerRow:
         Role.VARIANCE: layer.variances,
     }
     by_batch = any(call.by_batch for call in calls)
+    by_moving = any(call.by_moving for call in calls) and all(call.source.origin is not Origin.OTHER for call in calls)
     return LayerRow(
         name=layer.name,
         kernel=", ".join(dict.fromkeys(place.kernel for place in layer.places)),
-        training=Mode.BATCH if by_batch else Mode.MOVING if any(call.by_moving for call in calls) else Mode.UNKNOWN,
+        training=Mode.BATCH if by_batch else Mode.MOVING if by_moving else Mode.UNKNOWN,
         inference=model.inference[layer.name].mode,
         updates=f"{len(updates & model.training.closure)} of {len(updates)}" if updates else "none",
         saved=_saved(model, layer),

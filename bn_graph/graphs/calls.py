@@ -261,6 +261,8 @@ def _calls_of(graph: Graph, users: Uses, looping: Collection[int], layer: Layer)
     """The calls of a layer, and a reason in case that there are none."""
     if not layer.means or not layer.variances:
         return [], "it has no variables for its statistics"
+    if any(place.keeps_deviation for place in layer.places):
+        return [], "it keeps a deviation, not a variance"
     if any(is_read_by_rows(graph, users, node) for node in layer.statistics):
         return [], RECURRENT
     calls, reason = {}, ""

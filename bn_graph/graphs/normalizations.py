@@ -86,6 +86,7 @@ class Normalization(NamedTuple):
         gamma, beta: variables' nodes, or None.
         epsilon: or None where it is no constant.
         choices: the switches that decide whether it runs at all.
+        keeps_deviation: whether its variance's variable is its root, as ``moving_std`` is.
         needs_updates: whether it is a layer only if its batch statistics are averaged: a loss may look the same.
     """
 
@@ -100,6 +101,7 @@ class Normalization(NamedTuple):
     epsilon: float | None
     choices: frozenset[Choice]
     needs_updates: bool = False
+    keeps_deviation: bool = False
 
     @property
     def over_examples(self) -> bool:
@@ -242,6 +244,7 @@ def _written_out(graph: Graph, uses: Uses, node: int, under: Branches) -> Normal
         epsilon,
         under[node],
     )
+    found = found._replace(keeps_deviation=use.chosen is not None)
     return _judged(graph, uses, _without_shift(graph, found))
 
 
@@ -275,6 +278,7 @@ def _may_be_variance(graph: Graph, sources: Iterable[Source]) -> bool:
     """A variable, a constant for each channel, or a variance; not the scale of a gradient, nor a variance of weights."""
     return any(
         source.origin is Origin.VARIABLE
+        or _is_sum_over_count(graph, source)
         or _channels(graph, source)
         or (
             source.origin is Origin.BATCH
@@ -283,6 +287,12 @@ def _may_be_variance(graph: Graph, sources: Iterable[Source]) -> bool:
         )
         for source in sources
     )
+
+
+def _is_sum_over_count(graph: Graph, source: Source) -> bool:
+    """Whether a variable's sums are divided by another's count, as the standing statistics of BigGAN."""
+    sources = graph.inputs[source.node] if graph.ops[source.node] in DIVISIONS else []
+    return len(sources) == 2 and all(variable(graph, ref) is not None for ref in sources)
 
 
 def _channels(graph: Graph, source: Source) -> int:
@@ -441,8 +451,9 @@ def _completed(graph: Graph, uses: Uses, product: tuple[int, Ref], mean: Ref | N
     inputs = strip(graph, values)
     if graph.ops[inputs[0]] == "Mul" and mean is None:  # gamma·(x − mean)/√…
         for source, other in (graph.inputs[inputs[0]], graph.inputs[inputs[0]][::-1]):
-            if variable(graph, source) is not None and gamma is None:
-                gamma, inputs = variable(graph, source), strip(graph, other)
+            factor = _clipped_variable(graph, source)
+            if factor is not None and gamma is None:
+                gamma, inputs = factor, strip(graph, other)
     if graph.ops[inputs[0]] in ("Sub", "SquaredDifference") and mean is None:
         inputs, mean = graph.inputs[inputs[0]][:2]
         inputs = strip(graph, inputs)
@@ -460,6 +471,17 @@ def _completed(graph: Graph, uses: Uses, product: tuple[int, Ref], mean: Ref | N
         if beta is not None:
             break
     return _Use(inputs, mean, gamma, outputs, beta)
+
+
+def _clipped_variable(graph: Graph, ref: Ref) -> int | None:
+    """The variable that a factor is, also between bounds, as the gate of batch-instance normalization."""
+    for _ in range(3):
+        node, _ = strip(graph, ref)
+        found = variable(graph, ref)
+        if found is not None or graph.ops[node] not in ("Minimum", "Maximum", "Sigmoid") or not graph.inputs[node]:
+            return found
+        ref = graph.inputs[node][0]
+    return None
 
 
 def _next_parameter(graph: Graph, uses: Uses, node: int) -> tuple[int, str, int | None] | None:
@@ -509,6 +531,8 @@ def _judged(graph: Graph, uses: Uses, found: Normalization) -> Normalization | N
     frozen = {channels for source in found.variance if (channels := _channels(graph, source))}
     if not batch:
         is_stored = bool(stored) and any(source.origin is Origin.VARIABLE for source in found.mean)
+        is_summed = all(any(_is_sum_over_count(graph, source) for source in of) for of in (found.mean, found.variance))
+        is_stored = is_stored or (is_summed and (found.gamma is not None or found.beta is not None))
         return found if is_stored or _is_frozen_layer(graph, uses, found, frozen) else None
     if not any(found.inputs in source.statistic.inputs for source in batch):
         return None

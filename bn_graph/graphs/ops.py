@@ -217,7 +217,7 @@ REDUCTIONS = frozenset({"Mean", "Sum"})
 """Reduce the axes in input 1."""
 
 AVERAGED = (
-    frozenset({"AddN", "Maximum", "Relu", "Sqrt", "Square", "IdentityN", "ConcatV2", "Pack"})
+    frozenset({"AddN", "Maximum", "Relu", "Sqrt", "Rsqrt", "Square", "IdentityN", "ConcatV2", "Pack"})
     | (ARITHMETIC - {"BiasAdd"})
     | MERGES
     | SWITCHES

@@ -29,7 +29,8 @@ def find_savers(graph: Graph, save_tensor_name: str = "") -> list[Saver]:
         graph: the graph.
         save_tensor_name: of the meta graph's ``saver_def``; may be empty, or name nothing of the graph.
     """
-    ops = {node: keys for node in range(len(graph.ops)) if (keys := _saved_by(graph, node)) is not None}
+    saving = (node for node, op in enumerate(graph.ops) if op in _TENSORS)
+    ops = {node: keys for node in saving if (keys := _saved_by(graph, node)) is not None}
     main_op = graph.ids.get(save_tensor_name.partition(":")[0])
     of_main = sorted(closure(graph, [main_op]) & ops.keys()) if main_op is not None else []
     savers = []
@@ -47,10 +48,14 @@ def find_savers(graph: Graph, save_tensor_name: str = "") -> list[Saver]:
     return [savers[0]._replace(is_main=True)] if len(savers) == 1 else savers
 
 
+_TENSORS = {"SaveV2": 3, "SaveSlices": 3, "Save": 2}
+"""Saving ops, and which input is the first tensor that is saved."""
+
+
 def _saved_by(graph: Graph, node: int) -> dict[int, str] | None:
     """What a save op saves: ``SaveV2`` has prefix, names, slices, tensors; ``SaveSlices`` and ``Save`` likewise."""
-    first = {"SaveV2": 3, "SaveSlices": 3, "Save": 2}.get(graph.ops[node])
-    if first is None or len(graph.inputs[node]) < first:
+    first = _TENSORS[graph.ops[node]]
+    if len(graph.inputs[node]) < first:
         return None
     names, _ = strip(graph, graph.inputs[node][1])
     if graph.ops[names] != "Const":

@@ -5,10 +5,10 @@ A train op is whatever can't run without applying gradients: the optimizer's own
 optimizer's kernel, or an assign to a trainable variable that gradients flow into, as hand-written optimizers have it.
 """
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
-from bn_graph.graphs.graph import Graph, Uses, closure, downstream
+from bn_graph.graphs.graph import Graph, Uses, closure, downstream, walk
 from bn_graph.graphs.ops import ASSIGNS, OPTIMIZER_ACCUMULATORS, OPTIMIZERS
 from bn_graph.graphs.values import variable
 
@@ -52,41 +52,43 @@ def find_training(graph: Graph, uses: Uses, trainable: Collection[str], named: S
         trainable: names of the trainable variables' ops, so far as the file says.
         named: the train ops, where the caller knows them; they then are the only ones.
     """
-    gradients = _gradients(graph)
     appliers = {node for node, op in enumerate(graph.ops) if is_applier(op)}
-    appliers |= _written_out(graph, uses, gradients, trainable)
+    appliers |= _written_out(graph, uses, trainable)
     after = downstream(uses, appliers)
     train_ops = tuple(named) or tuple(sorted(node for node in after if not uses.data[node] and not uses.control[node]))
     run = closure(graph, named or after)
     trained = {found for node in appliers & run for found in _targets(graph, node)}
-    return Training(frozenset(appliers), train_ops, frozenset(run), frozenset(trained), bool(gradients))
+    has_gradients = any(_is_gradient(graph, node) for node in range(len(graph.names)))
+    return Training(frozenset(appliers), train_ops, frozenset(run), frozenset(trained), has_gradients)
 
 
-def _gradients(graph: Graph) -> list[int]:
-    """Nodes that compute gradients: gradient kernels, and what ``tf.gradients`` puts under its scope."""
-    return [
-        node
-        for node, (name, op) in enumerate(zip(graph.names, graph.ops, strict=True))
-        if (
-            op.endswith(("Grad", "GradV2", "GradV3", "BackpropFilter", "BackpropInput")) and op != "Conv2DBackpropInput"
-        )
-        or "gradients/" in name
-        or name.startswith("gradients")
-    ]
+def _is_gradient(graph: Graph, node: int) -> bool:
+    """Whether a node computes gradients: a gradient kernel, or what ``tf.gradients`` puts under its scope."""
+    op, name = graph.ops[node], graph.names[node]
+    is_kernel = (
+        op.endswith(("Grad", "GradV2", "GradV3", "BackpropFilter", "BackpropInput")) and op != "Conv2DBackpropInput"
+    )
+    return is_kernel or "gradients/" in name or name.startswith("gradients")
 
 
-def _written_out(graph: Graph, uses: Uses, gradients: Iterable[int], trainable: Collection[str]) -> set[int]:
+def _written_out(graph: Graph, uses: Uses, trainable: Collection[str]) -> set[int]:
     """Assigns to trainable variables of what gradients flow into."""
-    if not trainable:
-        return set()
+    assigns = [node for node, op in enumerate(graph.ops) if op in ASSIGNS and len(graph.inputs[node]) >= 2]
+    values = {node: graph.inputs[node][1][0] for node in assigns if _assigns_one_of(graph, node, trainable)}
+
+    def sources(node: int) -> list[int]:
+        returned = [source for call in graph.calls.get(node, ()) for source, _ in call.results]
+        return [source for source, _ in graph.inputs[node]] + returned
+
+    # Most are initializers and restoring ops, which have little above them.
+    gradients = [node for node in walk(values.values(), sources) if _is_gradient(graph, node)]
     flowing = downstream(uses, gradients, control=False)
-    found = set()
-    for node in flowing:
-        if graph.ops[node] in ASSIGNS and len(graph.inputs[node]) >= 2 and graph.inputs[node][1][0] in flowing:
-            assigned = variable(graph, graph.inputs[node][0])
-            if assigned is not None and graph.names[assigned] in trainable:
-                found.add(node)
-    return found
+    return {node for node, value in values.items() if value in flowing}
+
+
+def _assigns_one_of(graph: Graph, node: int, names: Collection[str]) -> bool:
+    assigned = variable(graph, graph.inputs[node][0])
+    return assigned is not None and graph.names[assigned] in names
 
 
 def _targets(graph: Graph, node: int) -> set[int]:

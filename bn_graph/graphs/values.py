@@ -362,6 +362,9 @@ def _scaled(graph: Graph, leaf: Leaf) -> list[Leaf] | None:
     if len(sources) != 2:
         return None
     kept = [source for source in sources if not _is_of_sizes(graph, source)]
+    if not kept:  # in a frozen graph, sums for each channel and their count
+        values = [(source, constant_node(graph, source)) for source in sources]
+        kept = [source for source, value in values if value is not None and value.size > 1]
     return [Leaf(kept[0], leaf.choices)] if len(kept) == 1 else None
 
 

@@ -8,6 +8,7 @@ from bn_graph.audit.rules import FLAGS, Rule, Verdict
 from bn_graph.audit.stored import are_few
 from bn_graph.graphs.layers import Layer
 from bn_graph.graphs.modes import alternatives
+from bn_graph.graphs.normalizations import Origin
 
 RULE = Rule(
     code="BN008",
@@ -83,7 +84,8 @@ def maybe_inherited(model: Model) -> set[str]:
 def _is_never_updated(layer: Layer) -> bool:
     """Whether it only ever normalizes by moving statistics, and nothing updates these."""
     calls = list(alternatives(layer))
-    return bool(calls and layer.statistics) and not layer.updates and all(call.by_moving for call in calls)
+    by_moving = all(call.by_moving and call.source.origin is not Origin.OTHER for call in calls)
+    return bool(calls and layer.statistics) and not layer.updates and by_moving
 
 
 def _trained_by_copies(model: Model, layers: Sequence[Layer]) -> dict[str, str]:
