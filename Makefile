@@ -6,7 +6,8 @@ RUN    := $(BIN)/python -m
 PIP    := $(BIN)/pip install --quiet --disable-pip-version-check
 EXPERIMENTS := single-example scoring-leak bn-vs-plain figure1 population-estimators model-solver solver-steps missing-update-ops \
   collected-update-ops control-dependencies conditional-updates checkpoint-variables training-vs-trainable conv-normalizer helper-variables keras-modes \
-  test-batch-size numerics needless-bias layer-defaults old-calls higher-learning-rates small-batches ghost-batches recurrent
+  test-batch-size numerics needless-bias layer-defaults old-calls higher-learning-rates small-batches ghost-batches recurrent \
+  dropout deep-sigmoid
 
 # Settings of the experiments: make bn-vs-plain MODE=full DATA=mnist SEED="0 1 2" STEPS=10000 OUTPUT=results FRESH=1
 MODE   ?= quick
@@ -68,6 +69,8 @@ old-calls:              ## calls and idioms of old versions: gone, renamed, or w
 higher-learning-rates:  ## learning rate and batch size, with and without batch norm
 small-batches:          ## batches of 1 to 64, mixed and of two classes: which remedy helps where
 ghost-batches:          ## batches of 1,024 normalized whole, and in groups of 128, 64 and 16
+dropout:                ## dropout with batch norm, without, and alone, at several rates
+deep-sigmoid:           ## networks of sigmoids, two to eight layers deep, with batch norm and without
 recurrent:              ## an LSTM with batch norm: statistics for each time step, beside shared ones
 
 reproduce: $(VENV)/.installed  ## every experiment in full, on MNIST; goes on where it was stopped

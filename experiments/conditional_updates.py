@@ -3,27 +3,35 @@
 Document: article ("tensorflow中的batchnorm"), sections *tf.nn.batch_normalization* and *Thoughts on the wrong use*.
 Claims article-05 and article-12.
 
-    make conditional-updates
+    make conditional-updates        or        python -m experiments.conditional_updates --mode full
 
 The article's wrapper makes its two assigns first, and names them as control dependencies inside the training branch of
 a ``tf.cond``. Ops made outside a branch belong to no branch: whichever is taken, they have run. Three layers are built
 for each kind of variable and each kind of ``cond``: the article's, tf.layers', and this library's. Each is trained for
 some steps, then run for inference on data from elsewhere, and its statistics are read before and after.
 
+What that costs is shown in service: a network is trained with the article's wrapper, and one with this library's, and both
+answer requests of one image or of many, in which the classes are mixed or come one after the other. After some of the
+requests the network is scored on the whole test set, by the statistics as they are then.
+
 Changed from the document: the inputs are random numbers and not ones, since with constant inputs the batch's variance is
-0 and half of what leaks can't be seen.
+0 and half of what leaks can't be seen. It trains no network: the one in service is r2rt's.
 """
 
+import functools
+import itertools
 from pathlib import Path
 
 import numpy as np
 
 import bn_graph
+from bn_graph.checkpoints.values import assign_values
 from bn_graph.tf1 import legacy_layers, tf
 from experiments.machinery import harness
+from experiments.machinery.classifiers import layer_sizes
 from experiments.machinery.figures import BLUE, GREEN, ORANGE, figure
 from experiments.machinery.harness import Mode, Settings
-from experiments.machinery.results import largest
+from experiments.machinery.results import data_name, largest, seeds
 from experiments.machinery.verdicts import Verdict, does_not_hold, holds, holds_with_a_trap
 
 # The article's.
@@ -37,9 +45,17 @@ INFERENCE_RUNS = 200
 # How far the data of the inference runs lie from those of training, in standard deviations.
 SHIFT = 5.0
 
+# In service: images of a request; the requests after which it is scored, half as many again each time.
+REQUEST_SIZES, SCORED_AFTER = (1, 32), (0, 1, 2, 3, 5, 8, 12, 18, 30, 45, 70, 100, 150, 225, 300)
+MIXED, SORTED = ORDERS = ("mixed", "sorted by class")
+# r2rt's network, batch and rate.
+HIDDEN_UNITS, BATCH_SIZE, LEARNING_RATE = (100, 100), 60, 0.01
+
 KINDS = {f"{variables}, cond {cond}": (variables, cond) for variables in ("ref", "resource") for cond in ("v1", "v2")}
 
-FULL = QUICK = Mode()
+# A fifth of r2rt's steps, twenty times the memory of the article's average.
+FULL = Mode("mnist", 2000, [0, 1, 2, 3, 4])
+QUICK = Mode("digits", 100)
 
 
 def article_wrapper(inputs, is_training, name: str):
@@ -88,7 +104,8 @@ def run(settings: Settings) -> dict:
         form: {kind: _measure(build, *choice, settings.seeds[0]) for kind, choice in KINDS.items()}
         for form, build in FORMS.items()
     }
-    return {"forms": measured, "inference_runs": INFERENCE_RUNS, "shift": SHIFT, "decay": DECAY}
+    service = [{"seed": seed} | {form: in_service(settings, seed, form) for form in SERVED} for seed in settings.seeds]
+    return {"forms": measured, "service": service, "inference_runs": INFERENCE_RUNS, "shift": SHIFT, "decay": DECAY}
 
 
 def _measure(build, variables: str, cond: str, seed: int) -> dict:
@@ -124,6 +141,67 @@ def _run_layer(build, generator: np.random.Generator) -> dict:
     }
 
 
+# --- article-05: what inference does to a network in service ----------------------------------------------------------
+def article_at_rest(inputs, is_training, name: str):
+    """The article's population branch alone, to score by the statistics as they are."""
+    with tf.variable_scope(name):
+        names = ("pop_mean", "pop_var", "offset", "scale")
+        variables = [tf.get_variable(each, inputs.shape[-1:]) for each in names]
+        return tf.nn.batch_normalization(inputs, *variables, EPSILON)
+
+
+# The layer that is trained and asked, and how it is scored.
+SERVED = {"article": (article_wrapper, article_at_rest), "batch_norm_wrapper": (wrapper, wrapper)}
+
+
+def in_service(settings: Settings, seed: int, form: str) -> dict[str, list[float]]:
+    """The test accuracy after 0, 1, 2, … requests, by their size and order; in the mode of the document's readers."""
+    layer, at_rest = SERVED[form]
+    weights = bn_graph.normal_weights(layer_sizes(settings.dataset, HIDDEN_UNITS), seed)
+    with (
+        harness.control_flow("v1"),
+        tf.Graph().as_default(),
+        tf.variable_scope("", use_resource=False) as scope,
+        tf.Session(config=bn_graph.session_config()) as session,
+    ):
+        tf.set_random_seed(seed)  # of the article's offsets
+        is_training = tf.placeholder(tf.bool, [])
+        network = bn_graph.build_graph(is_training, weights, normalizer=layer, learning_rate=LEARNING_RATE)
+        scope.reuse_variables()
+        resting = bn_graph.build_graph(False, weights, normalizer=at_rest)
+        session.run(tf.global_variables_initializer())
+        train_step = session.make_callable(network.train_op, [network.x, network.y_, is_training])
+        batches = bn_graph.batches(settings.dataset.train, BATCH_SIZE, seed=seed)
+        for images, labels in itertools.islice(batches, settings.steps):
+            train_step(images, labels, True)
+        trained = [(each, session.run(each)) for each in tf.global_variables()]
+        predict = session.make_callable(network.prediction, [network.x, is_training])
+        test, found = settings.dataset.test, {}
+        score = functools.partial(session.run, resting.accuracy, {resting.x: test.images, resting.y_: test.labels})
+        for size, order in itertools.product(REQUEST_SIZES, ORDERS):
+            assign_values(session, trained)
+            scores = found[f"{order}, {size}"] = [float(score())]
+            for number, rows in enumerate(requests(test, size, order, seed), start=1):
+                predict(test.images[rows], False)
+                if number in SCORED_AFTER:
+                    scores.append(float(score()))
+    return found
+
+
+def requests(test: bn_graph.Split, size: int, order: str, seed: int) -> np.ndarray:
+    """Rows of the test images that each request asks for; sorted, they begin with class 0 and end with the last."""
+    count = SCORED_AFTER[-1] * size
+    rows = np.random.default_rng(seed).permutation(np.arange(count) % test.size)
+    if order == SORTED:
+        rows = rows[np.argsort(test.labels[rows].argmax(1), kind="stable")]
+    return rows.reshape(-1, size)
+
+
+def served(result: dict, form: str, size: int, order: str) -> np.ndarray:
+    """Accuracies [seed, score]."""
+    return np.array([run[form][f"{order}, {size}"] for run in result["service"]])
+
+
 def judge_article_05(result: dict) -> Verdict:
     runs = result["forms"]["article"]
     built = {kind: run for kind, run in runs.items() if "error" not in run}
@@ -136,6 +214,14 @@ def judge_article_05(result: dict) -> Verdict:
         f"{len(leaks)}, by up to {drift:.2f} in {result['inference_runs']} runs on data {result['shift']:g} deviations away."
     )
     start = "random values, its initializer being left out" if any(offsets) else "0"
+    before = np.median(served(result, "article", 1, MIXED)[:, 0])
+    ends = {
+        (size, order): np.median(served(result, "article", size, order)[:, -1])
+        for size in REQUEST_SIZES
+        for order in ORDERS
+    }
+    measured += f" A network that scores {before:.3f} scores, after {SCORED_AFTER[-1]} requests, "
+    measured += f"{', '.join(f'{end:.3f} (of {size}, {order})' for (size, order), end in ends.items())}."
     if leaks:
         note = (
             "The assigns are made outside the branches, so they run whichever is taken; made inside the training branch, the "
@@ -182,7 +268,9 @@ def judge_article_12(result: dict) -> Verdict:
 
 FIGURES = {
     "conditional_updates.png": "The article's wrapper learns from the data that it is asked to predict: its moving mean "
-    "walks toward them. The other two stay where training left them."
+    "walks toward them. The other two stay where training left them.",
+    "wrapper_in_service.png": "Test accuracy of a trained network while it answers requests. With the article's wrapper every "
+    "prediction moves the statistics: requests of one image, or sorted by class, undo the training. The library's stays.",
 }
 
 
@@ -203,6 +291,24 @@ def draw(result: dict, folder: Path) -> None:
         axis.set_ylabel("largest change of the moving mean\n(standard deviations of the data)")
         axis.set_title(f"What inference on data {result['shift']:g} deviations away does to the population's mean")
         drawing.legend(loc="outside lower center", ncols=3)
+    with figure(folder / "wrapper_in_service.png", ncols=2, sharey=True, figsize=(10.5, 4.6)) as (drawing, axes):
+        styles = {
+            ("article", MIXED): (ORANGE, "--"),
+            ("article", SORTED): (ORANGE, "-"),
+            ("batch_norm_wrapper", SORTED): (BLUE, "-"),
+        }
+        for axis, size in zip(axes, REQUEST_SIZES, strict=True):
+            for (form, order), (colour, line) in styles.items():
+                values = served(result, form, size, order)
+                label = "batch_norm_wrapper, either order" if form != "article" else f"the article's wrapper, {order}"
+                axis.plot(SCORED_AFTER, np.median(values, axis=0), color=colour, linestyle=line, label=label)
+                axis.fill_between(SCORED_AFTER, values.min(0), values.max(0), color=colour, alpha=0.15, linewidth=0)
+            title = "requests of one image" if size == 1 else f"requests of {size} images"
+            axis.set(xscale="symlog", xlim=(0, SCORED_AFTER[-1]), ylim=(0, 1), xlabel="requests answered", title=title)
+        axes[0].set_ylabel("accuracy on the test set, by the\nstatistics as they are then")
+        drawing.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+        trained = f"{result['steps']:,} steps of training, {seeds(result)}"
+        drawing.suptitle(f"{data_name(result)}, {trained}: medians, and from the least to the most", fontsize=10)
 
 
 def summarize(result: dict) -> str:

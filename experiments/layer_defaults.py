@@ -4,11 +4,14 @@ Document: article, the sections on the three implementations. Claims article-04,
 
     make layer-defaults
 
-The signatures are read from the live functions and compared name by name with the documents' lists. contrib is gone with
-TensorFlow 1, so its signature is read from this library's slim form, which must first agree with the article's list. The
+The signatures are read from the live functions and compared name by name with the documents' lists: tf.layers' and contrib's
+own in TensorFlow 1.15, where `make eras` has made it, and tf_slim's, where it is installed, each in a process of its own;
+today's tf.layers, and this library's slim form, which has contrib's signature and is judged where contrib is not there. The
 rarer options of ``tf.layers`` are built and run. Nothing is trained, so both modes are the same.
 """
 
+import importlib
+import importlib.util
 import inspect
 import itertools
 from collections.abc import Callable
@@ -19,10 +22,11 @@ import numpy as np
 import bn_graph
 from bn_graph.layers import slim
 from bn_graph.tf1 import legacy_layers, tf
-from experiments.machinery import harness
+from experiments.machinery import children, harness
 from experiments.machinery.fresh import attempted
 from experiments.machinery.harness import Mode, Settings
 from experiments.machinery.results import largest
+from experiments.machinery.results import listed as listed_names
 from experiments.machinery.tables import Table
 from experiments.machinery.verdicts import Verdict, does_not_hold, holds, holds_with_a_trap
 
@@ -43,6 +47,8 @@ SAME_MEANING = {"momentum": "decay", "training": "is_training", "name": "scope",
 BATCH = np.random.default_rng(0).normal(2.0, 3.0, (4, 2, 2, 3)).astype(np.float32)
 
 NN, LAYERS, SLIM = "tf.nn.batch_normalization", "tf.layers.batch_normalization", "slim form"
+# The last TensorFlow with contrib, and what is asked of it.
+ERA, CONTRIB, TF_SLIM = "1.15.5", "contrib's batch_norm", "tf_slim"
 
 FULL = QUICK = Mode()
 
@@ -67,12 +73,28 @@ def run(settings: Settings) -> dict:
     functions = {NN: tf.nn.batch_normalization, LAYERS: legacy_layers().batch_normalization, SLIM: slim.batch_norm}
     # The lowest one can't be called with nothing but inputs.
     calls = functions | {NN: lambda x: tf.nn.batch_normalization(x, *tf.nn.moments(x, [0, 1, 2]), None, None, 1e-3)}
+    signatures = {name: signature(function) for name, function in functions.items()}
+    made = {name: made_by(call) for name, call in calls.items()}
+    for name, found in (children.ask_era(ERA, "signatures") or {}).items():
+        signatures[f"{name} of {ERA}"], made[f"{name} of {ERA}"] = found["signature"], found["made_by"]
+    if importlib.util.find_spec(TF_SLIM):
+        signatures[TF_SLIM] = children.ask(signature_in, module=TF_SLIM, name="batch_norm")
     return {
-        "signatures": {name: signature(function) for name, function in functions.items()},
-        "made_by": {name: made_by(call) for name, call in calls.items()},
+        "signatures": signatures,
+        "made_by": made,
         "options": options_alone(),
         "combinations": options_together(),
     }
+
+
+def signature_in(module: str, name: str) -> dict[str, str]:
+    """Of a library that nothing else here should import."""
+    return signature(getattr(importlib.import_module(module), name))
+
+
+def of_the_time(result: dict, name: str, today: str) -> str:
+    """The function of TensorFlow 1 itself, where it was asked; otherwise today's."""
+    return f"{name} of {ERA}" if f"{name} of {ERA}" in result["signatures"] else today
 
 
 # --- article-04: what is left to the caller ---------------------------------------------------------------------------
@@ -167,10 +189,14 @@ def options_together() -> dict[str, dict]:
 
 
 def judge_article_06(result: dict) -> Verdict:
-    live = result["signatures"][LAYERS]
-    differing = differences(parse(LAYERS_LISTED), live)
-    agreement = "; ".join(differing) or "all names and defaults agree"
-    measured = f"It has {len(live)} parameters where {len(parse(LAYERS_LISTED))} are listed; {agreement}."
+    listed, where = parse(LAYERS_LISTED), dict.fromkeys([of_the_time(result, LAYERS, LAYERS), LAYERS])
+    differing = {name: differences(listed, result["signatures"][name]) for name in where}
+    own, *today = differing.values()
+    agreement = "; ".join(own) or "all names and defaults agree"
+    measured = (
+        f"It has {len(result['signatures'][next(iter(where))])} parameters where {len(listed)} are listed; {agreement}"
+    )
+    measured += f"{f', in TensorFlow {ERA} and today' if today and today[0] == own else ''}."
     options, together = result["options"], result["combinations"]
     working = [name for name, found in options.items() if found["largest_error"] < 1e-4]
     refused = [name for name, found in together.items() if found["error"]]
@@ -180,12 +206,17 @@ def judge_article_06(result: dict) -> Verdict:
         note += " (whose virtual batches are not of neighbours, but of every other example)"
     note += f". Refused together: {', '.join(refused) or 'none'}"
     note += f"; fused=True is given up silently beside {len(fused)} of 3."
-    return (does_not_hold if differing else holds)(measured, note)
+    if own:
+        return does_not_hold(measured, note)
+    if today and today[0]:
+        return holds_with_a_trap(f"today's differs: {'; '.join(today[0])}", measured, note)
+    return holds(measured, note)
 
 
 # --- article-08: contrib's defaults beside tf.layers' -----------------------------------------------------------------
 def judge_article_08(result: dict) -> Verdict:
-    layers, contrib = (result["signatures"][name] for name in (LAYERS, SLIM))
+    judged = [of_the_time(result, name, today) for name, today in ((LAYERS, LAYERS), (CONTRIB, SLIM))]
+    layers, contrib = (result["signatures"][name] for name in judged)
     pairs = {name: SAME_MEANING.get(name, name) for name in layers}
     differing = {name: other for name, other in pairs.items() if other in contrib and layers[name] != contrib[other]}
 
@@ -195,16 +226,18 @@ def judge_article_08(result: dict) -> Verdict:
             for name in names
         )
 
+    theirs = f"contrib, both of TensorFlow {ERA}" if judged[1] != SLIM else "contrib's form"
     measured = (
-        f"Of the defaults, {shown(differing) or 'none'} differ between tf.layers and contrib's form; center is "
+        f"Of the defaults, {shown(differing) or 'none'} differ between tf.layers and {theirs}; center is "
         f"{layers['center']} in tf.layers and {contrib['center']} there."
     )
     unlisted = differences(parse(CONTRIB_LISTED), contrib)
-    updates = [result["made_by"][name]["update_ops"] for name in (LAYERS, SLIM)]
+    updates = [result["made_by"][name]["update_ops"] for name in judged]
     note = "The document's next clause says what the two are: scale True and False, center True in both. "
-    note += "Contrib's form "
-    note += f"{f'differs from its list in {unlisted}' if unlisted else 'has its list'}. Called with inputs alone, tf.layers "
-    note += f"makes {updates[0]} update ops and contrib's form {updates[1]}."
+    note += f"Contrib's {f'differs from its list in {unlisted}' if unlisted else 'has its list'}"
+    same = [name for name in (TF_SLIM, SLIM) if not differences(contrib, result["signatures"].get(name, {}))]
+    note += f"{f', as have {listed_names(same)}' if same and judged[1] != SLIM else ''}. Called with inputs alone, tf.layers "
+    note += f"makes {updates[0]} update ops and contrib's {updates[1]}."
     scale = (layers["scale"], contrib["scale"])
     if scale != ("True", "False") or layers["center"] != "True" or contrib["center"] != "True":
         return does_not_hold(measured, note)
@@ -217,7 +250,8 @@ def judge_article_08(result: dict) -> Verdict:
 # --- The figure -------------------------------------------------------------------------------------------------------
 def tables(result: dict) -> list[Table]:
     """tf.layers' and slim's parameters side by side, those of one meaning in one row."""
-    layers, contrib = (result["signatures"][name] for name in (LAYERS, SLIM))
+    names = [of_the_time(result, name, today) for name, today in ((LAYERS, LAYERS), (CONTRIB, SLIM))]
+    layers, contrib = (result["signatures"][name] for name in names)
     rows, colours = [], {}
     for name, default in layers.items():
         other = SAME_MEANING.get(name, name)
@@ -226,7 +260,7 @@ def tables(result: dict) -> list[Table]:
     for number, row in enumerate(rows):
         if "—" not in row and row[1] != row[3]:
             colours |= {(number, 1): "orange", (number, 3): "orange"}
-    header = ["tf.layers.batch_normalization", "default", "contrib's batch_norm (slim form)", "default"]
+    header = [names[0], "default", f"contrib's batch_norm ({SLIM})" if names[1] == SLIM else names[1], "default"]
     caption = "The parameters of tf.layers' and of contrib's batch norm, those of one meaning in one row."
     return [Table(f"{caption} Orange: the defaults that differ.", header, rows, colours)]
 

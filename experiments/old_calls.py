@@ -6,7 +6,7 @@ Documents: qa, *Update July 2016* (qa-01); r2rt, *Training the network* and thro
     make old-calls
 
 What is there is looked up in the live libraries; batch norm of the three libraries is trained for a step, each in a process
-of its own. Nothing is drawn, and both modes are the same.
+of its own, and contrib's in TensorFlow 1.15 too, where `make eras` has made it. Nothing is drawn, and both modes are the same.
 """
 
 import importlib.util
@@ -34,6 +34,8 @@ EASIEST = {
     "slim": ("tf_slim", "batch_norm"),
     "tflearn": ("tflearn", "batch_normalization"),
 }
+# The last TensorFlow with contrib.
+ERA = "1.15.5"
 # Of tensorflow: three old names, and those that replace them.
 OLD = ["contrib", "arg_max", "initialize_all_variables"]
 NEW = ["argmax", "global_variables_initializer", "placeholder"]
@@ -48,6 +50,7 @@ def run(settings: Settings) -> dict:
     return {
         "modules_found": {name: importlib.util.find_spec(name) is not None for name in MODULES},
         "easiest": {name: trained_if_installed(*names) for name, names in EASIEST.items()},
+        "contrib_of_its_time": children.ask_era(ERA, "contrib_trains", values=BATCH.tolist()),
         "attributes": {name: {key: hasattr(module, name) for key, module in modules.items()} for name in OLD + NEW},
         "old_calls": old_calls(),
         "step_test": step_test(),
@@ -106,6 +109,8 @@ def judge_qa_01(result: dict) -> Verdict:
         others = ", ".join(name for name in found if name not in working)
         return holds_with_a_trap(f"not {others}", measured, "contrib is the one that came with TensorFlow.")
     note = "contrib, with slim in it, went with TensorFlow 1; tf_slim and tflearn are packages of their own. "
+    if result["contrib_of_its_time"]:
+        note = f"In TensorFlow {ERA} contrib trains, and it went with TensorFlow 1; tf_slim is a package of its own. "
     note += "bn_graph.layers.slim.batch_norm has contrib's signature, "
     note += "and bn_graph.batch_norm_wrapper needs no update ops."
     return dated(measured, note)

@@ -5,12 +5,12 @@ implementation that works at test time*. Claims r2rt-18, 19, 22.
 
     make scoring-leak        or        python -m experiments.scoring_leak --mode full
 
-The network of the page single_example is trained twice, from the same weights on the same batches. The first is trained
-and nothing else. The second is trained by the document's own loop, which scores the *training* graph on the test set
-every 50 steps, and so averages test statistics into the population's. Then two looks at the document's graph itself: what
-one run of it updates, and what becomes of its last bias.
+The document's second network as it is (`machinery/r2rt.py`) is trained twice, from the same weights on the same batches.
+The first is trained and nothing else. The second is trained by the document's own loop, which scores the *training* graph
+on the test set every 50 steps, and so averages test statistics into the population's. Then two looks at the graph itself:
+what one run of it updates, and what becomes of its last bias.
 
-Changed from the document: the loss is the stable form of the same cross-entropy (the document's can become NaN).
+Changed from the document: the weights and batches are drawn by NumPy, variables have names, and steps are counted.
 """
 
 import numpy as np
@@ -18,22 +18,20 @@ import numpy as np
 import bn_graph
 from bn_graph.tf1 import tf
 from experiments.machinery import harness, kept_work
-from experiments.machinery.classifiers import batches_in_order, losses, placeholders
+from experiments.machinery.classifiers import batches_in_order
 from experiments.machinery.harness import Mode, Settings
-from experiments.machinery.results import column, largest, spread
-from experiments.machinery.verdicts import Verdict, does_not_hold, holds, holds_with_a_trap
-from experiments.single_example import (
+from experiments.machinery.r2rt import (
     BATCH_SIZE,
     DECAY,
     EPSILON,
     HIDDEN_UNITS,
     LEARNING_RATE,
-    STANDARD_ERRORS,
-    STEPS,
+    documents_network,
     first_weights,
-    train_wrapper_network,
-    wrapper,
 )
+from experiments.machinery.results import column, largest, spread
+from experiments.machinery.verdicts import Verdict, does_not_hold, holds, holds_with_a_trap
+from experiments.single_example import STANDARD_ERRORS, STEPS, train_repaired_network
 
 # The document's loop scores the test set after the steps 0, 50, 100, ...; the last is 9,950.
 SCORED_EVERY = 50
@@ -42,25 +40,6 @@ FINAL_ACCURACY = 0.9532
 
 FULL = Mode(data="mnist", steps=STEPS, seeds=[0, 1, 2, 3, 4])
 QUICK = Mode(data="auto", steps=STEPS, seeds=[0])
-
-
-def documents_wrapper(inputs, is_training, name):
-    """The document's wrapper: assigns that the output depends on. The variables are named as the library's are."""
-    units = inputs.shape.as_list()[-1]
-    with tf.variable_scope(name):
-        gamma = tf.get_variable("gamma", [units], initializer=tf.ones_initializer())
-        beta = tf.get_variable("beta", [units], initializer=tf.zeros_initializer())
-        ones, zeros = tf.ones_initializer(), tf.zeros_initializer()
-        population = [
-            tf.get_variable("moving_mean", [units], initializer=zeros, trainable=False),
-            tf.get_variable("moving_variance", [units], initializer=ones, trainable=False),
-        ]
-        if not is_training:
-            return tf.nn.batch_normalization(inputs, *population, beta, gamma, EPSILON)
-        batch = tf.nn.moments(inputs, [0])
-        updates = [tf.assign(old, old * DECAY + new * (1 - DECAY)) for old, new in zip(population, batch, strict=True)]
-        with tf.control_dependencies(updates):
-            return tf.nn.batch_normalization(inputs, *batch, beta, gamma, EPSILON)
 
 
 def run(settings: Settings) -> dict:
@@ -76,7 +55,9 @@ def run(settings: Settings) -> dict:
 
 def run_seed(settings: Settings, seed: int) -> dict:
     weights, labels = first_weights(settings.dataset, seed), settings.dataset.test.labels.argmax(1)
-    clean, predicted_clean = by_moving_statistics(settings, weights, train_wrapper_network(settings, seed, weights))
+    clean, predicted_clean = by_moving_statistics(
+        settings, weights, train_repaired_network(settings, seed, weights, "document")
+    )
     leak = training_that_scores(settings, seed, weights)
     leaking, predicted_leaking = by_moving_statistics(settings, weights, leak["checkpoint"])
     loop = {
@@ -100,8 +81,7 @@ def training_that_scores(settings: Settings, seed: int, weights: list[np.ndarray
     """The document's own loop: every 50 steps the training graph is run on the test set, to score it."""
     test = settings.dataset.test
     with tf.Graph().as_default(), tf.Session(config=bn_graph.session_config()) as session:
-        # The library's wrapper in training moves its statistics at each run, as the document's does: see one_update.
-        network = bn_graph.build_graph(True, weights, normalizer=wrapper, learning_rate=LEARNING_RATE)
+        network = documents_network(True, weights)
 
         def is_scored(finished: int) -> bool:
             return (finished - 1) % SCORED_EVERY == 0
@@ -136,7 +116,7 @@ def by_moving_statistics(
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """A checkpoint's values, and the class of each test image by its moving statistics."""
     with tf.Graph().as_default(), tf.Session(config=bn_graph.session_config()) as session:
-        network = bn_graph.build_graph(False, weights, normalizer=wrapper)
+        network = documents_network(False, weights)
         bn_graph.restore(session, checkpoint)
         values = session.run({variable.op.name: variable for variable in tf.global_variables()})
         return values, session.run(network.prediction, {network.x: settings.dataset.test.images})
@@ -176,7 +156,7 @@ def one_update(settings: Settings) -> dict:
     weights = first_weights(settings.dataset, seed=0)
     batch = train.images[:BATCH_SIZE]
     with tf.Graph().as_default(), tf.Session(config=bn_graph.session_config()) as session:
-        network = bn_graph.build_graph(True, weights, normalizer=documents_wrapper)
+        network = documents_network(True, weights)
         statistics = bn_graph.moving_statistics()
         trainable = [variable for variable in statistics if variable in tf.trainable_variables()]
         session.run(tf.global_variables_initializer())
@@ -259,21 +239,15 @@ def last_bias(settings: Settings, used: bool) -> dict:
     train = settings.dataset.train
     weights = first_weights(settings.dataset, seed=0)
     with tf.Graph().as_default(), tf.Session(config=bn_graph.session_config()) as session:
-        x, y_ = placeholders((len(weights[0]), classes := weights[-1].shape[1]))
-        layer = x
-        for number, initial in enumerate(weights[:-1], start=1):
-            z = tf.matmul(layer, tf.Variable(initial))
-            layer = tf.nn.sigmoid(documents_wrapper(z, True, f"bn{number}"))
-        bias = tf.Variable(tf.zeros([classes]))
-        logits = tf.matmul(layer, tf.Variable(weights[-1])) + (bias if used else 0.0)
-        loss = tf.reduce_sum(losses(logits, y_))
-        train_step = tf.train.GradientDescentOptimizer(LEARNING_RATE).minimize(loss)
+        network = documents_network(True, weights, b3_used=used)
+        with tf.variable_scope("", reuse=True):
+            bias = tf.get_variable("b3")
         session.run(tf.global_variables_initializer())
         for images, labels in batches_in_order(train, BATCH_SIZE)[:20]:
-            session.run(train_step, {x: images, y_: labels})
+            session.run(network.train_op, {network.x: images, network.y_: labels})
         return {
             "trainable": bias in tf.trainable_variables(),
-            "has_gradient": tf.gradients(loss, bias)[0] is not None,
+            "has_gradient": tf.gradients(network.loss, bias)[0] is not None,
             "largest_after_20_steps": largest(session.run(bias)),
         }
 

@@ -6,12 +6,12 @@ opening, *Two phases* and *Example code*. Claims flags-01 to flags-08.
     make training-vs-trainable
 
 The document's example is run in all four combinations, two runs each as in its loop, with ``tf.layers`` (fused kernel
-and not), this library's slim form and wrapper, and with legacy Keras and Keras 3 in processes of their own.
+and not), this library's slim form and wrapper, and in processes of their own with legacy Keras, Keras 3 and, where
+`make eras` has made it, TensorFlow 1.15's own contrib, tf.layers and tf.keras.
 
 Changed from the document: its image is random and only its first pixel is printed. The printed moving averages pin the
-channels' sums and sums of squares, and `IMAGE` is the one with those values, up to the order of the pixels. The
-statistics are fetched through the variables, since ``moving_mean:0`` is today the handle of a resource. There is no
-training, so both modes are the same.
+channels' sums and sums of squares, and `IMAGE` is the one with those values, up to the order of the pixels. Statistics are
+fetched through the variables, for ``moving_mean:0`` is a resource's handle today. Nothing is trained: both modes are one.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ import numpy as np
 import bn_graph
 from bn_graph.layers import slim
 from bn_graph.tf1 import legacy_layers, tf
-from experiments.machinery import harness, keras_child
+from experiments.machinery import children, harness, keras_child
 from experiments.machinery.harness import Mode, Settings
 from experiments.machinery.results import largest
 from experiments.machinery.tables import Table
@@ -40,6 +40,8 @@ RUNS, PAIRS = 2, [(False, False), (False, True), (True, False), (True, True)]
 INFERENCE_PIXEL, TRAINING_PIXEL = [9.0, 11.0, 19.0, 1.0], [2.0, 2.0, 3.0, -1.0]
 PRINTED_MEAN = "[0.03249997 0.03499997 0.06499994 0.02749997]"
 PRINTED_VARIANCE = "[1.0791667 1.1266665 1.0999999 1.0925]"
+# The last TensorFlow with contrib.
+ERA = "1.15.5"
 # Cases of flags-02.
 BATCH_ALONE, DOCUMENTS_OWN = "training, gamma 1, beta 0", "training, gamma 2, beta 1"
 # For the variance by rank; 6 to 48 values a channel, where m/(m−1) is well off 1.
@@ -88,7 +90,8 @@ def run(settings: Settings) -> dict:
     variances = {name: [one_step_variance(build, each) for each in batches] for name, build in GRAPH_LIBRARIES.items()}
     options = {"image": [IMAGE], "momentum": MOMENTUM, "batches": [each.tolist() for each in batches]}
     keras = keras_child.ask_both(keras_child.four_cells, gamma=START["gamma"], beta=START["beta"], **options)
-    for library, answer in keras.items():
+    era = children.ask_era(ERA, "four_cells", start=START, **options) or {}
+    for library, answer in (keras | {f"{name} of {ERA}": each for name, each in era.items()}).items():
         cells[library], variances[library] = answer["cells"], answer["variances"]
     return {
         "cells": {library: [describe(cell) for cell in four] for library, four in cells.items()},
@@ -101,7 +104,6 @@ def run(settings: Settings) -> dict:
         "other_statistics": outputs_with_other_statistics(),
         "what_moves": what_moves(),
         "ref_variables": describe(measure_cell(tf_layers, True, True, use_resource=False)),
-        "keras_versions": {library: answer["version"] for library, answer in keras.items()},
     }
 
 
@@ -378,10 +380,8 @@ def tables(result: dict) -> list[Table]:
     caption += "Blue: they move. Orange: by the moving ones although training=True; that is where the libraries part."
     header = ["library", *(f"training={training}, trainable={trainable}" for training, trainable in PAIRS)]
     by_rank = "The variance that is averaged, by the rank of the inputs. Blue: with Bessel's correction."
-    return [
-        Table(caption, header, flags, flag_colours),
-        Table(by_rank, ["library", *(f"rank {rank}" for rank in SHAPES)], variances, variance_colours),
-    ]
+    ranks = ["library", *(f"rank {rank}" for rank in SHAPES)]
+    return [Table(caption, header, flags, flag_colours), Table(by_rank, ranks, variances, variance_colours)]
 
 
 def summarize(result: dict) -> str:

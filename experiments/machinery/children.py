@@ -13,9 +13,10 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from experiments.machinery import eras
 from experiments.machinery.programs import UsageError, module_name
 
-__all__ = ["ask", "ask_each"]
+__all__ = ["ask", "ask_each", "ask_era"]
 
 _ROOT = Path(__file__).parents[2]
 # Imports nothing of the project by itself: a function that needs no TensorFlow doesn't wait for it.
@@ -62,3 +63,33 @@ def ask_each(function: Callable, questions: Mapping[str, Mapping[str, object]]) 
     with ThreadPoolExecutor(len(questions)) as pool:
         asked = {name: pool.submit(ask, function, **question) for name, question in questions.items()}
         return {name: answer.result() for name, answer in asked.items()}
+
+
+def ask_era(version: str, function: str, **arguments) -> object | None:
+    """What a function of `era_child` returns in the TensorFlow of that version; None, and a line on stderr, without it.
+
+    Args:
+        version: of an environment that `make eras` makes.
+        function: its name.
+        **arguments: for it, what JSON can hold.
+
+    Raises:
+        UsageError: the process failed; the message ends with the last line that it wrote.
+    """
+    python = eras.environment_python(version)
+    if python is None:
+        print(f"Without TensorFlow {version} (make eras): what it would be asked is left out.", file=sys.stderr)
+        return None
+    # Today's packages are not the old interpreter's, and 1.15 would run eagerly if TF2_BEHAVIOR were set.
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "TF_USE", "TF2_"))}
+    finished = subprocess.run(
+        [str(python), "-W", "ignore", str(Path(__file__).with_name("era_child.py")), function],
+        input=json.dumps(arguments),
+        env=kept | {"TF_CPP_MIN_LOG_LEVEL": "3"},
+        capture_output=True,
+        text=True,
+    )
+    if finished.returncode:
+        last = (finished.stderr.strip().splitlines() or ["no message"])[-1]
+        raise UsageError(f"{function} failed in TensorFlow {version}: {last}")
+    return json.loads(finished.stdout.splitlines()[-1])

@@ -31,8 +31,8 @@ __all__ = [
     "make_environment",
 ]
 
-FOLDER = Path(__file__).parents[2] / ".eras"
-"""Where the environments are; each is named for its version of TensorFlow."""
+FOLDER = Path(os.environ.get("ERAS_DIR") or Path(__file__).parents[2] / ".eras")
+"""Where the environments are (``ERAS_DIR`` names another place); each is named for its version of TensorFlow."""
 
 SECONDS = 1800
 """How long one installation may take, if nothing else is said."""

@@ -21,12 +21,11 @@ from experiments import (
     missing_update_ops,
     model_solver,
     population_estimators,
-    scoring_leak,
     single_example,
     training_vs_trainable,
 )
 from experiments.demos import repaired_checkpoint, restore_demo
-from experiments.machinery import checkpoint_child, harness
+from experiments.machinery import checkpoint_child, harness, r2rt
 from experiments.machinery.classifiers import layer_sizes
 
 STEPS = 20  # enough to move weights, gamma, beta and every average
@@ -115,19 +114,19 @@ def test_the_checkpoint_of_the_faulty_network_is_bn004(settings, weights, record
 
 
 @pytest.mark.parametrize("is_training", [True, False])
-@pytest.mark.parametrize("form", [scoring_leak.documents_wrapper, single_example.wrapper])
+@pytest.mark.parametrize("form", [r2rt.documents_wrapper, single_example.wrapper])
 def test_the_wrappers_are_clean_in_the_graph_of_either_mode(weights, form, is_training):
     assert errors(network_graph(form, is_training, weights)) == CLEAN
 
 
-@pytest.mark.parametrize("form", [scoring_leak.documents_wrapper, single_example.wrapper])
+@pytest.mark.parametrize("form", [r2rt.documents_wrapper, single_example.wrapper])
 def test_scoring_the_training_graph_as_the_documents_loop_does_is_bn004_and_bn005(weights, form):
     graph = network_graph(form, True, weights)
     assert errors(graph, outputs=["accuracy"]) == {"BN004", "BN005"}
 
 
 def test_the_mended_network_is_clean_where_it_was_trained_and_where_it_predicts(settings, weights, recorded):
-    checkpoint = single_example.train_wrapper_network(settings, 0, weights)
+    checkpoint = single_example.train_repaired_network(settings, 0, weights, "wrapper")
     (trained,) = recorded
     assert errors(trained.checkpoint) == errors(checkpoint) == CLEAN
     assert errors(network_graph(single_example.wrapper, False, weights), checkpoint=checkpoint) == CLEAN
@@ -258,7 +257,7 @@ def test_r2rts_automatic_names_are_clean(settings, weights, recorded, tmp_path):
 
 
 def test_the_wrong_ways_to_restore_are_caught_and_the_right_way_is_clean(settings, weights, digits, recorded, tmp_path):
-    prefix = single_example.train_wrapper_network(settings, 0, weights)
+    prefix = single_example.train_repaired_network(settings, 0, weights, "wrapper")
     split = bn_graph.Split(digits.test.images[:2], digits.test.labels[:2])
     recorded.clear()
     predictions = restore_demo._predict_each_way(prefix, split)

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from experiments.machinery import children
+from experiments.machinery import children, eras
 from experiments.machinery.programs import UsageError
 
 
@@ -17,3 +17,17 @@ def test_a_process_that_fails_is_one_line():
     with pytest.raises(UsageError, match=r"listdir failed: FileNotFoundError.*no/such/place") as error:
         children.ask(os.listdir, path="no/such/place")
     assert "\n" not in str(error.value)
+
+
+def test_without_the_environment_of_a_tensorflow_nothing_is_asked_and_one_line_says_so(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(children.eras, "environment_python", lambda version: None)
+    assert children.ask_era("1.15.5", "signatures") is None
+    written = capsys.readouterr().err
+    assert "Without TensorFlow 1.15.5 (make eras)" in written and written.count("\n") == 1
+
+
+@pytest.mark.skipif(eras.environment_python("1.15.5") is None, reason="there is no environment of TensorFlow 1.15.5")
+def test_contrib_itself_trains_and_has_its_arguments():
+    assert children.ask_era("1.15.5", "contrib_trains", values=[[1.0, 2.0], [3.0, 5.0]])
+    signatures = children.ask_era("1.15.5", "signatures")
+    assert signatures["contrib's batch_norm"]["signature"]["decay"] == "0.999"

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 
+import bn_graph
 from experiments import conditional_updates
 
 PAGE = conditional_updates
@@ -30,6 +31,27 @@ def test_the_wrapper_leaks_and_is_like_the_layer_in_training_only(result):
         "article-05": "does not hold",
         "article-12": "holds, with a trap: at inference only the wrapper moves its population",
     }
+
+
+@pytest.mark.parametrize("order", conditional_updates.ORDERS)
+@pytest.mark.parametrize("size", conditional_updates.REQUEST_SIZES)
+def test_in_service_the_articles_wrapper_changes_what_the_network_answers_and_the_librarys_does_not(
+    result, size, order
+):
+    (article,), (library,) = (
+        conditional_updates.served(result, form, size, order) for form in ("article", "batch_norm_wrapper")
+    )
+    assert len(article) == len(conditional_updates.SCORED_AFTER)
+    assert len(set(article)) > 2
+    assert set(library) == {library[0]} and library[0] > 0.5
+
+
+def test_sorted_requests_begin_with_the_first_class_and_end_with_the_last():
+    split = bn_graph.load("digits").test
+    rows = conditional_updates.requests(split, 32, conditional_updates.SORTED, seed=0)
+    classes = split.labels[rows].argmax(2)
+    assert rows.shape == (300, 32)
+    assert set(classes[0]) == {0} and set(classes[-1]) == {9}
 
 
 def test_a_wrapper_that_did_not_leak_would_make_both_claims_hold(result):

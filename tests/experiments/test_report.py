@@ -25,16 +25,17 @@ def results(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_the_register_has_the_90_claims_of_the_documents_and_five_of_papers_and_each_has_an_experiment():
+def test_the_register_has_the_91_claims_of_the_documents_and_six_of_papers_and_each_has_an_experiment():
     claims = register.claims()
-    assert len(claims) == 95
+    assert len(claims) == 97
     counted = {key: sum(claim.startswith(f"{key}-") for claim in claims) for key in register.documents()}
     assert counted == {
         "qa": 19,
         "solver": 16,
         "r2rt": 25,
-        "flags": 13,
+        "flags": 14,
         "article": 17,
+        "bn2015": 1,
         "renorm": 2,
         "ghost": 1,
         "precise": 2,

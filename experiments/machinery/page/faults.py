@@ -15,9 +15,9 @@ from experiments import (
     evaluation_batch_size,
     missing_update_ops,
     population_estimators,
-    scoring_leak,
     single_example,
 )
+from experiments.machinery import r2rt
 
 __all__ = ["FAULTS", "Fault", "by_cost", "marked_lines"]
 
@@ -85,6 +85,14 @@ def _early(result: dict) -> tuple[Sequence[float], Sequence[float]]:
     return tuple(population_estimators.scores(result, name, "accuracy", population_estimators.EARLY) for name in names)
 
 
+def _in_service(result: dict) -> tuple[Sequence[float], Sequence[float]]:
+    """After the last request, where each asks for one image."""
+    scores = (
+        conditional_updates.served(result, form, 1, conditional_updates.MIXED) for form in conditional_updates.SERVED
+    )
+    return tuple(each[:, -1].tolist() for each in scores)
+
+
 FAULTS = (
     Fault(
         "Prediction normalizes by the batch that it is given",
@@ -92,7 +100,7 @@ FAULTS = (
         "shown. Tests in large mixed batches look well.",
         "single_example",
         single_example.batch_statistics_always,
-        scoring_leak.documents_wrapper,
+        r2rt.documents_wrapper,
         "BN004",
         ("r2rt-12", "r2rt-13", "r2rt-14", "r2rt-20"),
         _alone,
@@ -166,7 +174,7 @@ FAULTS = (
         conditional_updates.tf_layers,
         "BN005",
         ("article-05", "article-12"),
-        lambda result: ((), ()),
+        _in_service,
     ),
 )
 
