@@ -234,14 +234,7 @@ def judge_r2rt_15(result: dict) -> Verdict:
 
 
 # --- r2rt-16: is the simple average better? ---------------------------------------------------------------------------
-def frozen_averages(
-    session: tf.Session,
-    network: bn_graph.Network,
-    moments: tf.Tensor,
-    batches: Iterable,
-    trained: Averages,
-    dataset: bn_graph.Dataset,
-) -> dict[str, float]:
+def frozen_averages(session, network, moments, batches: Iterable, trained: Averages, dataset) -> dict[str, float]:
     """The averages over batches of weights that stand still: how far from the population does each end?
 
     Of the first layer, whose inputs don't depend on how the batch is normalized: there the population is no matter of

@@ -289,7 +289,7 @@ def _compiled_loop(step: Step, rows: tf.Tensor, count: tf.Tensor, resident: Sequ
                 "decide, and XLA can't compile its gradients: give its predicate as a Python bool, or leave `compiled` out."
             )
         step = step._replace(train_op=train_op, recorded=recorded)
-    loop = tf.function(lambda *fed: _loop(step, *fed, resident), jit_compile=True, autograph=False)
+    loop = tf.function(lambda rows, count: _loop(step, rows, count, resident), jit_compile=True, autograph=False)
     return list(loop(rows, count))
 
 
