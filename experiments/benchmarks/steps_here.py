@@ -286,7 +286,9 @@ def two_towers(images: tf.Tensor, labels: tf.Tensor) -> list[Tower]:
 def convolutions(threads: int, **task) -> dict[str, Callable]:
     """The floor of the image network: a step's convolutions and their gradients alone."""
     task = tasks.made(task)
-    session = tf.Session(graph=tf.Graph(), config=bn_graph.session_config(threads))
+    config = bn_graph.session_config(threads)
+    config.graph_options.rewrite_options.disable_meta_optimizer = True  # it leaves out what nobody reads
+    session = tf.Session(graph=tf.Graph(), config=config)
     with session.graph.as_default():
         done, side, channels = [], tasks.SIDE, 1
         for number, initial in enumerate(tasks.initial_weights(task)[:-1]):
