@@ -14,7 +14,8 @@ from bn_graph.graphs.graph import Ref, downstream, needed, walk
 from bn_graph.graphs.layers import Layer
 from bn_graph.graphs.modes import alternatives, normalizing_by_batch, runs, sinks, values_used
 from bn_graph.graphs.normalizations import Normalization, Origin, leads_on
-from bn_graph.graphs.ops import FORWARDS, MANY_INPUTS, WEIGHTED
+from bn_graph.graphs.ops import FORWARDS, MANY_INPUTS, SWITCHES, WEIGHTED
+from bn_graph.graphs.values import Choice
 
 if TYPE_CHECKING:
     from bn_graph.audit.model import Model
@@ -72,10 +73,32 @@ def _upstream_of(model: "Model", outputs: Sequence[int]) -> dict[str, InferenceP
         updates = tuple(sorted(update.node for update in layer.updates if update.node in run))
         is_used = any(place.node in used for place in layer.places)
         is_stripped = is_used and not by_batch and not model.has_moving_path(layer) and has_stripped_calls(layer)
-        mode = Mode.BATCH if by_batch else Mode.UNKNOWN if is_stripped else Mode.MOVING if is_used else Mode.ABSENT
-        reason = _why_by_batch(model, layer) if by_batch else _STRIPPED if is_stripped else ""
+        undecided = _undecided(model, layer) if by_batch else _STRIPPED if is_stripped else ""
+        mode = Mode.UNKNOWN if undecided else Mode.BATCH if by_batch else Mode.MOVING if is_used else Mode.ABSENT
+        reason = undecided or (_why_by_batch(model, layer) if by_batch else "")
         found[layer.name] = InferencePath(layer.name, mode, reason, _evidence(model, by_batch, outputs), updates)
     return found
+
+
+def _undecided(model: "Model", layer: Layer) -> str:
+    """Why it is unknown whether a layer normalizes by the batch: it does on one side of a switch, and something else uses
+    its moving statistics on the other; empty if it is known."""
+    ways = [call.choices for call in alternatives(layer) if call.by_batch]
+    shared = sorted(frozenset.intersection(*ways)) if ways else []
+    for node, taken in shared:
+        if node not in model.modes.known and any(_is_read(model, one, (node, not taken)) for one in layer.statistics):
+            return f"it normalizes by the batch where {model.name(node)} is {taken}; what it does otherwise is not understood"
+    return ""
+
+
+def _is_read(model: "Model", statistic: int, choice: Choice) -> bool:
+    """Whether a variable is read under a choice."""
+
+    def users(node: int) -> list[int]:
+        passes_on = node == statistic or model.graph.ops[node] in FORWARDS | SWITCHES
+        return [user for user, _, _ in model.uses.data[node]] if passes_on else []
+
+    return any(choice in model.branches[node] for node in itertools.islice(walk([statistic], users), _MOST_LOCAL))
 
 
 def has_stripped_calls(layer: Layer) -> bool:
@@ -246,6 +269,9 @@ def _only_trained(model: "Model", layer: Layer, predicting: _Predicting) -> Infe
     """A graph without any inference path: harmless where the inference graph, in another file, has good statistics."""
     if has_stripped_calls(layer):
         return InferencePath(layer.name, Mode.UNKNOWN, _STRIPPED)
+    undecided = _undecided(model, layer)
+    if undecided:
+        return InferencePath(layer.name, Mode.UNKNOWN, undecided)
     fault = _faulty_statistics(model, layer)
     if fault is None:
         switch = _fixed_switch(model, layer)

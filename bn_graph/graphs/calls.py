@@ -20,6 +20,7 @@ from bn_graph.graphs.normalizations import Normalization, Origin, Source, find_n
 from bn_graph.graphs.notes import LAYERS
 from bn_graph.graphs.ops import (
     ARITHMETIC,
+    AVERAGED,
     ENTERS,
     EXITS,
     FORWARDS,
@@ -31,7 +32,7 @@ from bn_graph.graphs.ops import (
 )
 from bn_graph.graphs.shapes import Shape, stored_shape
 from bn_graph.graphs.statistics import Kind, recognize, shifted_parts
-from bn_graph.graphs.updates import assigned_value, targets
+from bn_graph.graphs.updates import Update, assigned_value, targets
 from bn_graph.graphs.values import strip, variable
 
 __all__ = [
@@ -261,7 +262,7 @@ def _calls_of(graph: Graph, users: Uses, looping: Collection[int], layer: Layer)
     """The calls of a layer, and a reason in case that there are none."""
     if not layer.means or not layer.variances:
         return [], "it has no variables for its statistics"
-    if any(place.keeps_deviation for place in layer.places):
+    if any(place.keeps_deviation for place in layer.places) or any(_averages_root(graph, one) for one in layer.updates):
         return [], "it keeps a deviation, not a variance"
     if any(is_read_by_rows(graph, users, node) for node in layer.statistics):
         return [], RECURRENT
@@ -279,6 +280,18 @@ def _calls_of(graph: Graph, users: Uses, looping: Collection[int], layer: Layer)
     if any(call.updates for call in found):
         found = [call for call in found if call.batch or call.updates]
     return found, reason
+
+
+def _averages_root(graph: Graph, update: Update) -> bool:
+    """Whether what an update averages is the root of a variance."""
+
+    def terms(ref: Ref) -> list[Ref]:
+        sources = graph.inputs[ref[0]] if graph.ops[ref[0]] in AVERAGED and ref not in update.statistics else []
+        is_square = graph.ops[ref[0]] == "Square" or (len(sources) == 2 and sources[0] == sources[1])
+        return [] if is_square else sources
+
+    averaged = itertools.islice(walk([assigned_value(graph, update.node)], terms), _MOST_STEPS)
+    return any(graph.ops[node] in ("Sqrt", "Rsqrt") for node, _ in averaged)
 
 
 def is_read_by_rows(graph: Graph, users: Uses, variable: int) -> bool:

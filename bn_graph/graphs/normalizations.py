@@ -242,7 +242,7 @@ def _written_out(graph: Graph, uses: Uses, node: int, under: Branches) -> Normal
         use.gamma,
         use.beta,
         epsilon,
-        under[node],
+        under[node] | under[use.outputs[0]],  # the root may be taken outside of the branch that uses it
     )
     found = found._replace(keeps_deviation=use.chosen is not None)
     return _judged(graph, uses, _without_shift(graph, found))

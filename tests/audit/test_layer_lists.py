@@ -23,7 +23,9 @@ PUBLIC = [
 ]
 
 NOT_RECALIBRATED = {
-    name: {"bn": "it keeps a deviation, not a variance"} for name in ("deviation_is_kept", "deviation_is_kept_detached")
+    f"{kind}{how}": {"bn": "it keeps a deviation, not a variance"}
+    for kind in ("deviation_is_kept", "renormalized_by_hand")
+    for how in ("", "_detached", "_with_its_output")
 }
 """By case or public file: layers with moving statistics that can't be recalibrated, and why."""
 

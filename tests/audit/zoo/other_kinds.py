@@ -200,6 +200,30 @@ def _deviation(x, training):
 _register("deviation_is_kept", _deviation)
 
 
+def _renormalized(at, with_updates=True, **options):
+    """Batch renormalization by hand: no root is taken where the kept mean and deviation are used."""
+
+    def norm(x, training):
+        gamma, beta = _weights()
+        kept = _kept("moving_mean", 0), _kept("moving_std", 1)
+        mean, var = tf.nn.moments(x, [0])
+        deviation = tf.sqrt(var + 1e-3)
+        _averaged((mean, deviation), kept)
+        r = tf.stop_gradient(tf.clip_by_value(deviation / kept[1], 0.5, 2.0))
+        d = tf.stop_gradient(tf.clip_by_value((mean - kept[0]) / kept[1], -1.0, 1.0))
+        by_batch = lambda: ((x - mean) / deviation * r + d) * gamma + beta  # noqa: E731
+        return tf.cond(training, by_batch, lambda: (x - kept[0]) / kept[1] * gamma + beta)
+
+    return _trained(at, norm, with_updates, **options)
+
+
+register("renormalized_by_hand", _renormalized, undetermined="BN004", layers=1)
+_named = partial(_renormalized, audit_outputs=["bn/prediction"])
+register("renormalized_by_hand_with_its_output", _named, undetermined="BN004", layers=1)
+_detached = partial(_renormalized, with_updates=False)
+register("renormalized_by_hand_detached", _detached, "BN001 BN002", undetermined="BN004", layers=1)
+
+
 # ------------------------------------------------------------------------------------- sums and their count are kept
 
 
