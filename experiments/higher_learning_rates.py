@@ -6,29 +6,28 @@ and Solver classes' *Introduction*, claim solver-16.
     make higher-learning-rates        or        python -m experiments.higher_learning_rates --mode full
 
 None of the documents sweeps anything; the network is the solver's (inputs–32–32–10, ReLU, `tf.layers` batch norm before
-it). Every pair of networks has the same weights and batches. Trainings are short, since it is early in training that
-rates differ, and predictions are by population statistics, as in use.
+it); for the recurrent half of flags-13 a plain recurrent layer reads the image in strips, and one batch norm serves all its
+steps. Every pair of networks has the same weights and batches. Trainings are short, since it is early in training that rates
+differ, and predictions are by population statistics, as in use.
 
 For solver-16 the layer is put where it is not needed in three ways: the loss asks for the layer's own inputs back; a
 network that was trained without it gets it put in and is otherwise frozen; and ordinary training of everything.
 """
 
-import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 import bn_graph
-from bn_graph.checkpoints.values import assign_values
-from bn_graph.tf1 import legacy_layers, tf
-from experiments.machinery import classifiers, harness, kept_work
+from bn_graph.tf1 import tf
+from experiments.machinery import harness, kept_work, swept
 from experiments.machinery.classifiers import layer_sizes
 from experiments.machinery.figures import BLUE, ORANGE, figure
 from experiments.machinery.harness import Mode, Settings
 from experiments.machinery.results import data_name, listed, seeds, spread
+from experiments.machinery.swept import Network, build, build_recurrent, initial_weights, score, train
 from experiments.machinery.verdicts import Verdict, does_not_hold, holds, holds_with_a_trap
 
 # The solver document's; ε is tf.layers' default, which it has.
@@ -57,102 +56,17 @@ QUICK = Mode(data="digits", steps=300)
 
 def run(settings: Settings) -> dict:
     identity = {"rates": RATES, "batches": [BATCH_SIZES, BATCH_RATES, BATCH_SIZE], "undo": UNDO_RATE}
-    parts = {"rates": sweep_rates, "batches": sweep_batches, "undo": undo}
+    parts = {"rates": sweep_rates, "batches": sweep_batches, "recurrent": sweep_recurrent, "undo": undo}
     runs = []
     for seed in settings.seeds:
         measured = {"seed": seed}
-        for place in harness.progress_bar(f"seed {seed}: rates, batches, undoing")(range(len(parts))):
+        for place in harness.progress_bar(f"seed {seed}: rates, batches, recurrent, undoing")(range(len(parts))):
             name, measure = list(parts.items())[place]
             measure = partial(measure, settings, seed)
-            measured[name] = kept_work.measured_once(settings, seed, name, measure, **identity)
+            own = {"strips": [swept.RECURRENT_UNITS, swept.STRIPS]} if name == "recurrent" else {}
+            measured[name] = kept_work.measured_once(settings, seed, name, measure, **identity, **own)
         runs.append(measured)
     return {"runs": runs}
-
-
-# --- The network, and its training from given weights -----------------------------------------------------------------
-class Network(NamedTuple):
-    """What is run of a network: `step` trains, at the rate in `rate_in_use`; `layers` are pairs of gamma and beta."""
-
-    x: tf.Tensor
-    y_: tf.Tensor
-    is_training: tf.Tensor
-    rate: tf.Tensor
-    rate_in_use: tf.Variable
-    accuracy: tf.Tensor
-    initializer: tf.Operation
-    step: bn_graph.Step
-    loops: dict[tuple[int, int], Callable]
-    weights: list[tf.Variable]
-    sums: list[tf.Tensor]
-    layers: list[tuple[tf.Variable, tf.Variable]]
-
-
-def build(sizes: Sequence[int], form: str, optimizer: str, *, train_weights: bool = True) -> Network:
-    """The solver document's network in the default graph. Rate and mode are fed, so that one graph serves a whole sweep."""
-    x, y_ = classifiers.placeholders(sizes)
-    is_training, rate = tf.placeholder(tf.bool, []), tf.placeholder(tf.float32, [])
-    weights, sums, layer = [], [], x
-    for number, shape in enumerate(itertools.pairwise(sizes), start=1):
-        weights.append(tf.get_variable(f"w{number}", shape, trainable=train_weights))
-        bias = tf.get_variable(f"b{number}", shape[1:], initializer=tf.zeros_initializer(), trainable=train_weights)
-        weights.append(bias)
-        layer = tf.matmul(layer, weights[-2]) + bias
-        if number < len(sizes) - 1:
-            sums.append(layer)
-            if form == "with":
-                # tf.layers and not the library's wrapper, which refuses to train on a batch of one.
-                layer = legacy_layers().batch_normalization(layer, training=is_training, name=f"bn{number}")
-            layer = tf.nn.relu(layer)
-    loss, accuracy = tf.reduce_mean(classifiers.losses(layer, y_)), classifiers.accuracy(layer, y_)
-    chosen = {"gradient descent": tf.train.GradientDescentOptimizer, "Adam": tf.train.AdamOptimizer}[optimizer](rate)
-    train_op = bn_graph.train_op(chosen, loss)
-    named = {variable.op.name: variable for variable in tf.global_variables()}
-    numbers = range(1, len(sizes) - 1) if form == "with" else ()
-    layers = [(named[f"bn{number}/gamma"], named[f"bn{number}/beta"]) for number in numbers]
-    initializer = tf.global_variables_initializer()
-    rate_in_use = tf.Variable(rate, trainable=False, collections=[], name="rate_in_use")
-    step = bn_graph.Step(train_op, x, y_, {is_training: True, rate: rate_in_use})
-    # Loops are made once a sweep and batch size: TensorFlow optimizes each anew, which takes as long as many steps.
-    return Network(x, y_, is_training, rate, rate_in_use, accuracy, initializer, step, {}, weights, sums, layers)
-
-
-def initial_weights(sizes: Sequence[int], seed: int) -> list[np.ndarray]:
-    """Glorot's uniform weights and zero biases, as tf.layers.dense has them."""
-    weights = classifiers.glorot_weights(sizes, seed)
-    return [value for each in weights for value in (each, np.zeros(each.shape[1], np.float32))]
-
-
-def train(
-    session: tf.Session,
-    network: Network,
-    weights: list[np.ndarray],
-    dataset: bn_graph.Dataset,
-    *,
-    batch: int,
-    rate: float,
-    steps: int,
-    seed: int,
-    loop: str = "graph",
-) -> float:
-    """Trains from `weights` on, whatever the session held; returns the accuracy on the test set in inference mode."""
-    session.run(network.initializer)
-    assign_values(session, zip(network.weights, weights, strict=True))
-    session.run(network.rate_in_use.initializer, {network.rate: rate})
-    advance = network.loops.get((batch, seed))
-    if advance is None:
-        build_loop = harness.LOOPS[loop]
-        advance = network.loops[batch, seed] = build_loop(
-            session, network.step, dataset.train, batch_size=batch, seed=seed
-        )
-    for chunk in bn_graph.chunks(0, steps):
-        advance(chunk.start, chunk.stop)
-    return score(session, network, dataset)
-
-
-def score(session: tf.Session, network: Network, dataset: bn_graph.Dataset, by_batch: bool = False) -> float:
-    """Accuracy on the test set, by population statistics or by its own. Neither runs an update op: tf.layers' are apart."""
-    feeds = {network.x: dataset.test.images, network.y_: dataset.test.labels, network.is_training: by_batch}
-    return float(f"{session.run(network.accuracy, feeds):.5g}")
 
 
 # --- flags-12: higher learning rates ----------------------------------------------------------------------------------
@@ -227,24 +141,41 @@ def sweep_batches(settings: Settings, seed: int) -> dict:
     return result
 
 
+def sweep_recurrent(settings: Settings, seed: int) -> dict:
+    """Accuracy by form of a recurrent network, at the better of two rates."""
+    options = {"batch": BATCH_SIZE, "steps": settings.steps, "seed": seed, "loop": settings.loop}
+    result = {}
+    for form in FORMS:
+        with tf.Graph().as_default(), tf.Session(config=bn_graph.session_config()) as session:
+            network = build_recurrent(settings.dataset, form, seed)
+            result[form] = max(
+                train(session, network, [], settings.dataset, rate=rate, **options) for rate in BATCH_RATES
+            )
+    return result
+
+
 def judge_flags_13(result: dict) -> Verdict:
     seeds_ahead = [np.subtract(each["batches"]["with"], each["batches"]["without"]) for each in result["runs"]]
     ahead = dict(zip(BATCH_SIZES, np.median(seeds_ahead, axis=0).tolist(), strict=True))
+    recurrent = [each["recurrent"]["with"] - each["recurrent"]["without"] for each in result["runs"]]
     measured = (
         f"In a feed-forward network the accuracy with batch norm is ahead by "
-        f"{listed(f'{value:+.3f}' for value in ahead.values())} in training batches of {listed(ahead)} examples."
+        f"{listed(f'{value:+.3f}' for value in ahead.values())} in training batches of {listed(ahead)} examples; in a "
+        f"recurrent one, with one layer for all steps, by {spread(recurrent, 3)} in batches of {BATCH_SIZE}."
     )
     large = [value for batch, value in ahead.items() if batch >= BATCH_SIZE]
     losing = [batch for batch, value in ahead.items() if value < -NOT_SEEN]
     note = (
         f"Each form at the better of Adam's {BATCH_RATES[0]} and {BATCH_RATES[1]}, {result['steps']:,} steps; batch norm loses "
-        f"in batches of {', '.join(map(str, losing)) or 'no size'}. Read as what it is good for: what it takes in a recurrent "
-        "network is r2rt-25's."
+        f"in batches of {', '.join(map(str, losing)) or 'no size'}. Read as what it is good for as it is: what else it takes "
+        "in a recurrent network is r2rt-25's."
     )
     if min(large) < -NOT_SEEN:
         return does_not_hold(measured, note)
     if not losing:
         return does_not_hold(measured, f"Small batches suit it as well. {note}")
+    if np.median(recurrent) >= -NOT_SEEN:
+        return does_not_hold(measured, f"A recurrent network bears it as well. {note}")
     return holds(measured, note)
 
 
@@ -363,17 +294,17 @@ def draw_curve(axis, places: Sequence[float], values: Sequence[Sequence[float]],
 
 
 def summarize(result: dict) -> str:
+    def row(name: str, values: Sequence[float], form: str) -> str:
+        return f"{name:30}" + "".join(f"{value:>8{form}}" for value in values)
+
     lines = []
     for optimizer, rates in RATES.items():
-        lines.append(f"{optimizer + ', rate':30}" + "".join(f"{rate:>8g}" for rate in rates))
-        for form in ("with", OWN_STATISTICS, "without"):
-            lines.append(
-                f"  {form:28}" + "".join(f"{value:>8.3f}" for value in median_accuracies(result, optimizer, form))
-            )
-    lines.append(f"{'training batch':30}" + "".join(f"{batch:>8}" for batch in BATCH_SIZES))
+        lines.append(row(f"{optimizer}, rate", rates, "g"))
+        forms = ("with", OWN_STATISTICS, "without")
+        lines += [row(f"  {form}", median_accuracies(result, optimizer, form), ".3f") for form in forms]
+    lines.append(row("training batch", BATCH_SIZES, ""))
     for form in FORMS:
-        values = np.median([each["batches"][form] for each in result["runs"]], axis=0)
-        lines.append(f"  {form:28}" + "".join(f"{value:>8.3f}" for value in values))
+        lines.append(row(f"  {form}", np.median([run["batches"][form] for run in result["runs"]], axis=0), ".3f"))
     return "\n".join(lines)
 
 

@@ -23,6 +23,7 @@ def test_every_rate_and_batch_size_is_run_in_both_forms(finished):
         lengths = {form: len(values) for form, values in run["rates"][optimizer].items()}
         assert lengths == dict.fromkeys([*experiment.FORMS, "by own statistics"], len(rates))
     assert {form: len(values) for form, values in run["batches"].items()} == dict.fromkeys(experiment.FORMS, 6)
+    assert set(run["recurrent"]) == set(experiment.FORMS) and min(run["recurrent"].values()) > 0
 
 
 def test_a_second_run_takes_finished_parts_from_the_first(finished, monkeypatch):
@@ -90,16 +91,20 @@ def test_flags_12_follows_the_highest_usable_rates(finished, descent, adam, expe
 
 
 @pytest.mark.parametrize(
-    ("having", "expected"),
+    ("having", "recurrent", "expected"),
     [
-        ([0.1, 0.5, 0.8, 0.9, 0.95, 0.95], "holds"),
-        ([0.1, 0.5, 0.8, 0.8, 0.80, 0.95], "does not hold"),
-        ([0.9, 0.9, 0.9, 0.95, 0.95, 0.95], "does not hold"),
+        ([0.1, 0.5, 0.8, 0.9, 0.95, 0.95], 0.8, "holds"),
+        ([0.1, 0.5, 0.8, 0.9, 0.95, 0.95], 0.9, "does not hold"),
+        ([0.1, 0.5, 0.8, 0.8, 0.80, 0.95], 0.8, "does not hold"),
+        ([0.9, 0.9, 0.9, 0.95, 0.95, 0.95], 0.8, "does not hold"),
     ],
 )
-def test_flags_13_needs_large_batches_to_win_and_small_ones_to_lose(finished, having, expected):
+def test_flags_13_needs_large_batches_to_win_and_small_ones_and_a_recurrent_network_to_lose(
+    finished, having, recurrent, expected
+):
     result = copy.deepcopy(finished[0])
     result["runs"][0]["batches"] = {"with": having, "without": [0.9] * 6}
+    result["runs"][0]["recurrent"] = {"with": recurrent, "without": 0.9}
     assert experiment.judge_flags_13(result).verdict == expected
 
 
