@@ -36,6 +36,7 @@ from bn_graph.graphs.statistics import (
     is_training_kernel,
     lacks_mode,
     recognize,
+    unpadded,
 )
 from bn_graph.graphs.values import Choice, Leaf, branches, constant, constant_node, leaves, strip, variable
 
@@ -401,7 +402,7 @@ def _factors(graph: Graph, of_variance: tuple[Source, ...]) -> Callable[[Ref], b
 
 def _is_values(graph: Graph, ref: Ref, normalized: Collection[Ref]) -> bool:
     """Whether a tensor is what is normalized: x itself, x − mean, or gamma·(x − mean)."""
-    ref = strip(graph, ref)
+    ref = unpadded(graph, ref)
     node, _ = ref
     if ref in normalized:
         return True
@@ -415,7 +416,7 @@ def _is_values(graph: Graph, ref: Ref, normalized: Collection[Ref]) -> bool:
 
 def _is_centred(graph: Graph, ref: Ref, normalized: Collection[Ref]) -> bool:
     node, _ = strip(graph, ref)
-    return graph.ops[node] == "Sub" and strip(graph, graph.inputs[node][0]) in normalized
+    return graph.ops[node] == "Sub" and unpadded(graph, graph.inputs[node][0]) in normalized
 
 
 def _parameter(graph: Graph, ref: Ref) -> int | None:
@@ -448,7 +449,7 @@ def _is_mean_term(graph: Graph, uses: Uses, node: int) -> bool:
 def _completed(graph: Graph, uses: Uses, product: tuple[int, Ref], mean: Ref | None, gamma: int | None) -> _Use | None:
     """From the product on: the centred inputs before it, gamma and beta after it."""
     node, values = product
-    inputs = strip(graph, values)
+    inputs = unpadded(graph, values)
     if graph.ops[inputs[0]] == "Mul" and mean is None:  # gamma·(x − mean)/√…
         for source, other in (graph.inputs[inputs[0]], graph.inputs[inputs[0]][::-1]):
             factor = _clipped_variable(graph, source)
@@ -510,8 +511,9 @@ def _without_shift(graph: Graph, found: Normalization) -> Normalization:
     """(x − shift) − Mean(x − shift), with a variance of x, normalizes x."""
     node, _ = found.inputs
     values = {ref for source in found.variance if source.statistic is not None for ref in source.statistic.inputs}
-    if graph.ops[node] == "Sub" and found.inputs not in values and strip(graph, graph.inputs[node][0]) in values:
-        return found._replace(inputs=strip(graph, graph.inputs[node][0]))
+    if graph.ops[node] == "Sub" and found.inputs not in values:
+        inputs = unpadded(graph, graph.inputs[node][0])
+        return found._replace(inputs=inputs) if inputs in values else found
     return found
 
 

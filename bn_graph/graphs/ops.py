@@ -38,6 +38,7 @@ __all__ = [
     "REDUCTIONS",
     "REFERENCE_FORWARDS",
     "REF_ASSIGNS",
+    "REPLICA_GATHERS",
     "REPLICA_SUMS",
     "RESHAPES",
     "RESOURCE_ASSIGNS",
@@ -181,6 +182,9 @@ REPLICA_SUMS = frozenset(
     {"CrossReplicaSum", "HorovodAllreduce", "NcclAllReduce", "CollectiveReduce", "CollectiveReduceV2"}
 )
 """Sum a tensor over the copies of a program on other devices: what statistics of all copies are computed with."""
+
+REPLICA_GATHERS = frozenset({"CollectiveGather", "CollectiveGatherV2"})
+"""Put the vectors of all copies of a program together, as rows."""
 
 FORWARDS = (
     frozenset({"Identity", "RefIdentity", "StopGradient", "Cast", "Snapshot", "PreventGradient", "CheckNumerics"})

@@ -6,6 +6,8 @@ The forms that people and libraries have used:
 * ``Mean`` of x, ``Mean`` of a squared difference of x, as ``tf.nn.moments`` does and most people write them; also as
   a sum times one over the count, or divided by it, and either over one dimension after the other;
 * mean and variance of all replicas, from sums of each one's mean and mean of squares over TPUs, Horovod or NCCL;
+* mean and variance of all workers, from vectors of each one's that were gathered, as this library's synchronized layer
+  has them;
 * ``shift + Mean(x − shift)`` and ``Mean((x − shift)²) − Mean(x − shift)²``, as ``tf.nn.moments`` did in its first years;
   the latter also with norms of x for the squares, as this library's fused layer does of many values.
 """
@@ -18,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from bn_graph.graphs.graph import Graph, Ref
-from bn_graph.graphs.ops import ABSENT, DIVISIONS, FUSED, REDUCTIONS, SCALINGS
+from bn_graph.graphs.ops import ABSENT, DIVISIONS, FUSED, REDUCTIONS, REPLICA_GATHERS, SCALINGS, SELECTS
 from bn_graph.graphs.values import constant_node, few_integers, strip
 
 __all__ = [
@@ -28,8 +30,10 @@ __all__ = [
     "is_named_moving_variance",
     "is_training_kernel",
     "lacks_mode",
+    "part_of_all_workers",
     "recognize",
     "shifted_parts",
+    "unpadded",
 ]
 
 _MOST_DIMENSIONS = 8
@@ -122,6 +126,8 @@ def recognize(graph: Graph, ref: Ref) -> BatchStatistic | None:
     if op in ("Add", "AddV2") and len(graph.inputs[node]) == 2:
         first, second = graph.inputs[node]
         return _shifted_mean(graph, ref, first, second) or _shifted_mean(graph, ref, second, first)
+    if op == "Sum" and graph.inputs[node]:
+        return _of_all_workers(graph, ref)
     if op == "Sub" and len(graph.inputs[node]) == 2:
         return _less_square(graph, ref)
     if op == "Unpack":  # Horovod's sum of both statistics
@@ -154,8 +160,31 @@ def _averaged(graph: Graph, ref: Ref) -> tuple[Ref, tuple[int, ...] | None] | No
             total, _ = strip(graph, source)
             if graph.ops[total] == "Sum" and len(graph.inputs[total]) == 2:
                 axes = constant_node(graph, graph.inputs[total][1])
-                return _over_all_axes(graph, "Sum", strip(graph, graph.inputs[total][0]), _sorted_axes(axes))
+                summed, axes = _over_all_axes(graph, "Sum", strip(graph, graph.inputs[total][0]), _sorted_axes(axes))
+                return (summed if op == "Mul" else _without_weights(graph, summed, sources[1])), axes
     return None
+
+
+def _without_weights(graph: Graph, product: Ref, count: Ref) -> Ref:
+    """What is averaged with weights, given their product and what its sum is divided by: the weights' sum, if it is one."""
+    node, (total, _) = product[0], strip(graph, count)
+    if graph.ops[total] in SELECTS and len(graph.inputs[total]) == 3:  # NaN where a weight is negative
+        total, _ = strip(graph, graph.inputs[total][2])
+    if graph.ops[node] != "Mul" or graph.ops[total] != "Sum" or not graph.inputs[total]:
+        return product
+    weights, _ = _over_all_axes(graph, "Sum", strip(graph, graph.inputs[total][0]), ())
+    others = [factor for source in graph.inputs[node] if (factor := strip(graph, source)) != weights]
+    return others[0] if len(others) == 1 else product
+
+
+def unpadded(graph: Graph, ref: Ref) -> Ref:
+    """`ref` stripped, and without the 0 or mean that stands in for values that don't count, as weights of 0 have it."""
+    node, port = strip(graph, ref)
+    if graph.ops[node] in SELECTS and len(graph.inputs[node]) == 3:
+        condition, _ = strip(graph, graph.inputs[node][0])
+        if graph.ops[condition] in ("Greater", "LogicalOr"):
+            return strip(graph, graph.inputs[node][1])
+    return node, port
 
 
 def _over_all_axes(graph: Graph, op: str, ref: Ref, axes: tuple[int, ...] | None) -> tuple[Ref, tuple[int, ...] | None]:
@@ -203,8 +232,16 @@ def _squared(graph: Graph, ref: Ref) -> tuple[Ref, ...] | None:
         return None
     base = sources[0]
     if graph.ops[base[0]] == "Sub":
-        return (base, *(strip(graph, source) for source in graph.inputs[base[0]]))
+        return (base, *(strip(graph, source) for source in graph.inputs[base[0]]), *_padded(graph, base))
     return (base,)
+
+
+def _padded(graph: Graph, ref: Ref) -> tuple[Ref, ...]:
+    """The x of x − shift − mean, where values that don't count are replaced in it; else nothing."""
+    for _ in range(2):
+        ref = strip(graph, graph.inputs[ref[0]][0]) if graph.ops[ref[0]] == "Sub" else ref
+    values = unpadded(graph, ref)
+    return () if values == ref else (values,)
 
 
 def shifted_parts(graph: Graph, mean: Ref) -> tuple[Ref | None, Ref | None]:
@@ -270,6 +307,49 @@ def _of_one_replica(graph: Graph, ref: Ref) -> Ref:
         else:
             break
     return start if place is not None else ref
+
+
+# --- Of all workers: `layers.synchronized` ----------------------------------------------------------------------------
+_SHIFT, _REMAINDER, _VARIANCE, _PARTS = 2, 3, 4, 5  # places in a worker's vector, and their number
+
+
+def part_of_all_workers(graph: Graph, ref: Ref) -> tuple[Ref, Kind] | None:
+    """One worker's mean or variance, where `ref` is the sum of what all have, by their shares of the examples."""
+    product, _ = strip(graph, graph.inputs[ref[0]][0])
+    for factor in graph.inputs[product] if graph.ops[product] == "Mul" else []:
+        node, _ = strip(graph, factor)
+        for term in graph.inputs[node] if graph.ops[node] in ("Add", "AddV2") else [factor]:
+            split, place = strip(graph, term)
+            if graph.ops[split] == "SplitV" and place in (_SHIFT, _REMAINDER, _VARIANCE):
+                part = _part_of_vector(graph, graph.inputs[split][0], place)
+                return None if part is None else (part, Kind.VARIANCE if place == _VARIANCE else Kind.MEAN)
+    return None
+
+
+def _of_all_workers(graph: Graph, ref: Ref) -> BatchStatistic | None:
+    found = part_of_all_workers(graph, ref)
+    statistic = None if found is None else recognize(graph, found[0])
+    return None if statistic is None else _of_all(graph, ref, found[1], statistic)
+
+
+def _of_all(graph: Graph, ref: Ref, kind: Kind, of_one: BatchStatistic) -> BatchStatistic:
+    """The statistic of all workers' x, given one worker's of its x − shift, or of x."""
+    whole = (graph.inputs[node][0] if graph.ops[node] == "Sub" else (node, port) for node, port in of_one.inputs)
+    return BatchStatistic(kind, ref, tuple(unpadded(graph, each) for each in whole), of_one.axes)
+
+
+def _part_of_vector(graph: Graph, ref: Ref, place: int) -> Ref | None:
+    """What a worker put at that place of the vector that it exchanges, given the rows of all."""
+    for _ in range(_MOST_DIMENSIONS):
+        node, _ = strip(graph, ref)
+        if not graph.inputs[node]:
+            return None
+        if graph.ops[node] == "ConcatV2":
+            return strip(graph, graph.inputs[node][place]) if len(graph.inputs[node]) == _PARTS + 1 else None
+        if graph.ops[node] not in REPLICA_GATHERS and graph.ops[node] not in ("AddN", "Pad", "StridedSlice"):
+            return None
+        ref = graph.inputs[node][0]
+    return None
 
 
 def _by_norms(graph: Graph, ref: Ref, squares: Ref, axes: tuple[int, ...] | None) -> BatchStatistic | None:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from bn_graph.graphs.graph import Graph, Ref, walk
 from bn_graph.graphs.ops import ASSIGNS, AVERAGED, FORWARDS, REDUCTIONS, ROW_ASSIGNS
-from bn_graph.graphs.statistics import Kind, recognize
+from bn_graph.graphs.statistics import Kind, part_of_all_workers, recognize
 from bn_graph.graphs.values import leaves, strip, variable
 
 __all__ = ["Update", "assigned_value", "find_updates", "targets"]
@@ -164,9 +164,12 @@ def _leads_on(graph: Graph, assigns: Collection[int], between: int, assigned: in
 
 
 def _averaged_again(graph: Graph, ref: Ref, statistics: Mapping[Ref, Kind]) -> list[Ref]:
-    """The statistic that a tensor is an average of, over ghost batches or towers; nothing if it is anything else."""
+    """What a tensor averages, over ghost batches, towers or workers; nothing if it is anything else."""
     if ref in statistics or graph.ops[ref[0]] not in REDUCTIONS or not graph.inputs[ref[0]]:
         return []
+    of_worker = part_of_all_workers(graph, ref)
+    if of_worker is not None:
+        return [of_worker[0]]
     ref = graph.inputs[ref[0]][0]
     for _ in range(10):
         if ref in statistics:

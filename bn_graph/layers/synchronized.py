@@ -88,9 +88,8 @@ def by_all_workers(
     constants = tf.stop_gradient(values)
     part = _own(constants, axis, weights)
     whole = _combined(part, gather, unbiased=unbiased, weighted=weights is not None)
-    # The worker's own shift first, as in `_own`: what is left is of the size of its values' spread.
-    offset = (whole.shift - part.shift) + whole.remainder
-    centered = constants - along(axis, inputs, part.shift) - along(axis, inputs, offset)
+    # In two steps: what is left by the first is of the size of the values' spread, and so is its rounding.
+    centered = constants - along(axis, inputs, whole.shift) - along(axis, inputs, whole.remainder)
     kept = None
     if weights is not None:  # what is not finite and does not count (padding) is normalized as if it were the mean
         kept = tf.logical_or(weights > 0, tf.math.is_finite(constants))
