@@ -362,9 +362,18 @@ def _onward(graph: Graph, user: int, place: int, divides: bool) -> list[tuple[Re
 
 
 def _keeps_deviation(graph: Graph, ref: Ref) -> bool:
-    """Whether one of the values that a choice is between is a variable's, or a constant of a channel each."""
+    """Whether one of the values that a choice is between is a variable's, or a constant of a channel each, no zeros."""
     ways = (leaf.ref[0] for leaf in leaves(graph, ref, lambda inner: recognize(graph, inner) is not None))
-    return any(graph.ops[node] in VARIABLES or (graph.ops[node] == "Const" and _size(graph, node)) for node in ways)
+    return any(
+        graph.ops[node] in VARIABLES
+        or (graph.ops[node] == "Const" and _size(graph, node) and _is_positive(graph, node))
+        for node in ways
+    )
+
+
+def _is_positive(graph: Graph, node: int) -> bool:
+    value = constant_node(graph, (node, 0))
+    return value is None or bool((value > 0).any())
 
 
 def _takes_root(graph: Graph, user: int, place: int, divides: bool) -> bool:

@@ -174,7 +174,9 @@ def _averaged_again(graph: Graph, ref: Ref, statistics: Mapping[Ref, Kind]) -> l
     for _ in range(10):
         if ref in statistics:
             return [ref]
-        if graph.ops[ref[0]] not in FORWARDS | {"ConcatV2", "Pack"} or not graph.inputs[ref[0]]:
+        if graph.ops[ref[0]] in ("Add", "AddV2"):  # a mean about a shift
+            return [term for source in graph.inputs[ref[0]] if (term := strip(graph, source)) in statistics]
+        if graph.ops[ref[0]] not in FORWARDS | {"ConcatV2", "Pack", "Sub"} or not graph.inputs[ref[0]]:
             return []
         ref = graph.inputs[ref[0]][0]
     return []
