@@ -5,6 +5,8 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
 from experiments.benchmarks import several_workers
 from experiments.benchmarks.measuring import COMPILED, DOCUMENT, FLOORS, IMAGE_FLOORS, IN_GRAPH
 from experiments.machinery.figures import BLUE, GREY, ORANGE, figure
@@ -152,11 +154,10 @@ def _draw_steps(axis, network: str, contenders: dict) -> None:
     axis.set_axisbelow(True)
     what = "convolutions" if network == "images" else "matrix products"
     axis.axvline(_limit(contenders), color="black", linestyle="--", label=f"its {what} alone")
-    axis.set_xscale("log")
-    axis.margins(x=0.15)
-    axis.set_xlabel("µs, logarithmic")
+    axis.margins(x=0.2)
+    axis.set_xlabel("µs")
     axis.set_title(_TITLES[network])
-    axis.legend(loc="lower right")
+    axis.legend(loc="center right")  # beside short bars
 
 
 _TITLES = {"r2rt": "r2rt's network", "solver": "the solver's network", "images": "an image network"}
@@ -192,6 +193,10 @@ def _draw_growth(axes, result: dict) -> None:
 
 def _scale(axis, across: str, up: str) -> None:
     axis.set(xscale="log", yscale="log", xlabel=across, ylabel=up)
+    for side in (axis.xaxis, axis.yaxis):  # at most three ticks a decade, as numbers
+        side.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        side.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+        side.set_minor_locator(NullLocator())
     axis.legend(fontsize=8)
 
 
