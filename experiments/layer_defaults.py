@@ -12,7 +12,6 @@ rarer options of ``tf.layers`` are built and run. Nothing is trained, so both mo
 
 import importlib
 import importlib.util
-import inspect
 import itertools
 from collections.abc import Callable
 from functools import partial
@@ -23,6 +22,7 @@ import bn_graph
 from bn_graph.layers import slim
 from bn_graph.tf1 import legacy_layers, tf
 from experiments.machinery import children, harness
+from experiments.machinery.era_child import signature
 from experiments.machinery.fresh import attempted
 from experiments.machinery.harness import Mode, Settings
 from experiments.machinery.results import largest
@@ -57,16 +57,6 @@ def parse(text: str) -> dict[str, str]:
     """Each parameter's default, of a signature as it is listed."""
     pairs = [parameter.partition("=") for parameter in text.replace("\n", " ").split(", ")]
     return {name: default or "required" for name, _, default in pairs}
-
-
-def signature(function: Callable) -> dict[str, str]:
-    """The same of a live function; an initializer by the name of its class."""
-    found = {}
-    for name, parameter in inspect.signature(function).parameters.items():
-        default = parameter.default
-        shown = type(default).__name__ if name.endswith("_initializer") and default is not None else repr(default)
-        found[name] = "required" if default is parameter.empty else shown
-    return found
 
 
 def run(settings: Settings) -> dict:

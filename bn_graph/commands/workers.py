@@ -6,13 +6,40 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import IO
 
 from bn_graph.commands import CommandError
 
-__all__ = ["end_with_launcher", "run_all"]
+__all__ = ["end_with_launcher", "run_all", "started_workers"]
+
+
+@contextmanager
+def started_workers(
+    command: Sequence[str],
+    configs: Sequence[str],
+    streams: Sequence[Mapping[str, IO | int | None]] | None = None,
+    **variables: str,
+) -> Iterator[list[subprocess.Popen]]:
+    """A process for each ``TF_CONFIG``. At the end none is left behind, whatever happens.
+
+    Args:
+        command: of every process.
+        configs: the values of ``TF_CONFIG``.
+        streams: for each process its ``stdout`` and ``stderr``, as `subprocess.Popen` takes them; this process's if None.
+        **variables: of the environment, set beside this process's own.
+    """
+    processes: list[subprocess.Popen] = []
+    try:
+        for config, given in zip(configs, streams or [{}] * len(configs), strict=True):
+            environment = os.environ | variables | {"TF_CONFIG": config}
+            processes.append(subprocess.Popen(command, env=environment, **given))
+        yield processes
+    finally:
+        for process in processes:
+            process.kill()  # does nothing to one that has ended
+            process.wait()
 
 
 def run_all(command: Sequence[str], configs: Sequence[str]) -> int:
@@ -30,12 +57,8 @@ def run_all(command: Sequence[str], configs: Sequence[str]) -> int:
     """
     with ExitStack() as stack:
         said = [stack.enter_context(tempfile.TemporaryFile("w+", errors="replace")) for _ in configs]
-        processes: list[subprocess.Popen] = []
-        stack.callback(_stop, processes)
-        for index, (config, stderr) in enumerate(zip(configs, said, strict=True)):
-            environment = os.environ | {"TF_CONFIG": config}
-            stdout = None if index == 0 else subprocess.DEVNULL
-            processes.append(subprocess.Popen(command, env=environment, stdout=stdout, stderr=stderr))
+        streams = [{"stdout": subprocess.DEVNULL if index else None, "stderr": each} for index, each in enumerate(said)]
+        processes = stack.enter_context(started_workers(command, configs, streams))
         while True:
             ends = [process.poll() for process in processes]
             failed = _failed(ends)
@@ -62,12 +85,6 @@ def _reason(index: int, processes: Sequence[subprocess.Popen], stderr: IO[str]) 
     lines = stderr.read().split("\n")
     last = next((line for line in reversed(lines) if line.strip()), f"it ended with status {end}.")
     return f"{who}: {last}"
-
-
-def _stop(processes: Sequence[subprocess.Popen]) -> None:
-    for process in processes:
-        process.kill()  # does nothing to one that has ended
-        process.wait()
 
 
 def end_with_launcher(launcher: int) -> None:

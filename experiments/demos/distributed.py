@@ -22,9 +22,7 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -35,6 +33,7 @@ import numpy as np
 
 import bn_graph
 from bn_graph.checkpoints.values import assign_values
+from bn_graph.commands.workers import end_with_launcher, started_workers
 from bn_graph.tf1 import tf
 from bn_graph.training import distributed, train_op
 from experiments.machinery import programs, results
@@ -109,7 +108,7 @@ def _parser() -> argparse.ArgumentParser:
 def run_worker(given: argparse.Namespace) -> int:
     """Trains as one worker of the cluster of ``TF_CONFIG``. The chief leaves checkpoints and ``run.json``."""
     if given.launcher:
-        threading.Thread(target=_end_with, args=[given.launcher], daemon=True).start()
+        end_with_launcher(given.launcher)
     cluster = distributed.cluster_from_tf_config()
     dataset = bn_graph.load(given.data)
     _check_batch_size(given.batch_size, len(cluster.addresses), dataset)
@@ -122,13 +121,6 @@ def run_worker(given: argparse.Namespace) -> int:
         latest = tf.train.latest_checkpoint(folder) if cluster.is_chief else None
         raise distributed.WorkerLostError(f"{error}{f' That is {latest}.' if latest else ''}") from error
     return 0
-
-
-def _end_with(launcher: int) -> None:
-    """Ends this process when its launcher is gone, even by kill -9: nobody would read what it says."""
-    while os.getppid() == launcher:
-        time.sleep(0.5)
-    os._exit(1)
 
 
 def _check_batch_size(batch_size: int, workers: int, dataset: bn_graph.Dataset) -> None:
@@ -287,20 +279,12 @@ def run_processes(given: argparse.Namespace, dataset: bn_graph.Dataset, statisti
 
 def _run_all(command: list[str], configs: list[str]) -> None:
     """Runs a process for each ``TF_CONFIG``; when one fails, or this process is stopped, none is left behind."""
-    processes = []
-    try:
-        for config in configs:
-            # TensorFlow's native code warns of every collective that it cleans up; its errors still come through.
-            environment = os.environ | {"TF_CONFIG": config, "TF_CPP_MIN_LOG_LEVEL": "2"}
-            processes.append(subprocess.Popen(command, env=environment))
+    # TensorFlow's native code warns of every collective that it cleans up; its errors still come through.
+    with started_workers(command, configs, TF_CPP_MIN_LOG_LEVEL="2") as processes:
         ends = [None]
         while None in ends and not any(ends):
             time.sleep(0.05)
             ends = [process.poll() for process in processes]
-    finally:
-        for process in processes:
-            process.kill()  # does nothing to one that has ended
-            process.wait()
     failed = next((index for index, end in enumerate(ends) if end), None)
     if failed is None:
         return

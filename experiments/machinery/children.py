@@ -9,7 +9,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -40,16 +40,16 @@ def ask(function: Callable, *, environment: Mapping[str, str] | None = None, **a
     """
     module = module_name(function.__module__)
     path = os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    finished = subprocess.run(
-        [sys.executable, "-c", _CHILD, module, function.__name__],
-        input=json.dumps(arguments),
-        env=os.environ | {"PYTHONPATH": path} | (environment or {}),
-        capture_output=True,
-        text=True,
-    )
+    command = [sys.executable, "-c", _CHILD, module, function.__name__]
+    failed = f"the process of {module}.{function.__name__} failed"
+    return _answer(command, arguments, os.environ | {"PYTHONPATH": path} | (environment or {}), failed)
+
+
+def _answer(command: Sequence[str], arguments: Mapping, environment: Mapping[str, str], failed: str) -> object:
+    finished = subprocess.run(command, input=json.dumps(arguments), env=environment, capture_output=True, text=True)
     if finished.returncode:
         last = (finished.stderr.strip().splitlines() or ["no message"])[-1]
-        raise UsageError(f"the process of {module}.{function.__name__} failed: {last}")
+        raise UsageError(f"{failed}: {last}")
     return json.loads(finished.stdout.splitlines()[-1])
 
 
@@ -82,14 +82,7 @@ def ask_era(version: str, function: str, **arguments) -> object | None:
         return None
     # Today's packages are not the old interpreter's, and 1.15 would run eagerly if TF2_BEHAVIOR were set.
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "TF_USE", "TF2_"))}
-    finished = subprocess.run(
-        [str(python), "-W", "ignore", str(Path(__file__).with_name("era_child.py")), function],
-        input=json.dumps(arguments),
-        env=kept | {"TF_CPP_MIN_LOG_LEVEL": "3"},
-        capture_output=True,
-        text=True,
+    command = [str(python), "-W", "ignore", str(Path(__file__).with_name("era_child.py")), function]
+    return _answer(
+        command, arguments, kept | {"TF_CPP_MIN_LOG_LEVEL": "3"}, f"{function} failed in TensorFlow {version}"
     )
-    if finished.returncode:
-        last = (finished.stderr.strip().splitlines() or ["no message"])[-1]
-        raise UsageError(f"{function} failed in TensorFlow {version}: {last}")
-    return json.loads(finished.stdout.splitlines()[-1])

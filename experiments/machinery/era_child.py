@@ -14,15 +14,16 @@ _PAIRS = [(False, False), (False, True), (True, False), (True, True)]
 
 
 def signatures():
-    """Each parameter's default, by the function's name, as `layer_defaults.signature` reads them; and what a call makes."""
+    """Each parameter's default, by the function's name; and what a call makes."""
     functions = {
         "tf.layers.batch_normalization": tf.layers.batch_normalization,
         "contrib's batch_norm": tf.contrib.layers.batch_norm,
     }
-    return {name: {"signature": _signature(each), "made_by": _made_by(each)} for name, each in functions.items()}
+    return {name: {"signature": signature(each), "made_by": _made_by(each)} for name, each in functions.items()}
 
 
-def _signature(function):
+def signature(function):
+    """Each parameter's default, or that it is required; an initializer by the name of its class. Today's pages ask it too."""
     found = {}
     for name, parameter in inspect.signature(function).parameters.items():
         default = parameter.default
