@@ -33,7 +33,7 @@ def _work(given: argparse.Namespace) -> None:
     for name in given.experiment or register.experiments():
         for claim, (before, after) in rejudge(name).items():
             print(f"{claim}: {before} → {after}")
-    write_json(report.REFERENCE / "claims.json", report.claims_of(report.load_results(report.REFERENCE)))
+    write_json(report.REFERENCE / "claims.json", report.claims_of(results.load_all(report.REFERENCE)))
     report.main(["--update-readme"])
 
 

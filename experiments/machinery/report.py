@@ -28,12 +28,6 @@ LARGEST = 300_000
 """Bytes that one committed file of the reference may have."""
 
 
-def load_results(folder: Path) -> dict[str, dict]:
-    """Every experiment's result that `folder` holds, by the experiment's name."""
-    found = {name: folder / name / "result.json" for name in register.experiments()}
-    return {name: results.load(path) for name, path in found.items() if path.exists()}
-
-
 def claims_of(loaded: Mapping[str, dict]) -> dict[str, dict]:
     """``{id: {verdict, document, measured, note, experiment, mode, data, seeds}}``, in the register's order."""
     table = {}
@@ -134,7 +128,7 @@ def outdated_readmes() -> dict[Path, str]:
     Raises:
         UsageError: no README has a marker for one of the tables.
     """
-    tables = readme_tables(load_results(REFERENCE))
+    tables = readme_tables(results.load_all(REFERENCE))
     texts = {path: path.read_text(encoding="utf-8") for path in READMES}
     missing = [name for name in tables if not any(f"<!-- generated: {name} -->" in text for text in texts.values())]
     if missing:
@@ -152,7 +146,7 @@ def update_reference(source: Path, reference: Path) -> None:
     Raises:
         UsageError: an experiment has no full result, or a file is too large.
     """
-    loaded = load_results(source)
+    loaded = results.load_all(source)
     missing = [name for name in register.experiments() if loaded.get(name, {}).get("mode") != "full"]
     if missing:
         raise UsageError(
@@ -173,7 +167,7 @@ def update_reference(source: Path, reference: Path) -> None:
 
 
 def _write_report(output: Path) -> None:
-    own, reference = load_results(output), load_results(REFERENCE)
+    own, reference = results.load_all(output), results.load_all(REFERENCE)
     everything = reference | own
     if not everything:
         raise UsageError(f"There is no result in {output} yet. Run `make reproduce-quick`, or one experiment.")

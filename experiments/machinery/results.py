@@ -22,6 +22,7 @@ __all__ = [
     "largest",
     "listed",
     "load",
+    "load_all",
     "medians",
     "pack_images",
     "seeds",
@@ -54,6 +55,12 @@ def load(path: Path) -> dict:
     if missing:
         raise UsageError(f"{path} lacks {', '.join(sorted(missing))}. {remedy}")
     return result
+
+
+def load_all(folder: Path) -> dict[str, dict]:
+    """Every experiment's result that `folder` holds, by the experiment's name; what else is there is not read."""
+    found = {name: folder / name / "result.json" for name in register.experiments()}
+    return {name: load(path) for name, path in found.items() if path.exists()}
 
 
 def column(result: dict, name: str) -> list:

@@ -19,7 +19,7 @@ def test_the_reference_has_every_claim_in_full_with_a_verdict():
 
 
 def test_the_references_files_agree_with_its_claims_and_are_small():
-    assert report.claims_of(report.load_results(report.REFERENCE)) == REFERENCE
+    assert report.claims_of(results.load_all(report.REFERENCE)) == REFERENCE
     assert all(path.stat().st_size <= report.LARGEST for path in report.REFERENCE.rglob("*") if path.is_file())
 
 

@@ -175,7 +175,7 @@ def test_every_claim_has_an_anchor_and_every_link_a_target(made):
 
 
 def test_faults_stand_in_order_of_the_accuracy_that_they_cost():
-    ordered = by_cost(report.load_results(report.REFERENCE))
+    ordered = by_cost(results.load_all(report.REFERENCE))
     assert len(ordered) == len(FAULTS)
     lost = [right - wrong for _, wrong, right in ordered if not np.isnan(wrong)]
     assert lost == sorted(lost, reverse=True) and lost[0] > 0.5

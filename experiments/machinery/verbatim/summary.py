@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from experiments.machinery.figures import BLUE, GREY, ORANGE, figure
-from experiments.machinery.results import load, write_text
+from experiments.machinery.results import load_all, write_text
 from experiments.machinery.verbatim import table, texts, timeline
 
 __all__ = ["FIGURES", "described", "draw", "write"]
@@ -120,8 +120,7 @@ def draw(found: Mapping[tuple[str, str], dict], path: Path) -> None:
 
 def write(folder: Path) -> None:
     """Writes ``table.md`` and the figures from the results in `folder`."""
-    reference = {path.parent.name: load(path) for path in table.REFERENCE.glob("*/result.json")}
-    write_text(folder / "table.md", described(folder, reference) + "\n")
+    write_text(folder / "table.md", described(folder, load_all(table.REFERENCE)) + "\n")
     found = table.load_runs(folder)
     draw(found, folder / FIGURES[0])
     timeline.draw(found, folder / FIGURES[1])
