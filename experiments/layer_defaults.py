@@ -212,13 +212,13 @@ def judge_article_08(result: dict) -> Verdict:
 
     def shown(names) -> str:
         return ", ".join(
-            f"{name if name == pairs[name] else f'{name}/{pairs[name]}'} {layers[name]}/{contrib[pairs[name]]}"
+            f"{name} {layers[name]} and {'' if name == pairs[name] else f'{pairs[name]} '}{contrib[pairs[name]]}"
             for name in names
         )
 
     theirs = f"contrib, both of TensorFlow {ERA}" if judged[1] != SLIM else "contrib's form"
     measured = (
-        f"Of the defaults, {shown(differing) or 'none'} differ between tf.layers and {theirs}; center is "
+        f"The defaults that differ between tf.layers and {theirs}: {shown(differing) or 'none'}; center is "
         f"{layers['center']} in tf.layers and {contrib['center']} there."
     )
     unlisted = differences(parse(CONTRIB_LISTED), contrib)
@@ -233,7 +233,7 @@ def judge_article_08(result: dict) -> Verdict:
         return does_not_hold(measured, note)
     others = [name for name in differing if name != "scale"]
     if others:
-        return holds_with_a_trap(f"{shown(others)} differ too", measured, note)
+        return holds_with_a_trap(f"these differ too: {shown(others)}", measured, note)
     return holds(measured, note)
 
 

@@ -10,8 +10,9 @@ import re
 import sys
 import tempfile
 import warnings
+from collections.abc import Iterable
 
-__all__ = ["start_tensorflow_quietly"]
+__all__ = ["start_tensorflow_quietly", "write_without_notices"]
 
 _NOTICE = re.compile(
     r"^I\d{4} |^[-\d]{10} [:.\d]+: I "  # glog's INFO lines: which instruction sets and libraries are in use
@@ -39,8 +40,17 @@ def start_tensorflow_quietly() -> None:
 
             tf.config.list_physical_devices()
             hide_deprecation_notices()
+            if tf.__version__.startswith(("2.17.", "2.18.")):
+                # Their first session writes a notice that no log level holds back.
+                with tf.Graph().as_default(), tf.Session() as session:
+                    session.run(tf.constant(0))
         finally:
             os.dup2(terminal, 2)
             os.close(terminal)
             written.seek(0)
-            sys.stderr.writelines(line for line in written if not _NOTICE.search(line))
+            write_without_notices(written)
+
+
+def write_without_notices(lines: Iterable[str]) -> None:
+    """Writes what native code has written to stderr, without the notices."""
+    sys.stderr.writelines(line for line in lines if not _NOTICE.search(line))

@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -11,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 from typing import IO
 
 from bn_graph.commands import CommandError
+from bn_graph.commands.quiet import write_without_notices
 
 __all__ = ["end_with_launcher", "run_all", "started_workers"]
 
@@ -66,7 +66,7 @@ def run_all(command: Sequence[str], configs: Sequence[str]) -> int:
                 raise CommandError(_reason(failed, processes, said[failed]))
             if ends[0] is not None:
                 said[0].seek(0)
-                sys.stderr.write(said[0].read())
+                write_without_notices(said[0])
                 return ends[0]
             time.sleep(0.05)
 

@@ -12,7 +12,8 @@ PAGE = experiment
     {
         "article-04": "holds",
         "article-06": "holds from TensorFlow 1.5 on",
-        "article-08": "holds, with a trap: momentum/decay 0.99/0.999, training/is_training False/True differ too",
+        "article-08": "holds, with a trap: these differ too: momentum 0.99 and decay 0.999, "
+        "training False and is_training True",
     }.items(),
 )
 def test_verdicts(finished, claim, expected):
@@ -22,9 +23,9 @@ def test_verdicts(finished, claim, expected):
 def test_contribs_defaults_differ_in_three_and_center_is_not_one(finished):
     measured = finished[0]["claims"]["article-08"]["measured"]
     for expected in (
-        "momentum/decay 0.99/0.999",
-        "scale True/False",
-        "training/is_training False/True",
+        "momentum 0.99 and decay 0.999",
+        "scale True and False",
+        "training False and is_training True",
         "center is True in tf.layers and True there",
     ):
         assert expected in measured
