@@ -100,7 +100,16 @@ def audit(
     return reports[0]
 
 
-def audit_all(path_or_graph: Any, **options: Any) -> list[Report]:
+def audit_all(
+    path_or_graph: Any,
+    *,
+    checkpoint: str | None = None,
+    outputs: Sequence[str] = (),
+    train_ops: Sequence[str] = (),
+    feeds: Mapping[str, bool | float] | None = None,
+    select: Sequence[str] = (),
+    ignore: Sequence[str] = (),
+) -> list[Report]:
     """Audits everything that a path stands for: as `audit`, with the same arguments, a report for each.
 
     Raises:
@@ -112,25 +121,14 @@ def audit_all(path_or_graph: Any, **options: Any) -> list[Report]:
         >>> [len(report.layers) for report in audit_all(GraphDef(node=[NodeDef(name="x", op="Placeholder")]))]
         [0]
     """
-    return list(_reports(path_or_graph, **options))
-
-
-def _reports(
-    path_or_graph: Any,
-    *,
-    checkpoint: str | None = None,
-    outputs: Sequence[str] = (),
-    train_ops: Sequence[str] = (),
-    feeds: Mapping[str, bool | float] | None = None,
-    select: Sequence[str] = (),
-    ignore: Sequence[str] = (),
-) -> Iterator[Report]:
     rules = selected(select, ignore)
+    reports = []
     for subject in _subjects(path_or_graph, checkpoint):
         if isinstance(subject, subjects.Subject):
-            yield report_of(subject, rules, outputs=outputs, train_ops=train_ops, feeds=feeds)
+            reports.append(report_of(subject, rules, outputs=outputs, train_ops=train_ops, feeds=feeds))
         elif not isinstance(subject, NoModelError):
             raise subject
+    return reports
 
 
 def _subjects(path_or_graph: Any, checkpoint: str | None) -> Iterator[subjects.Subject | AuditError]:

@@ -130,10 +130,11 @@ def sum_of_sums(values: tf.Tensor, axes: Sequence[int]) -> tf.Tensor:
 
 
 def first_value(inputs: tf.Tensor, axes: Sequence[int]) -> tf.Tensor:
-    """One value per channel, with no gradient; 0 for a shape that is known to have none."""
-    if 0 in inputs.shape.as_list():
-        return tf.zeros([], inputs.dtype)
-    corner = tuple(slice(0, 1) if axis in axes else slice(None) for axis in range(inputs.shape.rank))
+    """One value per channel, kept at size 1, with no gradient; 0 for a shape that is known to have none."""
+    sizes = inputs.shape.as_list()
+    if 0 in sizes:
+        return tf.zeros([1 if axis in axes else size for axis, size in enumerate(sizes)], inputs.dtype)
+    corner = tuple(slice(0, 1) if axis in axes else slice(None) for axis in range(len(sizes)))
     return tf.stop_gradient(inputs[corner])
 
 

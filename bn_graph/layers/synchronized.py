@@ -163,8 +163,7 @@ def _own(values: tf.Tensor, axis: int, weights: tf.Tensor | None) -> _Statistics
     number = _values_per_channel(values, axis)
     if weights is None:
         count = number
-        corner = tuple(slice(0, 1) if dimension in axes else slice(None) for dimension in range(values.shape.rank))
-        shift = tf.reduce_sum(values[corner], axes)  # the first value; of an empty batch, 0
+        shift = tf.reduce_sum(moments.first_value(values, axes), axes)  # of an empty batch, 0
     else:
         values = tf.where(weights > 0, values, tf.zeros_like(values))  # 0·NaN is NaN
         count = _sum_of_weights(weights, axes)

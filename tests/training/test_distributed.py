@@ -10,8 +10,11 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -20,7 +23,7 @@ import pytest
 import bn_graph
 from bn_graph.tf1 import tf
 from bn_graph.training import distributed
-from bn_graph.training.distributed import ClusterError, Workers
+from bn_graph.training.distributed import ClusterError, Workers, cluster_from_tf_config
 from bn_graph.training.train_op import collect
 from experiments.demos import distributed as program
 
@@ -51,6 +54,33 @@ def started():
     for process in processes:
         process.kill()
         process.communicate()
+
+
+@pytest.fixture
+def launched(monkeypatch, tmp_path):
+    """Runs the launcher in this process; its workers are processes of their own."""
+    monkeypatch.delenv("TF_CONFIG", raising=False)
+    before = signal.getsignal(signal.SIGTERM)
+    yield lambda *options: program.main(["--data=digits", f"--output={tmp_path}", *options])
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.fixture
+def in_threads(monkeypatch):
+    """Runs each worker in a thread of this process; their exit statuses. No process has to be started."""
+    clusters = {}
+    monkeypatch.setattr(distributed, "cluster_from_tf_config", lambda: clusters[threading.get_ident()])
+
+    def statuses(configs, options):
+        def work(index):
+            clusters[threading.get_ident()] = cluster_from_tf_config(configs[index])
+            return program.main(options[index])
+
+        with monkeypatch.context() as environment, ThreadPoolExecutor(len(configs)) as threads:
+            environment.setenv("TF_CONFIG", "each thread has its own")
+            return list(threads.map(work, range(len(configs)), timeout=LIMIT))
+
+    return statuses
 
 
 def ended(process, limit=LIMIT):
@@ -91,10 +121,19 @@ def latest_step(output):
 # ---- what they come to -----------------------------------------------------------------------------------------------
 
 
-def test_two_processes_end_where_one_ends_and_without_sync_they_do_not(started, tmp_path):
-    process = started(None, tmp_path, "--workers=2")  # 200 steps of 120 = 2×60; and every other way to the same
-    finished = ended(process, 3 * LIMIT)
-    assert finished.status == 0, finished.err
+def test_two_processes_end_where_one_ends_and_without_sync_they_do_not(launched, in_threads, monkeypatch, tmp_path):
+    start_processes = program._run_all
+
+    def run_all(command, configs):
+        # The first are processes, as always; to start more of them would take longer than all the rest.
+        if "--statistics=together" in command:
+            return start_processes(command, configs)
+        options = [each for each in command[len(program.PROGRAM) :] if not each.startswith("--launcher=")]
+        assert in_threads(configs, [options] * len(configs)) == [0, 0]
+
+    monkeypatch.setattr(program, "_run_all", run_all)
+    # 200 steps of 120 = 2×60; and every other way to the same
+    assert launched("--workers=2") == 0
     runs = json.loads((tmp_path / "distributed" / "result.json").read_text())["runs"]
     quantities = ("losses", "weights", "moving_mean", "moving_variance")
     together = {name: row for name, row in runs.items() if "(sync)" in name}
@@ -170,19 +209,24 @@ def assert_equals_one_process(output, steps, batch_size):
             assert error < 1e-4 * np.max(np.abs(expected))
 
 
-def test_a_launcher_that_loses_a_worker_stops_the_rest_and_says_so(started, tmp_path):
-    launcher = started(None, tmp_path, "--steps=1000000", "--checkpoint-every=20")
-    wait_for_line(launcher, "worker 1: step 20$")
-    children = children_of(launcher.pid)
-    assert len(children) == 2
-    os.kill(children[1], signal.SIGKILL)
-    with within(30):
-        finished = ended(launcher)
-    assert finished.status == 1
+def test_a_launcher_that_loses_a_worker_stops_the_rest_and_says_so(launched, tmp_path, capfd):
+    killed = []
+
+    def kill_one_after_some_steps():
+        until = time.monotonic() + LIMIT
+        while latest_step(tmp_path) < 20 and time.monotonic() < until:
+            time.sleep(0.1)
+        killed.extend(children_of(os.getpid()))
+        os.kill(killed[1], signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_one_after_some_steps)
+    killer.start()
+    assert launched("--steps=1000000", "--checkpoint-every=20") == 1
+    killer.join()
     assert re.search(
-        r"worker \d was killed by signal 9; the others were stopped\. The same command goes on", finished.err
+        r"worker \d was killed by signal 9; the others were stopped\. The same command goes on", capfd.readouterr().err
     )
-    assert not any(is_running(child) for child in children)
+    assert len(killed) == 2 and not any(is_running(child) for child in killed)
 
 
 def test_no_worker_outlives_its_launcher(started, tmp_path):
@@ -198,12 +242,14 @@ def test_no_worker_outlives_its_launcher(started, tmp_path):
 
 
 def children_of(pid):
-    return sorted(int(text) for text in open(f"/proc/{pid}/task/{pid}/children").read().split())
+    """The workers that a launcher started, in that order."""
+    children = sorted(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
+    return [child for child in children if PROGRAM[2] in Path(f"/proc/{child}/cmdline").read_text().split("\0")]
 
 
 def is_running(pid):
     try:
-        return open(f"/proc/{pid}/stat").read().rpartition(")")[2].split()[0] != "Z"
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
         return False
 
@@ -220,24 +266,13 @@ def wait_until_serving(address):
     raise AssertionError(f"nobody serves at {address}")
 
 
-def test_a_worker_that_does_not_come_is_waited_for_up_to_a_limit(started, tmp_path):
-    config = distributed.local_tf_configs(2)[0]
-    with within(LIMIT):
-        finished = ended(started(config, tmp_path, "--steps=2", "--wait=1"))
-    assert finished.status == 2
-    missing = json.loads(config)["cluster"]["worker"][1]
-    assert re.fullmatch(
-        rf"distributed: Worker 0 waited 1 s for worker 1 at {missing}, and it did not start\. .*", finished.err
-    )
-
-
 @pytest.fixture
 def refused(monkeypatch, capfd, tmp_path):
     """The line that a worker of a cluster ends with that can't start; it runs in this process."""
 
-    def line(config):
+    def line(config, *options):
         monkeypatch.setenv("TF_CONFIG", config)
-        assert program.main(["--data=digits", f"--output={tmp_path}"]) == 2
+        assert program.main(["--data=digits", f"--output={tmp_path}", *options]) == 2
         return capfd.readouterr().err.strip().splitlines()[-1]
 
     return line
@@ -250,15 +285,19 @@ def test_a_port_that_is_taken_is_one_line(refused):
     assert re.fullmatch(rf"distributed: Worker 0 can't serve at {mine}: Address already in use.*", line)
 
 
-def test_workers_that_do_not_agree_both_say_so(started, tmp_path):
-    configs = distributed.local_tf_configs(2)
-    workers = [
-        started(config, tmp_path / str(seed), "--steps=2", f"--seed={seed}") for seed, config in enumerate(configs)
-    ]
-    for worker in workers:
-        finished = ended(worker)
-        assert finished.status == 2
-        assert re.fullmatch(r"distributed: Worker \d and worker \d do not agree: .*", last_line(finished))
+def test_a_worker_that_does_not_come_is_waited_for_up_to_a_limit(refused):
+    config = distributed.local_tf_configs(2)[0]
+    with within(LIMIT):
+        line = refused(config, "--steps=2", "--wait=1")
+    missing = json.loads(config)["cluster"]["worker"][1]
+    assert re.fullmatch(rf"distributed: Worker 0 waited 1 s for worker 1 at {missing}, and it did not start\. .*", line)
+
+
+def test_workers_that_do_not_agree_both_say_so(in_threads, capfd, tmp_path):
+    options = [["--data=digits", f"--output={tmp_path / seed}", "--steps=2", f"--seed={seed}"] for seed in "01"]
+    assert in_threads(distributed.local_tf_configs(2), options) == [2, 2]
+    said = re.findall(r"distributed: Worker (\d) and worker (\d) do not agree: ", capfd.readouterr().err)
+    assert sorted(said) == [("0", "1"), ("1", "0")]
 
 
 def test_a_wrong_cluster_is_one_line_and_status_2(refused):

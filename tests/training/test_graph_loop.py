@@ -21,6 +21,12 @@ OPTIMIZERS = {
     "Adam": tf.train.AdamOptimizer,
 }
 COLLECTIONS = {"in place": None, "UPDATE_OPS": tf.GraphKeys.UPDATE_OPS, "their own": "own_updates"}
+# Pairwise: every optimizer with every collection, and each of both with either kind of cond.
+PAIRS = [
+    (optimizer, updates, "v1" if (row + column) % 2 else "v2")
+    for row, optimizer in enumerate(OPTIMIZERS)
+    for column, updates in enumerate(COLLECTIONS)
+]
 
 
 class KilledError(Exception):
@@ -70,8 +76,7 @@ def trained(loop: str, build, *, steps: int, batch_size: int, longest: int = 7) 
 
 
 @pytest.mark.filterwarnings("ignore:The train op will not run the update ops")  # of their own collection: it does here
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("updates", COLLECTIONS)
+@pytest.mark.parametrize(("optimizer", "updates", "cond_kind"), PAIRS, indirect=["cond_kind"])
 def test_weights_slots_statistics_and_losses_are_the_fed_loops_bit_for_bit(optimizer, updates, cond_kind):
     def build():
         return model_step(normalized(COLLECTIONS[updates]), optimizer=OPTIMIZERS[optimizer])
@@ -386,6 +391,8 @@ COMPILED = {
     "images": (lambda: [image_step(False)], 40),
     "images with a flag": (lambda: [image_step(True)], 40),
 }
+# Only a flag makes a cond, of which there are two kinds.
+COMPILED_WITH_CONDS = [(name, kind) for name in COMPILED for kind in ("v1", "v2") if "flag" in name or kind == "v2"]
 
 
 def lstm_step() -> bn_graph.Step:
@@ -433,8 +440,9 @@ def test_a_compiled_loop_ends_with_the_same_bits_however_it_is_cut_into_chunks()
     assert_same(*ends)
 
 
-@pytest.mark.parametrize(("build", "steps_to_compare"), COMPILED.values(), ids=COMPILED)
-def test_a_compiled_loop_comes_to_the_fed_loops_numbers_but_for_rounding(build, steps_to_compare, cond_kind):
+@pytest.mark.parametrize(("network", "cond_kind"), COMPILED_WITH_CONDS, indirect=["cond_kind"])
+def test_a_compiled_loop_comes_to_the_fed_loops_numbers_but_for_rounding(network, cond_kind):
+    build, steps_to_compare = COMPILED[network]
     half = steps_to_compare // 2
     ends = {}
     for compiled in (False, True):
