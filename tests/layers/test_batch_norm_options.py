@@ -494,34 +494,39 @@ def test_gradients_of_many_values_are_those_of_float64(plain_graph, batch, start
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4 * np.abs(other).max())
 
 
+def in_pairs(option):
+    """Few values and many, either kind of cond, the option off and on: each with each, not all three."""
+    cases = [("few", "v1", False), ("few", "v2", True), ("many", "v1", True), ("many", "v2", False)]
+    kinds = ["values_per_channel", "cond_kind"]
+    return pytest.mark.parametrize((*kinds, option), cases, indirect=kinds)
+
+
 @pytest.mark.parametrize("dtype", [tf.float32, tf.float16, tf.bfloat16])
-@pytest.mark.parametrize("unbiased", [False, True])
-@pytest.mark.parametrize("offset", [0.0, 256.0, 1e6])
-@pytest.mark.usefixtures("values_per_channel")
+@in_pairs("unbiased")
 @COND_KINDS
-def test_fused_and_unfused_give_the_same_numbers(graph, dtype, unbiased, offset, start, random):
-    if offset > 256 and dtype != tf.float32:
-        pytest.skip("half precision has no such values, or no spread around them")
+def test_fused_and_unfused_give_the_same_numbers(graph, values_per_channel, dtype, unbiased, start, random):
     inputs, flag = tf.placeholder(dtype, [None, 4, 4, CHANNELS]), tf.placeholder(tf.bool, [])
     options = {"decay": 0.5, "unbiased_variance": unbiased}
     pair = [batch_norm_wrapper(inputs, flag, fused=fused, **options) for fused in (True, False)]
     gradients = [tf.gradients(tf.square(outputs), inputs)[0] for outputs in pair]
     session = start()
-    batch = random.normal(offset, 1.0, (8, 4, 4, CHANNELS)).astype(np.float32)
-    one, other = (np.float64(a) for a in session.run(pair, {inputs: batch, flag: True}))
-    tolerance = {tf.float32: 5e-6, tf.float16: 4e-3, tf.bfloat16: 4e-2}[
-        dtype
-    ]  # half: one unit in the last place of |y| < 4
-    np.testing.assert_allclose(one, other, atol=tolerance)
-    mean, variance, other_mean, other_variance = session.run(moving_statistics())
-    np.testing.assert_allclose(mean, other_mean, rtol=1e-6, atol=1e-6)
-    np.testing.assert_allclose(variance, other_variance, rtol=1e-5)
-    if dtype == tf.float32:
-        one, other = session.run(gradients, {inputs: batch, flag: True})
-        # The gradient of Σy² is all but 0 (normalizing undoes any change of it), so what is compared is rounding.
-        np.testing.assert_allclose(one, other, atol=2e-4)
-    one, other = (np.float64(a) for a in session.run(pair, {inputs: batch, flag: False}))
-    np.testing.assert_allclose(one, other, rtol=tolerance, atol=tolerance)
+    # half: one unit in the last place of |y| < 4
+    tolerance = {tf.float32: 5e-6, tf.float16: 4e-3, tf.bfloat16: 4e-2}[dtype]
+    # Half precision has no values around 10⁶, or no spread around them.
+    for offset in (0.0, 256.0, 1e6) if dtype == tf.float32 else (0.0, 256.0):
+        session.run(tf.global_variables_initializer())
+        batch = random.normal(offset, 1.0, (8, 4, 4, CHANNELS)).astype(np.float32)
+        one, other = (np.float64(a) for a in session.run(pair, {inputs: batch, flag: True}))
+        np.testing.assert_allclose(one, other, atol=tolerance)
+        mean, variance, other_mean, other_variance = session.run(moving_statistics())
+        np.testing.assert_allclose(mean, other_mean, rtol=1e-6, atol=1e-6)
+        np.testing.assert_allclose(variance, other_variance, rtol=1e-5)
+        if dtype == tf.float32:
+            one, other = session.run(gradients, {inputs: batch, flag: True})
+            # The gradient of Σy² is all but 0 (normalizing undoes any change of it), so what is compared is rounding.
+            np.testing.assert_allclose(one, other, atol=2e-4)
+        one, other = (np.float64(a) for a in session.run(pair, {inputs: batch, flag: False}))
+        np.testing.assert_allclose(one, other, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.usefixtures("values_per_channel")
@@ -554,15 +559,13 @@ def test_the_kernel_is_taken_where_it_applies_and_only_there(plain_graph):
     assert not kernels(weights=np.ones(4, np.float32), shape=[4, 4, 4, 3])
 
 
-@pytest.mark.parametrize("offset", [0.0, 1e6])
-@pytest.mark.parametrize("examples", [4, None])
-@pytest.mark.usefixtures("values_per_channel")
+@in_pairs("known")
 @COND_KINDS
-def test_gradients_of_the_fused_layer_are_vectorized_and_compiled(graph, examples, offset, start, random):
+def test_gradients_of_the_fused_layer_are_vectorized_and_compiled(graph, values_per_channel, known, start, random):
     def outputs(inputs, reuse):
         return batch_norm_wrapper(inputs, True, name="bn", reuse=reuse)
 
-    inputs = tf.placeholder(tf.float32, [examples, 3, 3, CHANNELS])
+    inputs = tf.placeholder(tf.float32, [4 if known else None, 3, 3, CHANNELS])
     plain = outputs(inputs, reuse=False)
     compiled = tf.function(lambda fed: outputs(fed, reuse=True), jit_compile=True, autograph=False)(inputs)
     toward = random.normal(size=(4, 3, 3, CHANNELS))
@@ -573,27 +576,29 @@ def test_gradients_of_the_fused_layer_are_vectorized_and_compiled(graph, example
         parallel_for.jacobian(few, inputs),
     )
     session = start()
-    expected, got, rows, jacobian = session.run(
-        [expected, got, rows, jacobian], {inputs: random.normal(offset, 1.0, toward.shape)}
-    )
-    np.testing.assert_allclose(got, expected, atol=1e-5)  # XLA adds up in another order
-    np.testing.assert_allclose(jacobian, rows, rtol=1e-6, atol=1e-6)
+    for offset in (0.0, 1e6):
+        fed = {inputs: random.normal(offset, 1.0, toward.shape)}
+        values = session.run([expected, got, rows, jacobian], fed)
+        np.testing.assert_allclose(values[1], values[0], atol=1e-5)  # XLA adds up in another order
+        np.testing.assert_allclose(values[3], values[2], rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("offset", [0.0, 1e6])
 @pytest.mark.usefixtures("values_per_channel")
 @COND_KINDS
-def test_an_imported_fused_layer_has_the_gradients_of_the_original(graph, offset, start, random):
+def test_an_imported_fused_layer_has_the_gradients_of_the_original(graph, start, random):
     inputs = tf.placeholder(tf.float32, [None, 3, 3, CHANNELS], name="inputs")
     outputs = batch_norm_wrapper(inputs, True, name="bn")
-    toward, batch = random.normal(size=(4, 3, 3, CHANNELS)), random.normal(offset, 1.0, (4, 3, 3, CHANNELS))
-    expected = start().run(tf.gradients(tf.reduce_sum(outputs * toward), inputs)[0], {inputs: batch})
+    toward = random.normal(size=(4, 3, 3, CHANNELS))
+    gradient, session = tf.gradients(tf.reduce_sum(outputs * toward), inputs)[0], start()
     meta_graph = tf.train.export_meta_graph()
     with tf.Graph().as_default() as imported:
         tf.train.import_meta_graph(meta_graph)
-        inputs, outputs = (imported.get_tensor_by_name(tensor.name) for tensor in (inputs, outputs))
-        got = start().run(tf.gradients(tf.reduce_sum(outputs * toward), inputs)[0], {inputs: batch})
-    np.testing.assert_allclose(got, expected, rtol=1e-6, atol=1e-6)
+        again, outputs = (imported.get_tensor_by_name(tensor.name) for tensor in (inputs, outputs))
+        imported_gradient, imported_session = tf.gradients(tf.reduce_sum(outputs * toward), again)[0], start()
+    for offset in (0.0, 1e6):
+        batch = random.normal(offset, 1.0, (4, 3, 3, CHANNELS))
+        expected, got = session.run(gradient, {inputs: batch}), imported_session.run(imported_gradient, {again: batch})
+        np.testing.assert_allclose(got, expected, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("fused", [True, False])
