@@ -1,4 +1,4 @@
-"""The main experiment, as a user runs it: in processes of its own, from the command line."""
+"""The main experiment: what it shows, and that it goes on where it was killed."""
 
 import json
 import os
@@ -20,15 +20,10 @@ STEPS = 2000  # enough for the digits to be learned; the command's own default i
 PAGE = single_example
 
 
-def command(output: Path, *arguments: str) -> list[str]:
-    base = [sys.executable, "-m", "experiments.single_example", "--data", "digits", "--steps", str(STEPS)]
-    return [*base, "--output", str(output), *arguments]
-
-
-def run(output: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        command(output, *arguments), cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, timeout=300
-    )
+@pytest.fixture
+def without_processes(monkeypatch):
+    """The repaired networks are restored in this process: in one of its own they are in the run that most tests share."""
+    monkeypatch.setattr(single_example.children, "ask", lambda function, **arguments: function(**arguments))
 
 
 def test_before_the_fix_every_image_gets_the_class_that_beta_and_the_last_weights_foretell(finished):
@@ -122,10 +117,12 @@ def test_r2rt_20_falls_with_another_list_other_labels_and_another_accuracy(finis
         assert verdict_if("r2rt-20", result, accuracy_document=0.99, document_list=listed | change) == "does not hold"
 
 
-def test_kill_9_in_training_then_the_same_command_ends_with_the_same_numbers(finished, tmp_path):
+def test_kill_9_in_training_then_the_same_command_ends_with_the_same_numbers(finished, without_processes, tmp_path):
     expected, _, _ = finished
+    arguments = ["--data", "digits", "--steps", str(STEPS), "--output", str(tmp_path)]
     checkpoints = tmp_path / "single_example" / "checkpoints"
-    process = subprocess.Popen(command(tmp_path), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    command = [sys.executable, "-m", "experiments.single_example", *arguments]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while not list(checkpoints.glob("*/wrapper/step-*.index")) and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -133,7 +130,7 @@ def test_kill_9_in_training_then_the_same_command_ends_with_the_same_numbers(fin
     assert process.wait() == -signal.SIGKILL, "the run was over before it could be killed"
     assert not (tmp_path / "single_example" / "result.json").exists()
 
-    assert run(tmp_path).returncode == 0
+    assert harness.main(single_example, arguments) == 0
     resumed = json.loads((tmp_path / "single_example" / "result.json").read_text())
     for name in expected.keys() - {"checkpoint", "runs", "seconds", "date"}:
         assert resumed[name] == expected[name], name
@@ -141,7 +138,7 @@ def test_kill_9_in_training_then_the_same_command_ends_with_the_same_numbers(fin
 
 @pytest.mark.mnist
 @pytest.mark.skipif("MNIST_DIR" not in os.environ, reason="MNIST_DIR is not set")
-def test_bug_and_fix_on_mnist_after_1000_steps(tmp_path):
+def test_bug_and_fix_on_mnist_after_1000_steps(without_processes, tmp_path):
     argv = ["--data", "mnist", "--steps", "1000", "--output", str(tmp_path)]
     assert harness.main(single_example, argv) == 0
     result = json.loads((tmp_path / "single_example" / "result.json").read_text())
