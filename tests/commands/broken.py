@@ -1,11 +1,13 @@
 """What the tests of the repairing commands share: networks whose checkpoints hold statistics that were never updated."""
 
 import hashlib
+import itertools
 import re
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pytest
 
 from bn_graph.layers import slim
 from bn_graph.tf1 import tf
@@ -26,7 +28,21 @@ FORMS = {
     "by hand in a branch": (forms.r2rt, 2),
     "averages' shadows": (forms.moving_average_shadows, 2),
 }
-ASSIGNS_IN_BRANCH = {"tf.layers not fused", "by hand in a branch"}
+FORMS_AND_KINDS = pytest.mark.parametrize(
+    ("form", "variable_kind", "cond_kind"),
+    [
+        (form, variables, cond)
+        for form in FORMS
+        for variables, cond in itertools.product(("ref", "resource"), ("v1", "v2"))
+        if form == "wrapper" or (variables, cond) in {("ref", "v1"), ("resource", "v2")}
+    ],
+    indirect=["variable_kind", "cond_kind"],
+)
+"""The kinds that go together, of TensorFlow 1 and of 2; one form with the other two as well. In tests/test_recalibration.py
+all forms have all kinds."""
+
+AS_BUILT = tf.ConfigProto()  # each graph is run a few times: rewriting it would take longer
+AS_BUILT.graph_options.rewrite_options.disable_meta_optimizer = True
 
 
 class Broken(NamedTuple):
@@ -46,7 +62,7 @@ def save(folder, form, random, *, rank=2, flag=None, layers=2, keep=lambda varia
     weights = forms.weights(random, layers)
     flag = tf.placeholder(tf.bool, [], name="is_training") if flag is None else flag
     _, output = forms.network(form, flag, weights, rank)
-    with tf.Session() as session:
+    with tf.Session(config=AS_BUILT) as session:
         session.run(tf.global_variables_initializer())
         saver = tf.train.Saver([variable for variable in tf.global_variables() if keep(variable)])
         prefix = saver.save(session, str(Path(folder) / "old" / "model"), write_state=False)
@@ -78,12 +94,12 @@ def assert_one_line(capfd, *parts):
         assert part in error, error
 
 
-def answers(directory, batch):
-    """What a SavedModel answers, through its signature."""
-    with tf.Graph().as_default(), tf.Session() as session:
+def answers(directory, *batches):
+    """What a SavedModel answers to each batch, through its signature."""
+    with tf.Graph().as_default(), tf.Session(config=AS_BUILT) as session:
         signature = tf.saved_model.load(session, ["serve"], str(directory)).signature_def["serving_default"]
         (output,), (given,) = signature.outputs.values(), signature.inputs.values()
-        return session.run(output.name, {given.name: batch})
+        return [session.run(output.name, {given.name: batch}) for batch in batches]
 
 
 def expected_answers(data, weights, batch):
