@@ -1,4 +1,4 @@
-"""3 and 12: what a control dependency orders, and what it leaves to chance.
+"""Control dependencies: what they order, and what they leave to chance.
 
 Document: article ("tensorflow中的batchnorm"), section *tf.control_dependencies*. Claim article-09.
 

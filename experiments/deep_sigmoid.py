@@ -8,7 +8,7 @@ section 4.2 in small. Claim bn2015-01.
 The paper trains Inception with sigmoids in place of ReLUs: with batch norm it gets to 69.8 %, and without it never above a
 guess. Here networks of two to eight hidden layers of sigmoids are trained on MNIST by plain gradient descent at several
 rates, with batch norm and without, from the same weights on the same batches; each is taken at the rate that its validation
-images choose. That no one can say the start was at fault, the network without is also started as Glorot & Bengio have it for
+images choose. So that no one can say the start was at fault, the network without is also started as Glorot & Bengio have it for
 logistic units, with weights four times as large.
 
 Changed from the paper: fully connected layers, MNIST and a short training in place of Inception and ImageNet.
@@ -114,7 +114,8 @@ def judge_bn2015_01(result: dict) -> Verdict:
     for form in (WITHOUT, LOGISTIC):
         best = zip(result["depths"], accuracies(result, form).max(0), strict=True)
         guessing = [depth for depth, accuracy in best if stuck(accuracy, result)]
-        ends.append(f"{form}, networks of {listed(guessing) if guessing else 'no'} layers stay there")
+        where = f"stays at a guess with {listed(guessing)} layers" if guessing else "is above a guess at every depth"
+        ends.append(f"{form} it {where}")
     note = f"Always naming one class gives {result['guess']:.3f}; {'; '.join(ends)}. "
     note += f"Each at the best of the rates {listed(result['rates'])} on its mean loss, {result['steps']:,} steps."
     if np.min(deepest[WITH]) < TRAINED:
@@ -122,7 +123,7 @@ def judge_bn2015_01(result: dict) -> Verdict:
     if not stuck(np.max(deepest[WITHOUT]), result):
         return does_not_hold(measured, f"Without batch norm it gets above a guess. {note}")
     if not stuck(np.max(deepest[LOGISTIC]), result):
-        return holds_with_a_trap("weights that are started for logistic units do without", measured, note)
+        return holds_with_a_trap("networks whose weights start four times as large train without it", measured, note)
     return holds(measured, note)
 
 

@@ -7,13 +7,13 @@ the model for test time* and *An implementation that works at test time*. Claims
 
 The same network is trained three times, from the same weights on the same batches. The first normalizes with the statistics
 of whatever batch it is given: it is good on the whole test set at once, and predicts one class for every image alone. The
-second is the document's repaired network as it is (`machinery/r2rt.py`): its own wrapper, its own loss, no b3 in its logits.
+second is the document's repaired network as it is (`machinery/r2rt.py`): its own wrapper, its own loss, no output bias.
 The third is this library's. Both are saved, rebuilt in another process with ``is_training=False``, restored, and predict an
 image alone as they do among ten thousand.
 
 Changed from the document: the weights and batches are drawn by NumPy, variables have names, and steps are counted, so that
-a stopped run goes on; the first network's loss is the stable form of the same cross-entropy, as is ours (which also uses
-b3); and the test set is never run through the training graph (scoring_leak shows what that does).
+a stopped run goes on; the first network's loss and ours are the stable form of the same cross-entropy, ours with an output
+bias (b3); and the test set is never run through the training graph (scoring_leak shows what that does).
 """
 
 import os
@@ -41,8 +41,7 @@ from experiments.machinery.r2rt import (
 from experiments.machinery.results import column, largest, listed, spread
 from experiments.machinery.verdicts import Verdict, does_not_hold, holds
 
-# The document's, of its second training; its first ran 40,000 for another purpose.
-STEPS = 10_000
+STEPS = 10_000  # the document's, of its second training; its first ran 40,000 for another purpose
 # The document predicts the first 100 test images.
 SHOWN = 100
 # What it prints for them after restoring, and the labels of MNIST's first 100 test images, which a run on MNIST checks.
@@ -52,9 +51,9 @@ DOCUMENT_PREDICTIONS = (
 )
 MNIST_LABELS = "7210414959069015973496654074013134727121174235124463556041957893746430702917329776278473613693141769"
 
-# Sampling error of a share p of n images: sqrt(p(1-p)/n). Figures further than two of them from the document's disagree.
+# Figures further than so many standard errors from the document's disagree.
 STANDARD_ERRORS = 2
-# r2rt-14: as good as with population statistics, to one point of accuracy.
+# r2rt-14: as good as with moving statistics, to one point of accuracy.
 WORKS_WITHIN = 0.01
 # r2rt-14: means of the test set less than a tenth of a standard deviation from the training set's.
 ESTIMATES_WITHIN = 0.1
@@ -202,7 +201,7 @@ def predict(checkpoint: str, form: str, data: str, data_directory: str | None) -
 def judge_r2rt_12(result: dict) -> Verdict:
     runs = result["runs"]
     single = [run for run in runs if len(set(run["predictions_before"])) == 1]
-    foretold = [run for run in single if run["predictions_before"][0] == run["predicted_class_from_parameters"]]
+    explained = [run for run in single if run["predictions_before"][0] == run["predicted_class_from_parameters"]]
     classes = sorted({run["predictions_before"][0] for run in single})
     measured = (
         f"All {SHOWN} images get the same class in {len(single)} of {len(runs)} runs (class "
@@ -211,7 +210,7 @@ def judge_r2rt_12(result: dict) -> Verdict:
     if len(single) < len(runs):
         return does_not_hold(measured, f"In {len(runs) - len(single)} runs more than one class was predicted.")
     which = f"Every seed gives {classes[0]}" if len(classes) == 1 else f"Which class depends on the seed ({classes})"
-    note = f"{which}; beta and the last layer's weights alone predict it in {len(foretold)} of {len(runs)} runs."
+    note = f"{which}; beta and the last layer's weights alone predict it in {len(explained)} of {len(runs)} runs."
     return holds(measured, note)
 
 
@@ -278,11 +277,11 @@ def distance_of_means(session: tf.Session, network: bn_graph.Network, dataset: b
 
 def judge_r2rt_14(result: dict) -> Verdict:
     keys = ("test_accuracy_before_at_once", "test_accuracy_before_in_batches", "test_accuracy_after")
-    at_once, batches, population = results.medians(result, *keys)
+    at_once, batches, moving = results.medians(result, *keys)
     distances = column(result, "distance_of_means")
     distance, of_60 = (np.median([each[key] for each in distances]) for key in ("test set", "batches of 60"))
     measured = (
-        f"At once the test set has accuracy {spread(column(result, keys[0]))}; with population statistics {population:.4f}, "
+        f"At once the test set has accuracy {spread(column(result, keys[0]))}; with moving statistics {moving:.4f}, "
         f"in batches of {BATCH_SIZE} {batches:.4f}."
     )
     estimate = (
@@ -290,7 +289,7 @@ def judge_r2rt_14(result: dict) -> Verdict:
         f"{BATCH_SIZE}, {of_60:.3f}."
     )
     note = f"{estimate} Predicting in these changes the accuracy by {batches - at_once:+.4f}."
-    if at_once < population - WORKS_WITHIN:
+    if at_once < moving - WORKS_WITHIN:
         return does_not_hold(measured, note)
     if distance > ESTIMATES_WITHIN:
         return does_not_hold(measured, f"It works, but not for that reason. {estimate}")
@@ -322,13 +321,14 @@ def judge_r2rt_20(result: dict) -> Verdict:
     )
     wrong = [f"image {each['image']}, a {each['label']}, read as {each['printed']}" for each in printed["wrong"]]
     if not printed["labels_agree"]:
-        return does_not_hold(
-            measured, "The labels of the data set are not those that the printed list was compared with."
-        )
+        return does_not_hold(measured, "The labels of the data set are not those of the printed list.")
     if not all(column(result, "one_at_a_time_equals_at_once")):
         return does_not_hold(measured, "One at a time and all at once don't give the same predictions.")
-    # A hundred images at the share found here: so far apart are two such figures by chance.
-    chance = STANDARD_ERRORS * np.sqrt(np.median(shares) * (1 - np.median(shares)) / SHOWN)
+    # Both figures are of the same images: what differs are those that only one of the two has right, by chance either one.
+    by_list = {each["image"] for each in printed["wrong"]}
+    here = [np.flatnonzero(np.not_equal(run["predictions_document"], run["labels"])) for run in result["runs"]]
+    apart = [len(by_list ^ set(each.tolist())) for each in here]
+    chance = STANDARD_ERRORS * np.sqrt(np.median(apart)) / SHOWN
     note = (
         f"Read as a figure of {SHOWN} images, which chance alone moves by {chance:.2f}. "
         f"The list has {', '.join(wrong) or 'none'} wrong; on the whole test set the document's network has "
@@ -341,15 +341,15 @@ def judge_r2rt_20(result: dict) -> Verdict:
 
 FIGURES = {
     "single_example.png": "The first 100 test images, each predicted alone. Left, with the batch's own statistics, every "
-    "image gets the same class; right, with population statistics restored from a checkpoint, nearly all are right."
+    "image gets the same class; right, with moving statistics restored from a checkpoint, nearly all are right."
 }
 
 
 def draw(result: dict, folder: Path) -> None:
-    """The first 100 test images with both predictions: what a batch of one does, and what population statistics do."""
+    """The first 100 test images with both predictions: what a batch of one does, and what moving statistics do."""
     shape = (SHOWN, *result["image_shape"])
     images = 255 - results.unpack_images(result["images"], shape)
-    panels = (("before", "batch statistics, always"), ("after", "batch_norm_wrapper, population statistics"))
+    panels = (("before", "batch statistics, always"), ("after", "batch_norm_wrapper, moving statistics"))
     with figure(folder / "single_example.png", ncols=2, figsize=(13, 4.5)) as (drawing, axes):
         for axis, (when, title) in zip(axes, panels, strict=True):
             predictions, accuracy = result[f"predictions_{when}"], result[f"accuracy_{when}"]
@@ -390,7 +390,7 @@ What went wrong  The network that normalizes with its batch's statistics scores 
                  it predicts {wrong}: accuracy {result["accuracy_before"]:.2f}.
 Why              One example is its own mean, so every normalized input is 0 and only beta is left. From beta and the last
                  weights alone the class must be {result["predicted_class_from_parameters"]}, and it {agrees}.
-What fixed it    batch_norm_wrapper keeps population statistics while training, the Saver saves them, and a new process
+What fixed it    batch_norm_wrapper keeps moving statistics while training, the Saver saves them, and a new process
                  rebuilds with is_training=False and restores them. One at a time gives {same} predictions
                  as all at once. Accuracy {result["accuracy_after"]:.2f}; test set {result["test_accuracy_after"]:.4f} \
 (the document's own network {result["accuracy_document"]:.2f}; {result["test_accuracy_document"]:.4f})."""

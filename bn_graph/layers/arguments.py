@@ -322,6 +322,7 @@ def _values_checks(
         values = tf.reduce_prod(tf.gather(shape, reduced))
         if virtual_batch_size:
             values = values // tf.maximum(shape[0] // virtual_batch_size, 1)
+            message = message.replace("larger batch", "larger virtual_batch_size")
         checks.append(tf.debugging.Assert(values >= least, [f"{message}. The inputs' shape was", shape]))
     if virtual_batch_size and sizes[0] is None:
         message = f"batch_norm_wrapper needs a batch that is a multiple of virtual_batch_size={virtual_batch_size}, got"

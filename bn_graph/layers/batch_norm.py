@@ -1,12 +1,12 @@
 """``batch_norm_wrapper``: batch normalization of one layer's inputs, in training and at inference.
 
-==================  =======================  =============================================  =====================
-`is_training`       normalizes with          updates                                        reads
-==================  =======================  =============================================  =====================
-``True``            the batch's statistics   the moving statistics, at each run             gamma, beta
-``False``           the moving statistics    nothing; the graph has no update op            all four variables
-bool tensor         by the value it is fed   only when it is fed True, inside the branch    all four variables
-==================  =======================  =============================================  =====================
+==================  =======================  =============================================
+`is_training`       normalizes with          updates
+==================  =======================  =============================================
+``True``            the batch's statistics   the moving statistics, at each run
+``False``           the moving statistics    nothing; the graph has no update op
+bool tensor         by the value it is fed   only when it is fed True, inside the branch
+==================  =======================  =============================================
 
 What each further argument changes is in `batch_norm_wrapper`'s docstring; how a batch is normalized, in `transforms`;
 how the statistics move, in `averages`; what is refused, in `arguments`. The other forms (`slim`, `convolutional`) end
@@ -24,7 +24,7 @@ from bn_graph.layers.averages import LayerVariables
 from bn_graph.layers.transforms import Normalized
 from bn_graph.tf1 import tf
 
-__all__ = ["LAYERS", "batch_norm_wrapper", "noted", "with_updates"]
+__all__ = ["LAYERS", "attach_updates", "batch_norm_wrapper", "record_call"]
 
 
 def batch_norm_wrapper(
@@ -68,12 +68,12 @@ def batch_norm_wrapper(
     Args:
         inputs: float16, bfloat16, float32 or float64 tensor of rank 2 to 5 with a known channel dimension; the
             others may be unknown. At inference the batch may be empty.
-        is_training: Python bool, or scalar bool tensor that is fed at each run. It has no default: the wrong one
-            is silent.
+        is_training: Python bool, or scalar bool tensor that is fed at each run. It has no default: a wrong
+            one would raise no error.
         decay: weight of the old value in the moving statistics, in [0, 1]. Nearer to 1 with more data.
-            PyTorch's ``momentum`` is 1 − decay. A scalar tensor, or a function of no arguments that returns a number or
-            one (a schedule; called once, when the layer is built), is checked at each update. A placeholder must be fed
-            wherever `is_training` is.
+            PyTorch's ``momentum`` is 1 − decay. A scalar tensor, or a function of no arguments that returns either of
+            these (a schedule; called once, when the layer is built), is checked at each update. A placeholder must be
+            fed wherever `is_training` is.
         epsilon: added to the variance inside the root, above 0.
         axis: the channel axis, the one that is kept. All others are averaged over. A list of axes keeps each of them, as
             in tf.layers; not with `weights` or `sync`.
@@ -147,8 +147,9 @@ def batch_norm_wrapper(
         tf.errors.InvalidArgumentError: at a training run that is fed fewer than two values per channel. The mean
             of one value is that value, so every output would be beta whatever the input, and an empty batch would
             turn the moving statistics into NaN. (PyTorch refuses the same.) Likewise weights of a shape that does not
-            fit, that sum to 0 (with `sync`, at all workers together), or to at most 1 with `unbiased_variance`, and a batch
-            that is no multiple of `virtual_batch_size`, and a decay outside [0, 1]. Nothing is updated.
+            fit, that are negative, that sum to 0 (with `sync`, at all workers together), or to at most 1 with
+            `unbiased_variance`; a batch that is no multiple of `virtual_batch_size`; and a decay outside [0, 1]. Nothing
+            is updated.
 
     Caveats:
         1. A bias just before the layer is redundant: the batch's mean subtracts it, and beta adds one. Leave it out
@@ -201,9 +202,11 @@ def batch_norm_wrapper(
             lambda: normalize_batch(inputs, axis, variables.gamma, variables.beta, epsilon),
             lambda: transforms.by_moving_statistics(inputs, axis, variables, epsilon, method is Method.FUSED_KERNEL),
         )
-        updates = averages.run_when(updating, lambda: update(batch.mean, batch.variance), variables[2:])
-        outputs = with_updates(batch.outputs, updates, updates_collection)
-        return noted(outputs, inputs, axis, variables, epsilon)
+        updates = averages.run_when(
+            updating, lambda: update(batch.mean, batch.variance), (variables.moving_mean, variables.moving_variance)
+        )
+        outputs = attach_updates(batch.outputs, updates, updates_collection)
+        return record_call(outputs, inputs, axis, variables, epsilon)
 
 
 def _estimator(
@@ -254,7 +257,7 @@ def _transform(
     return lambda inputs, axis, *parameters: by_batch(checked(inputs, axis), axis, *parameters)
 
 
-def with_updates(
+def attach_updates(
     outputs: tf.Tensor, updates: Sequence[tf.Operation], collections: str | Sequence[str] | None
 ) -> tf.Tensor:
     """`outputs`, named so, that depend on the update ops if `collections` is None; else these join the collections."""
@@ -266,7 +269,7 @@ def with_updates(
         return tf.identity(outputs, name="outputs")
 
 
-def noted(
+def record_call(
     outputs: tf.Tensor,
     inputs: tf.Tensor,
     axis: transforms.Axis,

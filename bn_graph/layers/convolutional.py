@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from bn_graph.layers import arguments, averages, fused_kernel, moments, transforms
 from bn_graph.layers.averages import LayerVariables
-from bn_graph.layers.batch_norm import noted, with_updates
+from bn_graph.layers.batch_norm import attach_updates, record_call
 from bn_graph.tf1 import control_flow_context, replace_input, tf
 
 __all__ = ["ConvolutionalBatchNormalizer"]
@@ -195,8 +195,8 @@ class ConvolutionalBatchNormalizer:
                 lambda: transforms.by_moving_statistics(x, _CHANNEL_AXIS, variables, self.epsilon, fused=True),
             )
             stores = averages.run_when(train, lambda: self._store(batch.mean, batch.variance), statistics)
-            outputs = with_updates(batch.outputs, stores, None)
-            noted(outputs, x, _CHANNEL_AXIS, variables, self.epsilon, self._scope)
+            outputs = attach_updates(batch.outputs, stores, None)
+            record_call(outputs, x, _CHANNEL_AXIS, variables, self.epsilon, self._scope)
             if train is not False:
                 self._training_calls.append(_after(outputs, x, batch.mean, batch.variance, train))
                 self._connect_training_calls()

@@ -17,7 +17,7 @@ import numpy as np
 
 from bn_graph.layers import arguments, averages, fused_kernel, moments, transforms
 from bn_graph.layers.averages import LayerVariables
-from bn_graph.layers.batch_norm import noted, with_updates
+from bn_graph.layers.batch_norm import attach_updates, record_call
 from bn_graph.layers.transforms import Normalized
 from bn_graph.tf1 import tf
 
@@ -175,7 +175,7 @@ def batch_norm(
             lambda: transforms.by_moving_statistics(inputs, axis, variables, epsilon, fused),
         )
         updates = averages.run_when(training, lambda: update(batch.mean, batch.variance), variables[2:])
-        outputs = noted(with_updates(batch.outputs, updates, update_keys), inputs, axis, variables, epsilon)
+        outputs = record_call(attach_updates(batch.outputs, updates, update_keys), inputs, axis, variables, epsilon)
         outputs = outputs if activation_fn is None else activation_fn(outputs)
         return _collected(outputs, outputs_collections, layer_scope.name)
 

@@ -100,8 +100,8 @@ def recalibrate(
             what inference wants is an estimate of the population's variance. Over a data set the pooled ones differ
             by a share of 1/n. For the biased variance, which Keras and unfused ``tf.layers`` average, pass False.
         layers: names (as in the result) of those to recalibrate; the others keep their statistics. If None, all but the
-            layers of other makers that were built for inference only: no batch goes into their statistics, and weights
-            that were trained so belong to those as they are. Named here, they are done by "pooled" like any.
+            layers, not of this library, that no batch ever updates: their weights may have been trained with the
+            statistics they have. Name them here to include them; only "pooled" can.
         is_training: the graph's switch or switches; fed False by "pooled" and True by "paper", over whatever
             `batches` feed. Under "pooled" batch norm layers normalize by their statistics in any case; but a
             placeholder must be fed, and dropout may depend on it.
@@ -112,7 +112,7 @@ def recalibrate(
         cache_bytes: how much "pooled" may keep between levels. With 0 every level starts from the data. If it is too
             little for all batches, a warning says how much a level takes; the statistics are the same.
         cache_dir: a directory for what is kept, in unnamed temporary files, which are gone when the call ends, however it
-            ends; those of a level and of the last one both count. In memory if None.
+            ends; those of a level and of the previous one both count. In memory if None.
         gather: of several workers that have a share of the batches each: called by all of them, with a vector of the same
             length, and returns all their vectors, ``[workers, n]``, the same at each. The statistics are then those of all
             batches together at every worker (`bn_graph.recalibration.workers`).
@@ -190,9 +190,9 @@ def _starter(batches: Batches) -> Callable[[], Iterable[Feeds]]:
     def start() -> Iterable[Feeds]:
         if not unread:
             raise RecalibrationError(
-                "The batches are needed again, since not all that reached the last level could be kept (cache_bytes), and "
-                f"got {type(batches).__name__}, which can be read once only. Give a sequence, or a callable that returns a "
-                "fresh iterable for each pass."
+                "The batches are needed again, since the values that the next level starts from were not all kept (more than "
+                f"cache_bytes, or of a kind that can't be kept), and got {type(batches).__name__}, which can be read once "
+                "only. Give a sequence, or a callable that returns a fresh iterable for each pass."
             )
         return unread.pop()
 

@@ -28,7 +28,8 @@ def current_values(session: tf.Session, variables: Mapping[str, tf.Variable], pl
     strange = sorted(statistics - variables.keys())
     if strange:
         raise RecalibrationError(
-            f"Not among the graph's global variables, and so can't be assigned: {', '.join(strange)}."
+            f"These moving statistics can't be assigned, being in neither GLOBAL_VARIABLES nor LOCAL_VARIABLES: "
+            f"{', '.join(strange)}. Add them to one of the two, or choose other layers with layers=."
         )
     above = {node.name for node in plan.graph_def.node}
     needed = [name for name in variables if name in above | statistics]

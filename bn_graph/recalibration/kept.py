@@ -48,7 +48,7 @@ class Kept(NamedTuple):
 class KeptValues:
     """At most `limit` bytes of arrays at any time, in memory or, with a `folder`, in unnamed files there.
 
-    A level's values are written to a file of their own while the last level's are read, and both count.
+    A level's values are written to a file of their own while the previous level's are read, and both count.
 
     Example:
         >>> import numpy as np

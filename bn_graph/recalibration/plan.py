@@ -71,7 +71,7 @@ def _wanted(found: FoundCalls, layers: Sequence[str] | None) -> dict[str, list[L
 
 
 def warn_of_others(graph: tf.Graph, found: FoundCalls) -> None:
-    """Warns of the moving statistics that no layer which can be done has."""
+    """Warns of moving statistics that stay as they are, because no layer that can be recalibrated has them."""
     of_inference = found.only_for_inference
     done = [call for call in found.calls if call.layer not in of_inference]
     scopes = tuple(f"{call.layer}/" for call in done)

@@ -1,4 +1,4 @@
-"""The statistics, level by level, in a copy of the graph that goes on from what reached the last level.
+"""The statistics, level by level, in a copy of the graph that goes on from what reached the previous level.
 
 Each batch goes on from the values that are kept of it (`cuts`, `kept`), or starts from the data again where there are none.
 """
@@ -120,7 +120,7 @@ def estimate(
             for layer, estimator in estimators.items():
                 if estimator.count:
                     _check_channels(layer, copy.plan.statistics[layer][0], estimator.parts()[0].size, channels[layer])
-            estimators = _of_all_workers(estimators, channels, passes.gather, make_estimator)
+            estimators = _merged_with_all_workers(estimators, channels, passes.gather, make_estimator)
         new: Values = {}
         for layer, estimator in estimators.items():
             new |= _in_dtypes_of(layer, copy.plan.statistics[layer], _result(layer, estimator, unbiased), before)
@@ -131,7 +131,7 @@ def estimate(
     return after, counts
 
 
-def _of_all_workers(
+def _merged_with_all_workers(
     estimators: Mapping[str, Estimator],
     channels: Mapping[str, int],
     gather: Callable[[np.ndarray], np.ndarray],
@@ -155,7 +155,7 @@ def _of_all_workers(
     return merged
 
 
-class _Held(NamedTuple):
+class _KeptBatch(NamedTuple):
     """What a batch goes on from: the values of tensors of an earlier level, and where later levels can be cut."""
 
     names: tuple[str, ...]
@@ -168,7 +168,7 @@ class _Batches:
 
     def __init__(self, copy: RunningCopy, passes: Passes, kept: KeptValues) -> None:
         self._copy, self._passes, self._kept = copy, passes, kept
-        self._held: list[_Held | None] = []
+        self._kept_batches: list[_KeptBatch | None] = []
         self._cuts: dict[frozenset[str], list[tuple[str, ...]]] = {}
         self._has_warned = False
 
@@ -176,20 +176,20 @@ class _Batches:
         """Adds every batch to the estimators of level `number`."""
         self._kept.start_level()
         needed, fitting, count = 0, 0, 0
-        for batch, held, feeds in self._starts(number):
+        for batch, kept_batch, feeds in self._starts(number):
             count = batch + 1
-            if count > len(self._held):
+            if count > len(self._kept_batches):
                 continue  # more than in the first pass, which is reported with their number
-            cuts = held.cuts if held is not None else self._cuts_of(feeds)
+            cuts = kept_batch.cuts if kept_batch is not None else self._cuts_of(feeds)
             names = cuts[number] if cuts else ()
             values = self._add(estimators, batch, feeds, names)
             if values:
                 needed += sum(value.nbytes for value in values)
-                fitting += self._hold(batch, names, values, cuts)
-        if count != len(self._held) or (count == 0 and self._passes.gather is None):
+                fitting += self._keep(batch, names, values, cuts)
+        if count != len(self._kept_batches) or (count == 0 and self._passes.gather is None):
             raise RecalibrationError(
-                f"Pass {number + 1} over the data had {count} batches, the first {len(self._held)}; every pass must see the "
-                "same batches, and at least one. A callable must return a fresh iterable each time."
+                f"Pass {number + 1} over the data had {count} batches, the first {len(self._kept_batches)}; every pass must "
+                "see the same batches, and at least one. A callable must return a fresh iterable each time."
             )
         if needed and fitting < count and not self._has_warned:
             self._has_warned = True
@@ -200,20 +200,20 @@ class _Batches:
                 stacklevel=4,
             )
 
-    def _starts(self, number: int) -> Iterator[tuple[int, _Held | None, Fed]]:
+    def _starts(self, number: int) -> Iterator[tuple[int, _KeptBatch | None, Fed]]:
         """Of each batch its number, what is kept of it, and what is fed to go on with it."""
-        if number and None not in self._held:
-            for batch, held in enumerate(self._passes.progress(self._held)):
-                yield batch, held, self._kept_feeds(held)
+        if number and None not in self._kept_batches:
+            for batch, kept_batch in enumerate(self._passes.progress(self._kept_batches)):
+                yield batch, kept_batch, self._kept_feeds(kept_batch)
             return
         for batch, data in enumerate(self._passes.start()):
             if number == 0:
-                self._held.append(None)
-            held = self._held[batch] if batch < len(self._held) else None
-            yield batch, held, self._copy.known(data) if held is None else self._kept_feeds(held)
+                self._kept_batches.append(None)
+            kept_batch = self._kept_batches[batch] if batch < len(self._kept_batches) else None
+            yield batch, kept_batch, self._copy.known(data) if kept_batch is None else self._kept_feeds(kept_batch)
 
-    def _kept_feeds(self, held: _Held) -> Fed:
-        return dict(zip(held.names, self._kept.get(held.kept), strict=True))
+    def _kept_feeds(self, kept_batch: _KeptBatch) -> Fed:
+        return dict(zip(kept_batch.names, self._kept.get(kept_batch.kept), strict=True))
 
     def _cuts_of(self, feeds: Fed) -> list[tuple[str, ...]]:
         levels = self._copy.plan.levels
@@ -240,20 +240,24 @@ class _Batches:
         for layer, calls in results.items():
             for count, mean, variance in calls:
                 _add(estimators[layer], layer, batch + 1, int(count), mean, variance)
-        fed = [value for value in feeds.values() if isinstance(value, np.ndarray)] if self._held[batch] is None else []
+        fed = (
+            [value for value in feeds.values() if isinstance(value, np.ndarray)]
+            if self._kept_batches[batch] is None
+            else []
+        )
         # The caller's iterator may fill the same array again.
         return [
             np.array(value) if any(np.may_share_memory(value, each) for each in fed) else np.asarray(value)
             for value in values
         ]
 
-    def _hold(self, batch: int, names: tuple[str, ...], values: list[np.ndarray], cuts: list[tuple[str, ...]]) -> bool:
+    def _keep(self, batch: int, names: tuple[str, ...], values: list[np.ndarray], cuts: list[tuple[str, ...]]) -> bool:
         """Keeps the values in place of the batch's older ones, if there is room; whether there was."""
         kept = self._kept.keep(values)
         if kept is None:
             return False
-        old = self._held[batch]
-        self._held[batch] = _Held(names, kept, cuts)
+        old = self._kept_batches[batch]
+        self._kept_batches[batch] = _KeptBatch(names, kept, cuts)
         if old is not None:
             self._kept.drop(old.kept)
         return True
@@ -294,9 +298,9 @@ def _in_dtypes_of(layer: str, names: Sequence[str], new: Sequence[np.ndarray], b
     """`new` in the shapes and dtypes of the variables."""
     values = {}
     for name, value in zip(names, new, strict=True):
-        held = before[name]
-        _check_channels(layer, name, value.size, held.size)
-        values[name] = value.reshape(held.shape).astype(held.dtype)
+        old = before[name]
+        _check_channels(layer, name, value.size, old.size)
+        values[name] = value.reshape(old.shape).astype(old.dtype)
         if not np.isfinite(values[name]).all():
-            raise RecalibrationError(f"Layer {layer}: the new values of {name} don't fit into {held.dtype.name}.")
+            raise RecalibrationError(f"Layer {layer}: the new values of {name} don't fit into {old.dtype.name}.")
     return values

@@ -61,9 +61,12 @@ def readme_tables(loaded: Mapping[str, dict]) -> dict[str, str]:
     return {
         "counts": f"Of the {len(claims)} claims measured, {summary}.",
         "did not hold": "\n".join(
-            f"- **{claim}** {register.claims()[claim]['claim']}"
-            for claim, entry in claims.items()
-            if kind_of(entry["verdict"]) == "does not hold"
+            ["What does not hold:"]
+            + [
+                f"- **{claim}** {register.claims()[claim]['claim']}"
+                for claim, entry in claims.items()
+                if kind_of(entry["verdict"]) == "does not hold"
+            ]
         ),
         "experiments": _experiments_table(loaded),
         "verdicts": _verdicts(claims),
