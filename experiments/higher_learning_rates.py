@@ -8,7 +8,7 @@ and Solver classes' *Introduction*, claim solver-16.
 None of the documents sweeps anything; the network is the solver's (inputs–32–32–10, ReLU, `tf.layers` batch norm before
 it); for the recurrent half of flags-13 a plain recurrent layer reads the image in strips, and one batch norm serves all its
 steps. Every pair of networks has the same weights and batches. Trainings are short, since it is early in training that rates
-differ, and predictions are by population statistics, as in use.
+differ, and predictions are by moving statistics, as in use.
 
 For solver-16 the layer is put where it is not needed in three ways: the loss asks for the layer's own inputs back; a
 network that was trained without it gets it put in and is otherwise frozen; and ordinary training of everything.
@@ -281,7 +281,7 @@ def draw(result: dict, folder: Path) -> None:
         axes[2].set(xscale="log", xlabel="examples in a training batch", title="Adam, the better of two rates")
         axes[2].set_xticks(BATCH_SIZES, map(str, BATCH_SIZES))
         axes[2].minorticks_off()
-        axes[0].set(ylabel="test accuracy (by population statistics)", ylim=(0, 1))
+        axes[0].set(ylabel="test accuracy (by moving statistics)", ylim=(0, 1))
         drawing.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
         run = f"{data_name(result)}, {result['steps']:,} steps, {seeds(result)}"
         drawing.suptitle(f"{run}: medians, and from the least to the most", fontsize=10)

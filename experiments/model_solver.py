@@ -315,7 +315,7 @@ def judge_solver_14(result: dict) -> Verdict:
         f"{unweighted:.2g}."
     )
     if not equal["inference"]:
-        return does_not_hold(measured, "Even by population statistics the two differ by more than float rounding.")
+        return does_not_hold(measured, "Even by moving statistics the two differ by more than float rounding.")
     if equal["training"]:
         return holds(measured, "It makes no difference, whatever is_training says.")
     note = (

@@ -89,7 +89,7 @@ def training_that_scores(settings: Settings, seed: int, weights: list[np.ndarray
         def measure(finished: int) -> dict[str, np.ndarray]:
             if not is_scored(finished):
                 return {}
-            # This run moves the population statistics too: the leak.
+            # This run moves the moving statistics too: the leak.
             return {"score": session.run(network.accuracy, {network.x: test.images, network.y_: test.labels})}
 
         folder = kept_work.folder(settings, seed, "leak", batch=BATCH_SIZE, rate=LEARNING_RATE)
@@ -214,18 +214,18 @@ def judge_r2rt_19(result: dict) -> Verdict:
     step = runs[0]["document_loop"]["last_scored_step"]
     printed, population = [run["document_loop"]["last_score"] for run in runs], column(result, "test_accuracy_after")
     measured = (
-        f"The figure that the document prints is {spread(printed)} here; by population statistics at the end it is "
+        f"The figure that the document prints is {spread(printed)} here; by moving statistics at the end it is "
         f"{spread(population)}."
     )
     note = (
         f"acc[-1] is step {step:,}, by the test set's own batch statistics. The restored network that the text goes on to use "
-        f"has population statistics and a median of {np.median(population):.4f}."
+        f"has moving statistics and a median of {np.median(population):.4f}."
     )
     if not agrees(printed, FINAL_ACCURACY, examples):
         return does_not_hold(measured, f"{note} ({result['data']}, {result['steps']:,} steps.)")
     if agrees(population, FINAL_ACCURACY, examples):
         return holds(measured, note)
-    return holds_with_a_trap("with population statistics it is another", measured, note)
+    return holds_with_a_trap("with moving statistics it is another", measured, note)
 
 
 def agrees(values: list[float], figure: float, examples: int) -> bool:
@@ -273,7 +273,7 @@ def summarize(result: dict) -> str:
     loop = result["runs"][0]["document_loop"]
     return (
         f"The document's own loop scores the training graph on the test set every {SCORED_EVERY} steps, which moves the "
-        f"population statistics:\ntest batches have {result['share_of_test_batches']:.1%} of their weight, and "
+        f"moving statistics:\ntest batches have {result['share_of_test_batches']:.1%} of their weight, and "
         f"{loop['predictions_changed']} of the test predictions change (accuracy {loop['population_accuracy']:.4f})."
     )
 

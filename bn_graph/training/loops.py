@@ -175,7 +175,7 @@ def train(
         CheckpointError: a checkpoint can't be written.
 
     Source: r2rt, *Training the network*. Unlike the document's loop this one never runs the training graph on test
-    images, which would move the population statistics toward the test set's.
+    images, which would move the moving statistics toward the test set's.
 
     Example:
         >>> import bn_graph

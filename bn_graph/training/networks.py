@@ -322,7 +322,7 @@ class Solver:
             y_: their one-hot labels.
             batch_size: examples a run, for what does not fit into memory; all at once if None. The last batch may be
                 smaller, and each counts by its size, so the result is that of all at once to float rounding, as long
-                as the examples are normalized by population statistics (`is_training` False).
+                as the examples are normalized by moving statistics (`is_training` False).
             is_training: True normalizes each batch by its own statistics, for those who want to see what comes of it.
 
         Returns:

@@ -3,7 +3,7 @@
     make mend-demo        make mend-demo DATA=mnist STEPS=2000 SEED=1
 
 r2rt's network is trained with the commonest fault: its update ops stand in ``UPDATE_OPS`` and the train op doesn't run
-them. Nothing shows in training; the checkpoint is worth little in prediction, since its population statistics are still
+them. Nothing shows in training; the checkpoint is worth little in prediction, since its moving statistics are still
 the initial 0 and 1. ``python -m bn_graph audit`` says so, ``python -m bn_graph recalibrate`` computes the statistics
 from training images, and the same weights predict as they should. It judges no claim.
 """

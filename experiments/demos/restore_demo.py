@@ -3,7 +3,7 @@
     make restore-demo        make restore-demo IMAGES="0 7 42"        make restore-demo CHECKPOINT=prefix
 
 In a new process: the network is rebuilt with ``is_training=False`` and the checkpoint that ``make single-example`` left
-is restored, with its population statistics. Beside it stand the same weights restored as the article ("tensorflow中的
+is restored, with its moving statistics. Beside it stand the same weights restored as the article ("tensorflow中的
 batchnorm", *Restoring from a checkpoint*) goes wrong: from the trainable variables alone. It judges no claim.
 """
 
@@ -165,7 +165,7 @@ def _table(
     )
     lines.append("right       " + "".join(f"{score:>9}" for score in scores))
     meanings = {
-        RIGHT: "bn_graph.restore: all variables, population statistics among them",
+        RIGHT: "bn_graph.restore: all variables, moving statistics among them",
         "wrong 1": "saved the trainable variables only, restored by a Saver of all variables",
         "wrong 2": "saved the same, restored by a Saver of the trainable variables, nothing initialized",
         "wrong 3": "the same after the initializers were run: nothing is raised; mean 0 and variance 1 stand in",

@@ -122,6 +122,6 @@ def train(
 
 
 def score(session: tf.Session, network: Network, dataset: bn_graph.Dataset, by_batch: bool = False) -> float:
-    """Accuracy on the test set, by population statistics or by its own. Neither runs an update op: tf.layers' are apart."""
+    """Accuracy on the test set, by moving statistics or by its own. Neither runs an update op: tf.layers' are apart."""
     feeds = {network.x: dataset.test.images, network.y_: dataset.test.labels, network.is_training: by_batch}
     return float(f"{session.run(network.accuracy, feeds):.5g}")

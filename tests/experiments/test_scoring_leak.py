@@ -51,7 +51,7 @@ def test_r2rt_18_falls_with_a_trainable_and_with_a_resting_statistic(finished, v
     ("printed", "population", "expected"),
     [
         (0.9540, 0.9510, "holds"),
-        (0.9540, 0.9400, "holds, with a trap: with population statistics it is another"),
+        (0.9540, 0.9400, "holds, with a trap: with moving statistics it is another"),
         (0.9700, 0.9532, "does not hold"),
         (0.9700, 0.9400, "does not hold"),
     ],
