@@ -14,15 +14,20 @@ logistic units, with weights four times as large.
 Changed from the paper: fully connected layers, MNIST and a short training in place of Inception and ImageNet.
 """
 
+import contextlib
 import functools
+import itertools
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 import bn_graph
+from bn_graph.checkpoints.values import assign_values
 from bn_graph.tf1 import tf
 from experiments.machinery import harness, kept_work
-from experiments.machinery.classifiers import accuracy, glorot_weights, layer_sizes, losses, placeholders, variable
+from experiments.machinery.classifiers import accuracy, first_rows, glorot_weights, layer_sizes, losses, placeholders
 from experiments.machinery.figures import BLUE, GREY, ORANGE, figure
 from experiments.machinery.harness import Mode, Settings
 from experiments.machinery.results import data_name, listed, seeds, spread
@@ -45,13 +50,14 @@ QUICK = Mode("digits", 60, [0], {"depths": [1, 2], "rates": [1.0]})
 
 def run(settings: Settings) -> dict:
     runs = []
-    for seed in settings.seeds:
-        found = {"seed": seed}
-        for form in FORMS:
-            measure = functools.partial(train_depths, settings, seed, form)
-            identity = settings.own | {"units": UNITS, "decay": DECAY}
-            found[form] = kept_work.measured_once(settings, seed, form.replace(" ", "-"), measure, **identity)
-        runs.append(found)
+    with trainings(settings) as train:
+        for seed in settings.seeds:
+            found = {"seed": seed}
+            for form in FORMS:
+                identity = settings.own | {"units": UNITS, "decay": DECAY}
+                measure = functools.partial(train, seed, form)
+                found[form] = kept_work.measured_once(settings, seed, form.replace(" ", "-"), measure, **identity)
+            runs.append(found)
     return settings.own | {"guess": float(settings.dataset.test.labels.mean(0).max()), "runs": runs}
 
 
@@ -70,34 +76,71 @@ def network(x: tf.Tensor, weights: list[tf.Variable], form: str, is_training: bo
     return tf.matmul(layer, weights[-1]) + bias
 
 
-def train_depths(settings: Settings, seed: int, form: str) -> list[dict]:
-    """For each depth the test accuracy at the rate that the validation images choose, and that rate."""
-    dataset, steps, scores = settings.dataset, [], []
-    depths, rates = settings.own["depths"], settings.own["rates"]
+class Networks(NamedTuple):
+    """Those of all depths and rates: the weights of each, its step, and its accuracy."""
+
+    weights: list[list[tf.Variable]]
+    steps: list[bn_graph.Step]
+    scores: list[tf.Tensor]
+
+
+def build_networks(settings: Settings, x: tf.Tensor, y_: tf.Tensor, form: str) -> Networks:
+    networks = Networks([], [], [])
+    for depth, rate in itertools.product(settings.own["depths"], settings.own["rates"]):
+        with tf.variable_scope(f"{form.split()[0]}/depth{depth}_rate{rate:g}") as scope:
+            shapes = itertools.pairwise(layer_sizes(settings.dataset, [UNITS] * depth))
+            weights = [tf.get_variable(f"w{number}", shape) for number, shape in enumerate(shapes)]
+            loss = tf.reduce_mean(losses(network(x, weights, form, True), y_))
+            own = tf.trainable_variables(scope=f"{scope.name}/")
+            train_op = tf.train.GradientDescentOptimizer(rate).minimize(loss, var_list=own)
+            scope.reuse_variables()
+            networks.weights.append(weights)
+            networks.steps.append(bn_graph.Step(train_op, x, y_))
+            networks.scores.append(accuracy(network(x, weights, form, False), y_))
+    return networks
+
+
+@contextlib.contextmanager
+def trainings(settings: Settings) -> Iterator[Callable[[int, str], list[dict]]]:
+    """Builds all networks, which takes as long as a training; gives the function that trains a form's with any seed."""
+    dataset, depths, rates = settings.dataset, settings.own["depths"], settings.own["rates"]
     with tf.Graph().as_default(), tf.Session(config=harness.session_config(settings)) as session:
         x, y_ = placeholders(layer_sizes(dataset, ()))
-        for depth in depths:
-            start = glorot_weights(layer_sizes(dataset, [UNITS] * depth), seed, FORMS[form])
-            for place, rate in enumerate(rates):
-                with tf.variable_scope(f"depth{depth}_rate{place}") as scope:
-                    weights = [variable(f"w{number}", each) for number, each in enumerate(start)]
-                    loss = tf.reduce_mean(losses(network(x, weights, form, True), y_))
-                    own = tf.trainable_variables(scope=f"{scope.name}/")
-                    train_op = tf.train.GradientDescentOptimizer(rate).minimize(loss, var_list=own)
-                    steps.append(bn_graph.Step(train_op, x, y_))
-                    scope.reuse_variables()
-                    scores.append(accuracy(network(x, weights, form, False), y_))
-        session.run(tf.global_variables_initializer())
-        advance = harness.LOOPS[settings.loop](session, steps, dataset.train, batch_size=BATCH_SIZE, seed=seed)
-        for _ in harness.advance_with_progress(advance, range(settings.steps), f"seed {seed}, {form}"):
-            pass
-        validation, test = (
-            np.reshape(session.run(scores, {x: split.images, y_: split.labels}), (len(depths), len(rates)))
-            for split in (dataset.validation, dataset.test)
-        )
-    best = validation.argmax(1)
-    rows = zip(depths, best, test, strict=True)
-    return [{"depth": depth, "rate": rates[place], "accuracy": float(row[place])} for depth, place, row in rows]
+        # Started for logistic units, the networks without batch norm are the same ones.
+        networks = {form: build_networks(settings, x, y_, form) for form in (WITH, WITHOUT)}
+        networks[LOGISTIC] = networks[WITHOUT]
+        initialize = tf.global_variables_initializer()
+        loops = {
+            form: harness.LOOPS[settings.loop](
+                session, networks[form].steps, dataset.train, batch_size=BATCH_SIZE, seed=0
+            )
+            for form in (WITH, WITHOUT)
+        }
+        loops[LOGISTIC] = loops[WITHOUT]
+
+        def train(seed: int, form: str) -> list[dict]:
+            """For each depth the test accuracy at the rate that the validation images choose, and that rate."""
+            session.run(initialize)
+            for weights in networks[form].weights:
+                units = [UNITS] * (len(weights) - 1)
+                start = glorot_weights(layer_sizes(dataset, units), seed, FORMS[form])
+                assign_values(session, zip(weights, start, strict=True))
+            rows = first_rows(dataset.train.size, BATCH_SIZE, settings.steps, seed)
+            for _ in harness.advance_with_progress(
+                lambda start, stop: loops[form](start, stop, rows[start:stop]),
+                range(settings.steps),
+                f"seed {seed}, {form}",
+            ):
+                pass
+            validation, test = (
+                np.reshape(session.run(networks[form].scores, {x: split.images, y_: split.labels}), (len(depths), -1))
+                for split in (dataset.validation, dataset.test)
+            )
+            best = validation.argmax(1)
+            rows = zip(depths, best, test, strict=True)
+            return [{"depth": depth, "rate": rates[place], "accuracy": float(row[place])} for depth, place, row in rows]
+
+        yield train
 
 
 # --- bn2015-01: sigmoids that train only with batch norm --------------------------------------------------------------

@@ -9,20 +9,25 @@ A network is trained on few images, which it can learn by heart, and on ten time
 and without, and with dropout of each rate behind them, from the same weights on the same batches. It predicts by the moving
 statistics and without dropout. The rate is chosen on the validation images and scored on the test images.
 
-The document trains nothing: the network, its data and the rates are ours. Regularizing is read as a gap from training to
-test accuracy that is narrower with at least one number of images (r2rt-01 finds such a gap, in another network), and "often"
-as: not behind dropout alone with both numbers.
+The document trains nothing: the network, its data and the rates are ours, and so are the masks, drawn from the seed and the
+step, so that one graph serves all seeds. Regularizing is read as a gap from training to test accuracy that is narrower with at
+least one number of images (r2rt-01 finds such a gap, in another network), and "often" as: not behind dropout alone with both
+numbers.
 """
 
+import contextlib
+import functools
 import itertools
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 
 import bn_graph
+from bn_graph.checkpoints.values import assign_values
 from bn_graph.tf1 import tf
 from experiments.machinery import harness, kept_work
-from experiments.machinery.classifiers import accuracy, glorot_weights, layer_sizes, losses, placeholders, variable
+from experiments.machinery.classifiers import accuracy, first_rows, glorot_weights, layer_sizes, losses, placeholders
 from experiments.machinery.figures import BLUE, ORANGE, figure
 from experiments.machinery.harness import Mode, Settings
 from experiments.machinery.results import data_name, seeds, spread
@@ -43,63 +48,88 @@ QUICK = Mode("digits", 60, [0], {"images": [600], "dropped": [0, 0.35]})
 
 def run(settings: Settings) -> dict:
     runs = []
-    for seed in settings.seeds:
-        found = {"seed": seed}
-        for images in settings.own["images"]:
-            identity = {"dropped": settings.own["dropped"], "decay": DECAY, "rate": LEARNING_RATE}
-            found[images] = kept_work.measured_once(
-                settings,
-                seed,
-                f"images-{images}",
-                lambda seed=seed, images=images: train(settings, seed, images),
-                **identity,
-            )
-        runs.append(found)
+    with trainings(settings) as train:
+        for seed in settings.seeds:
+            found = {"seed": seed}
+            for images in settings.own["images"]:
+                identity = {
+                    "dropped": settings.own["dropped"],
+                    "decay": DECAY,
+                    "rate": LEARNING_RATE,
+                    "masks": "stateless",
+                }
+                measure = functools.partial(train, seed, images)
+                found[images] = kept_work.measured_once(settings, seed, f"images-{images}", measure, **identity)
+            runs.append(found)
     return {**settings.own, "runs": runs}
 
 
 # --- The networks: all forms and rates side by side -------------------------------------------------------------------
-def network(x: tf.Tensor, weights: list[tf.Variable], form: str, dropped: float, is_training: bool) -> tf.Tensor:
-    """Logits: weighted sum, batch norm or a bias, ReLU, dropout; twice, and a last weighted sum."""
+def network(x: tf.Tensor, weights: list[tf.Variable], form: str, dropped: float, draw: tf.Tensor | None) -> tf.Tensor:
+    """Logits: weighted sum, batch norm or a bias, ReLU, dropout; twice, and a last weighted sum.
+
+    In training the masks depend on `draw` alone, int32 [2]; None is for prediction.
+    """
     layer = x
     for number, matrix in enumerate(weights[:-1], start=1):
         z = tf.matmul(layer, matrix)
         if form == WITH:
-            z = bn_graph.batch_norm_wrapper(z, is_training, decay=DECAY, name=f"bn{number}")
+            z = bn_graph.batch_norm_wrapper(z, draw is not None, decay=DECAY, name=f"bn{number}")
         else:
             z += tf.get_variable(f"b{number}", z.shape[1:], initializer=tf.zeros_initializer())
         layer = tf.nn.relu(z)
-        if is_training and dropped:
-            layer = tf.nn.dropout(layer, rate=dropped, seed=number)
+        if draw is not None and dropped:
+            layer = tf.nn.experimental.stateless_dropout(layer, dropped, [number + 10 * draw[0], draw[1]])
     bias = tf.get_variable("bias", [weights[-1].shape[1]], initializer=tf.zeros_initializer())
     return tf.matmul(layer, weights[-1]) + bias
 
 
-def train(settings: Settings, seed: int, images: int) -> dict:
-    """Of each form, by the rates: accuracy on the images it was trained on, and on those of validation and test."""
-    dataset, sizes = settings.dataset, layer_sizes(settings.dataset, HIDDEN_UNITS)
-    train = bn_graph.Split(dataset.train.images[:images], dataset.train.labels[:images])
-    splits = {"training": train, "validation": dataset.validation, "test": dataset.test}
+@contextlib.contextmanager
+def trainings(settings: Settings) -> Iterator[Callable[[int, int], dict]]:
+    """Builds all networks, which takes as long as a training; gives the function that trains them with any seed."""
+    dataset, sizes, most = settings.dataset, layer_sizes(settings.dataset, HIDDEN_UNITS), max(settings.own["images"])
+    first = bn_graph.Split(dataset.train.images[:most], dataset.train.labels[:most])
     with tf.Graph().as_default(), tf.Session(config=harness.session_config(settings)) as session:
-        tf.set_random_seed(seed)
         x, y_ = placeholders(sizes)
-        steps, scores = [], []
+        seed_in_use = tf.get_variable("seed", [], tf.int32, trainable=False)
+        matrices, steps, scores = [], [], []
         for number, (form, dropped) in enumerate(itertools.product(FORMS, settings.own["dropped"])):
             with tf.variable_scope(f"network{number}") as scope:
-                weights = [variable(f"w{place}", each) for place, each in enumerate(glorot_weights(sizes, seed))]
-                loss = tf.reduce_mean(losses(network(x, weights, form, dropped, True), y_))
+                weights = [tf.get_variable(f"w{place}", shape) for place, shape in enumerate(itertools.pairwise(sizes))]
+                count = tf.get_variable("count", [], tf.int32, tf.zeros_initializer(), trainable=False)
+                logits = network(x, weights, form, dropped, tf.stack([seed_in_use, count]))
+                own = tf.trainable_variables(scope=f"{scope.name}/")
                 optimizer = tf.train.AdamOptimizer(LEARNING_RATE)
-                step = optimizer.minimize(loss, var_list=tf.trainable_variables(scope=f"{scope.name}/"))
+                step = optimizer.minimize(tf.reduce_mean(losses(logits, y_)), count, var_list=own)
                 scope.reuse_variables()
+                matrices.append(weights)
                 steps.append(bn_graph.Step(step, x, y_))
-                scores.append(accuracy(network(x, weights, form, dropped, False), y_))
-        session.run(tf.global_variables_initializer())
-        advance = harness.LOOPS[settings.loop](session, steps, train, batch_size=BATCH_SIZE, seed=seed)
-        for _ in harness.advance_with_progress(advance, range(settings.steps), f"seed {seed}, {images:,} images"):
-            pass
-        scored = {name: session.run(scores, dict(zip((x, y_), split, strict=True))) for name, split in splits.items()}
-    found = {name: np.reshape(values, (len(FORMS), -1)) for name, values in scored.items()}
-    return {form: {name: found[name][place].tolist() for name in found} for place, form in enumerate(FORMS)}
+                scores.append(accuracy(network(x, weights, form, dropped, None), y_))
+        initialize = tf.global_variables_initializer()
+        advance = harness.LOOPS[settings.loop](session, steps, first, batch_size=BATCH_SIZE, seed=0)
+
+        def train(seed: int, images: int) -> dict:
+            """Of each form, by the rates: accuracy on the images it was trained on, and on those of validation and test."""
+            session.run(initialize)
+            start = glorot_weights(sizes, seed)
+            values = [(seed_in_use, seed), *(pair for weights in matrices for pair in zip(weights, start, strict=True))]
+            assign_values(session, values)
+            rows = first_rows(images, BATCH_SIZE, settings.steps, seed)
+            for _ in harness.advance_with_progress(
+                lambda start, stop: advance(start, stop, rows[start:stop]),
+                range(settings.steps),
+                f"seed {seed}, {images:,} images",
+            ):
+                pass
+            known = bn_graph.Split(first.images[:images], first.labels[:images])
+            splits = {"training": known, "validation": dataset.validation, "test": dataset.test}
+            found = {
+                name: np.reshape(session.run(scores, {x: split.images, y_: split.labels}), (len(FORMS), -1))
+                for name, split in splits.items()
+            }
+            return {form: {name: found[name][place].tolist() for name in found} for place, form in enumerate(FORMS)}
+
+        yield train
 
 
 # --- flags-14: does batch norm regularize, so that dropout can go? ----------------------------------------------------

@@ -126,12 +126,11 @@ def run_seed(settings: Settings, seed: int) -> dict:
 
 
 def train(settings: Settings, session: tf.Session, network: bn_graph.Network, seed: int, form: str) -> Path:
-    folder = kept_work.folder(settings, seed, form, batch=BATCH_SIZE, rate=LEARNING_RATE)
-    bn_graph.resume(session, folder)
-    loop = {"graph": bn_graph.train_in_graph, "feed": bn_graph.train}[settings.loop]
-    progress = harness.progress_bar(f"seed {seed}, {form.replace('_', ' ')}")
-    how = {"steps": settings.steps, "batch_size": BATCH_SIZE, "seed": seed, "directory": folder, "progress": progress}
-    loop(session, network, settings.dataset.train, **how)
+    folder = kept_work.folder(settings, seed, form, batch=BATCH_SIZE, rate=LEARNING_RATE, format=2)
+    options = {"batch_size": BATCH_SIZE, "seed": seed, "folder": folder, "counts_steps": True}
+    options |= {"label": f"seed {seed}, {form.replace('_', ' ')}", "pause_after": lambda finished: False}
+    step = bn_graph.step_of(network)
+    kept_work.train_and_measure(settings, session, step, settings.dataset.train, lambda finished: {}, **options)
     return folder
 
 

@@ -1,23 +1,31 @@
 """Functions that are run in processes of their own: for what needs a fresh interpreter, or another TensorFlow setting.
 
 A page calls ``children.ask(function, argument=value)``, where `function` is one of its own top-level functions. The child
-imports the page and calls the function by its name. Arguments and answers are what JSON can hold: arguments go to the
-child's stdin, and the answer is the last line of its stdout.
+imports the page and calls the function by its name. Arguments and answers are what JSON can hold.
+
+Importing TensorFlow takes seconds, so most children are forked off a server that has imported it and done nothing else
+(`fresh_processes`). A child with an environment of its own is a new interpreter: its arguments go to its stdin, and the
+answer is the last line of its stdout.
 """
 
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 from experiments.machinery import eras
 from experiments.machinery.programs import UsageError, module_name
 
-__all__ = ["ask", "ask_each", "ask_era"]
+__all__ = ["ask", "ask_each", "ask_era", "fresh_processes"]
 
+# What takes long to import, the legacy Keras of tf.layers and the drawing of figures included.
+_IMPORTED_ONCE = ["experiments.machinery.harness", "experiments.machinery.figures", "tf_keras"]
 _ROOT = Path(__file__).parents[2]
 # Imports nothing of the project by itself: a function that needs no TensorFlow doesn't wait for it.
 _CHILD = """
@@ -27,22 +35,61 @@ print(json.dumps(getattr(importlib.import_module(module), name)(**json.load(sys.
 """
 
 
+def fresh_processes() -> ForkServerContext:
+    """Makes processes in which TensorFlow has just been imported: no graph, no session, no thread of it is there yet.
+
+    Returns:
+        A context of `multiprocessing`. Its server takes this process's environment when the first process is started.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_IMPORTED_ONCE)
+    return context
+
+
 def ask(function: Callable, *, environment: Mapping[str, str] | None = None, **arguments) -> object:
     """What `function` returns in a new process.
 
     Args:
         function: of a module's top level.
-        environment: variables that are set for the child, beside this process's own.
+        environment: variables that are set for the child, beside this process's own; it is a new interpreter then.
         **arguments: for `function`.
 
     Raises:
         UsageError: the process failed; the message ends with the last line that it wrote.
     """
     module = module_name(function.__module__)
+    failed = f"the process of {module}.{function.__name__} failed"
+    if environment is None:
+        return _forked_answer(function, arguments, failed)
     path = os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     command = [sys.executable, "-c", _CHILD, module, function.__name__]
-    failed = f"the process of {module}.{function.__name__} failed"
-    return _answer(command, arguments, os.environ | {"PYTHONPATH": path} | (environment or {}), failed)
+    return _answer(command, arguments, os.environ | {"PYTHONPATH": path} | environment, failed)
+
+
+def _forked_answer(function: Callable, arguments: Mapping, failed: str) -> object:
+    received, sent = multiprocessing.Pipe(duplex=False)
+    process = fresh_processes().Process(target=_send_answer, args=(sent, function, json.dumps(arguments)))
+    process.start()
+    sent.close()
+    try:
+        answered, answer = received.recv()
+    except EOFError:
+        answered, answer = False, "it ended without an answer"
+    process.join()
+    if not answered:
+        raise UsageError(f"{failed}: {answer}")
+    return json.loads(answer)
+
+
+def _send_answer(sent: Connection, function: Callable, arguments: str) -> None:
+    """What the forked process does; what it prints is dropped."""
+    with open(os.devnull, "w") as dropped:
+        for stream in (1, 2):
+            os.dup2(dropped.fileno(), stream)
+    try:
+        sent.send((True, json.dumps(function(**json.loads(arguments)))))
+    except Exception as error:
+        sent.send((False, " ".join(f"{type(error).__name__}: {error}".split())))
 
 
 def _answer(command: Sequence[str], arguments: Mapping, environment: Mapping[str, str], failed: str) -> object:

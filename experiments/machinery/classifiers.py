@@ -12,7 +12,16 @@ import numpy as np
 import bn_graph
 from bn_graph.tf1 import tf
 
-__all__ = ["accuracy", "batches_in_order", "glorot_weights", "layer_sizes", "losses", "placeholders", "variable"]
+__all__ = [
+    "accuracy",
+    "batches_in_order",
+    "first_rows",
+    "glorot_weights",
+    "layer_sizes",
+    "losses",
+    "placeholders",
+    "variable",
+]
 
 
 def layer_sizes(dataset: bn_graph.Dataset, hidden: Sequence[int]) -> tuple[int, ...]:
@@ -48,6 +57,12 @@ def losses(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
 def accuracy(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
     """Share of the examples whose class is right, a scalar."""
     return tf.reduce_mean(tf.cast(tf.equal(tf.argmax(logits, 1), tf.argmax(labels, 1)), tf.float32))
+
+
+def first_rows(size: int, batch_size: int, count: int, seed: int) -> np.ndarray:
+    """Row numbers of the first `count` batches of a training on `size` examples, ``[count, batch_size]``."""
+    rows = bn_graph.training.datasets.batch_rows(size, batch_size, seed=seed)
+    return np.stack(list(itertools.islice(rows, count)))
 
 
 def batches_in_order(split: bn_graph.Split, size: int) -> list[tuple[np.ndarray, np.ndarray]]:

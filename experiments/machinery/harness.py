@@ -100,6 +100,7 @@ class Settings(NamedTuple):
     """What one run was asked for. `dataset` and `steps` are None for a page that has none.
 
     `loop` ("graph" or "feed") and `threads` say how it is trained. No number depends on either, so no checkpoint asks.
+    `seconds_kept` is what earlier runs spent on the work that this one takes up, by its folder (`kept_work.folder`).
     """
 
     name: str
@@ -112,6 +113,7 @@ class Settings(NamedTuple):
     loop: str = "graph"
     threads: int = 1
     own: Mapping[str, object] = {}
+    seconds_kept: dict[Path, float] | None = None
 
 
 def page_of(module: ModuleType) -> Page:
@@ -182,7 +184,7 @@ def _run(page: Page, given: argparse.Namespace) -> None:
         print(bn_graph.datasets.describe(settings.dataset), flush=True)
     started = time.monotonic()
     result = _common(page, settings) | page.run(settings)
-    result["seconds"] = round(time.monotonic() - started, 1)
+    result["seconds"] = round(time.monotonic() - started + sum((settings.seconds_kept or {}).values()), 1)
     result = json.loads(json.dumps(result))  # judged as everybody else reads it
     result["claims"] = judge(page, result)
     write_json(folder / "result.json", result)
@@ -224,6 +226,7 @@ def _settings(page: Page, given: argparse.Namespace) -> Settings:
         loop=given.loop,
         threads=given.threads,
         own=mode.own,
+        seconds_kept={},
     )
 
 

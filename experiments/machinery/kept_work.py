@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import json
 import shutil
+import time
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -17,13 +18,15 @@ from experiments.machinery import harness
 from experiments.machinery.programs import UsageError
 from experiments.machinery.results import versions, write_json
 
-__all__ = ["alone_in", "folder", "measured_once", "train_and_measure", "write_network"]
+__all__ = ["alone_in", "folder", "measured_once", "seconds_in", "timed", "train_and_measure", "write_network"]
 
 CHECKPOINT_EVERY = 1000
 
 
 def folder(settings: harness.Settings, seed: int | None = None, part: str = "", **identity) -> Path:
     """The folder for one piece of work of one experiment; emptied if an earlier run left other settings there.
+
+    What the work that is there took goes into the run's `seconds_kept`.
 
     Args:
         settings: of the run; the data set, the number of steps and the versions are part of the identity.
@@ -44,7 +47,22 @@ def folder(settings: harness.Settings, seed: int | None = None, part: str = "", 
     if not same:
         shutil.rmtree(path, ignore_errors=True)
         write_json(record, identity)
+    if settings.seconds_kept is not None:
+        settings.seconds_kept.setdefault(path, seconds_in(path))
     return path
+
+
+def seconds_in(folder: Path) -> float:
+    """How long the work in the folder took, in all runs that had a part in it."""
+    path = folder / "seconds.json"
+    return json.loads(path.read_text()) if path.exists() else 0.0
+
+
+@contextlib.contextmanager
+def timed(folder: Path) -> Iterator[Callable[[], None]]:
+    """Gives the function to call when work has been written: it counts what that took among the folder's seconds."""
+    seconds, started = seconds_in(folder), time.monotonic()
+    yield lambda: write_json(folder / "seconds.json", round(seconds + time.monotonic() - started, 2))
 
 
 def measured_once(
@@ -58,7 +76,9 @@ def measured_once(
     """
     record = folder(settings, seed, part, **identity) / "measured.json"
     if not record.exists():
-        write_json(record, measure())
+        with timed(record.parent) as count_seconds:
+            write_json(record, measure())
+            count_seconds()
     return json.loads(record.read_text())
 
 
@@ -125,12 +145,14 @@ def train_and_measure(
     advance = harness.LOOPS[settings.loop](
         session, steps, split, batch_size=batch_size, seed=seed, global_step=None if counts_steps else global_step
     )
-    for finished, _ in harness.advance_with_progress(advance, range(done, stop), label, pauses):
-        for name, value in measure(finished).items():
-            curves.setdefault(name, []).append((finished, np.asarray(value)))
-        if is_saved(finished):
-            _write_curves(folder, curves)
-            bn_graph.save(saver, session, folder / "step", global_step=finished, write_meta_graph=False)
+    with timed(folder) as count_seconds:
+        for finished, _ in harness.advance_with_progress(advance, range(done, stop), label, pauses):
+            for name, value in measure(finished).items():
+                curves.setdefault(name, []).append((finished, np.asarray(value)))
+            if is_saved(finished):
+                _write_curves(folder, curves)
+                bn_graph.save(saver, session, folder / "step", global_step=finished, write_meta_graph=False)
+                count_seconds()
     return _stacked(curves)
 
 

@@ -4,7 +4,6 @@ The network is r2rt's, except that the weights start as Glorot & Bengio have the
 """
 
 import functools
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -14,7 +13,7 @@ import bn_graph
 from bn_graph.checkpoints.values import assign_values
 from bn_graph.tf1 import legacy_layers, tf
 from experiments.machinery import harness
-from experiments.machinery.classifiers import glorot_weights, layer_sizes
+from experiments.machinery.classifiers import first_rows, glorot_weights, layer_sizes
 
 __all__ = [
     "FORMS",
@@ -73,8 +72,7 @@ def batch_rows(labels: np.ndarray, batch: int, count: int, seed: int, sampling: 
     classes for every batch, whose examples alternate (so that ghosts have both), each drawn from all of its class.
     """
     if sampling == MIXED or batch == 1:
-        rows = bn_graph.training.datasets.batch_rows(len(labels), batch, seed=seed)
-        return np.stack(list(itertools.islice(rows, count)))
+        return first_rows(len(labels), batch, count, seed)
     classes = labels.argmax(1)
     members = [np.flatnonzero(classes == each) for each in range(labels.shape[1])]
     generator = np.random.default_rng([seed, batch])

@@ -3,21 +3,22 @@
     make reproduce          all in full, on MNIST
     make reproduce-quick    all in quick mode
 
-As many run side by side as this process may use cores, the longest first. What an experiment prints comes when it has
-finished. One whose result of this mode, data directory and version is there already is not run again. The time left is
-guessed from the committed reference's own times.
+As many run side by side as this process may use cores, the longest first. Their processes are forked off one that has
+imported TensorFlow, which takes as long as some experiments. What an experiment prints comes when it has finished. One
+whose result of this mode, data directory and version is there already is not run again. The time left is guessed from the
+committed reference's own times.
 """
 
 import argparse
+import importlib
 import os
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.machinery import programs, register, results
+from experiments.machinery import children, programs, register, results
 from experiments.machinery.programs import UsageError
 from experiments.machinery.report import REFERENCE
 
@@ -64,32 +65,41 @@ def reproduce(names: list[str], mode: str, output: Path) -> int:
                 number = len(names) - len(waiting)
                 print(f"[{number}/{len(names)}] {running[-1].name}   about {minutes:.0f} min left in all", flush=True)
             time.sleep(0.05)
-            for each in [each for each in running if each.process.poll() is not None]:
+            for each in [each for each in running if not each.process.is_alive()]:
                 running.remove(each)
                 each.print_what_it_wrote()
-                if each.process.returncode == 130:
+                if each.process.exitcode == 130:
                     return 130
-                status = status or each.process.returncode
+                status = status or each.process.exitcode
     finally:
         for each in running:
             each.process.terminate()
-            each.process.wait()
+            each.process.join()
     print(f"\nAll {len(names)} experiments, {(time.monotonic() - started) / 60:.1f} min. Now: make report")
     return status
 
 
+def run_experiment(name: str, mode: str, output: Path, written: str) -> None:
+    """What an experiment's process does: ``python -m experiments.<name>``, its output into the file `written`."""
+    with open(written, "w") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+    from experiments.machinery import harness
+
+    sys.exit(harness.main(importlib.import_module(f"experiments.{name}"), ["--mode", mode, "--output", str(output)]))
+
+
 class _Running:
-    """An experiment's process, pinned to one thread, whose output is kept until it ends."""
+    """An experiment's process, whose output is kept until it ends."""
 
     def __init__(self, name: str, mode: str, output: Path):
         self.name, self.expected, self.started = name, expected_seconds(name, mode), time.monotonic()
-        self.written = tempfile.TemporaryFile("w+")  # noqa: SIM115
-        command = [sys.executable, "-m", f"experiments.{name}", "--mode", mode, "--output", str(output)]
-        environment = {**os.environ, **dict.fromkeys(_THREADS, "1"), "TQDM_DISABLE": "1"}
-        self.process = subprocess.Popen(command, stdout=self.written, stderr=subprocess.STDOUT, env=environment)
+        self.written = tempfile.NamedTemporaryFile("r")  # noqa: SIM115
+        arguments = (name, mode, output, self.written.name)
+        self.process = children.fresh_processes().Process(target=run_experiment, args=arguments)
+        self.process.start()
 
     def print_what_it_wrote(self) -> None:
-        self.written.seek(0)
         seconds = time.monotonic() - self.started
         print(f"\n--- {self.name}, {seconds:.0f} s ---\n{self.written.read()}", flush=True)
         self.written.close()
@@ -112,6 +122,8 @@ def _work(given: argparse.Namespace) -> int:
     if given.fresh:
         for name in names:
             (given.output / name / "result.json").unlink(missing_ok=True)
+    # One core an experiment, and no progress bars: what their processes are forked off begins with this environment.
+    os.environ.update(dict.fromkeys(_THREADS, "1"), TQDM_DISABLE="1")
     return reproduce(names, given.mode, given.output)
 
 

@@ -1,12 +1,15 @@
 """Work that is kept: taken up where a run was stopped, with the same numbers, and begun anew for other settings."""
 
 import fcntl
+import itertools
+import json
 
 import numpy as np
 import pytest
 
 import bn_graph
 from bn_graph.tf1 import tf
+from experiments import deep_sigmoid
 from experiments.machinery import harness, kept_work
 from experiments.machinery.programs import UsageError
 
@@ -105,3 +108,32 @@ def test_who_asks_for_a_folder_that_another_is_in_waits(tmp_path):
         fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
     with open(tmp_path / "lock", "w") as other:
         fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_kept_work_carries_its_seconds(tmp_path, digits, monkeypatch):
+    clock = itertools.count(100.0, 10.0)
+    monkeypatch.setattr(kept_work.time, "monotonic", lambda: next(clock))
+    first, later = (settings(tmp_path, digits, seconds_kept={}) for _ in range(2))
+    for given in (first, later):
+        kept_work.measured_once(given, 0, "part", dict)
+    assert list(first.seconds_kept.values()) == [0.0] and list(later.seconds_kept.values()) == [10.0]
+
+
+def test_a_stopped_training_carries_the_seconds_up_to_its_last_checkpoint(tmp_path, digits):
+    stopped, resumed, finished = (settings(tmp_path, digits, seconds_kept={}) for _ in range(3))
+    with pytest.raises(KeyboardInterrupt):
+        train(stopped, stop_at=9)  # the last checkpoint is that of step 5
+    train(resumed)
+    train(finished)
+    (none,), (part,), (whole,) = (given.seconds_kept.values() for given in (stopped, resumed, finished))
+    assert none == 0.0 < part < whole
+
+
+def test_the_seconds_of_a_result_are_those_of_all_its_runs(tmp_path):
+    run = ["--seed", "0", "1", "--steps", "5", "--output", str(tmp_path)]
+    seconds = []
+    for _ in range(2):
+        assert harness.main(deep_sigmoid, run) == 0
+        seconds.append(json.loads((tmp_path / "deep_sigmoid" / "result.json").read_text())["seconds"])
+    # The second run trained nothing.
+    assert seconds[1] > 0.9 * seconds[0]

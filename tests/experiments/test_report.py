@@ -1,6 +1,9 @@
 """The report: what it reads, what it refuses, and that README's tables are the reference's."""
 
 import json
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -163,23 +166,25 @@ def test_reproduce_leaves_out_what_is_done_and_runs_what_is_broken(results):
     assert not reproduce.is_done("control_dependencies", "quick", results)
 
 
+def stub(name: str, mode: str, output: Path, written: str) -> None:
+    """In place of an experiment's process: writes when it begins and ends. One is to fail, one to be stopped."""
+    Path(written).write_text(f"printed by {name}")
+    with (output / "events").open("a", buffering=1) as events:
+        events.write(f"begin {name}\n")
+        if status := {"failing": 3, "stopped": 130}.get(name):
+            sys.exit(status)
+        time.sleep(5 if name == "long" else 0.3)
+        events.write(f"end {name}\n")
+
+
 @pytest.fixture
 def stubs(tmp_path, monkeypatch):
-    """Processes that write when they begin and end in place of experiments; what they wrote. One is told to fail."""
-    stub, events = tmp_path / "stub", tmp_path / "events"
-    stub.write_text(
-        f"""#!/bin/sh
-        echo "begin $2" >> {events}; echo "printed by $2"
-        case $2 in *failing) exit 3;; *stopped) exit 130;; *long) sleep 5;; esac
-        sleep 0.3; echo "end $2" >> {events}
-        """
-    )
-    stub.chmod(0o755)
-    monkeypatch.setattr(reproduce.sys, "executable", str(stub))
+    """Stubs in place of experiments; gives what they wrote."""
+    monkeypatch.setattr(reproduce, "run_experiment", stub)
     monkeypatch.setattr(reproduce, "cores", lambda: 2)
     seconds = {"middle": 20.0, "longest": 30.0}
     monkeypatch.setattr(reproduce, "expected_seconds", lambda name, mode: seconds.get(name, 10.0))
-    return lambda: events.read_text().replace("experiments.", "").splitlines()
+    return lambda: (tmp_path / "events").read_text().splitlines()
 
 
 def test_reproduce_runs_as_many_as_there_are_cores_the_longest_first(tmp_path, stubs, capsys):
@@ -188,7 +193,7 @@ def test_reproduce_runs_as_many_as_there_are_cores_the_longest_first(tmp_path, s
     assert set(lines[:2]) == {"begin longest", "begin middle"} and lines[2].startswith("end")
     assert lines.index("begin short") > 2 and len(lines) == 6
     printed = capsys.readouterr().out
-    assert all(f"printed by experiments.{name}" in printed for name in ("short", "middle", "longest"))
+    assert all(f"printed by {name}" in printed for name in ("short", "middle", "longest"))
 
 
 def test_reproduce_goes_on_after_a_failure_and_gives_its_status(tmp_path, stubs):
