@@ -14,7 +14,9 @@ For solver-16 the layer is put where it is not needed in three ways: the loss as
 network that was trained without it gets it put in and is otherwise frozen; and ordinary training of everything.
 """
 
-from collections.abc import Sequence
+import contextlib
+import functools
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -58,36 +60,47 @@ def run(settings: Settings) -> dict:
     identity = {"rates": RATES, "batches": [BATCH_SIZES, BATCH_RATES, BATCH_SIZE], "undo": UNDO_RATE}
     parts = {"rates": sweep_rates, "batches": sweep_batches, "recurrent": sweep_recurrent, "undo": undo}
     runs = []
-    for seed in settings.seeds:
-        measured = {"seed": seed}
-        for place in harness.progress_bar(f"seed {seed}: rates, batches, recurrent, undoing")(range(len(parts))):
-            name, measure = list(parts.items())[place]
-            measure = partial(measure, settings, seed)
-            own = {"strips": [swept.RECURRENT_UNITS, swept.STRIPS]} if name == "recurrent" else {}
-            measured[name] = kept_work.measured_once(settings, seed, name, measure, **identity, **own)
-        runs.append(measured)
+    with contextlib.ExitStack() as opened:
+        built = functools.cache(partial(build_once, settings, opened))
+        for seed in settings.seeds:
+            measured = {"seed": seed}
+            for place in harness.progress_bar(f"seed {seed}: rates, batches, recurrent, undoing")(range(len(parts))):
+                name, measure = list(parts.items())[place]
+                measure = partial(measure, settings, seed, built)
+                own = {"strips": [swept.RECURRENT_UNITS, swept.STRIPS]} if name == "recurrent" else {}
+                measured[name] = kept_work.measured_once(settings, seed, name, measure, **identity, **own)
+            runs.append(measured)
     return {"runs": runs}
 
 
+def build_once(
+    settings: Settings, opened: contextlib.ExitStack, form: str, optimizer: str, *, train_weights: bool = True
+) -> tuple[tf.Session, Network]:
+    """A network in a session of its own, for all rates, batch sizes and seeds, until `opened` is closed."""
+    session = opened.enter_context(contextlib.closing(tf.Session(graph=tf.Graph(), config=bn_graph.session_config())))
+    with session.graph.as_default():
+        sizes = layer_sizes(settings.dataset, HIDDEN_UNITS)
+        return session, build(sizes, form, optimizer, train_weights=train_weights)
+
+
 # --- flags-12: higher learning rates ----------------------------------------------------------------------------------
-def sweep_rates(settings: Settings, seed: int) -> dict:
+def sweep_rates(settings: Settings, seed: int, built: Callable) -> dict:
     """Accuracy by optimizer, form and rate; with batch norm also by the test set's own statistics.
 
     Those tell apart what a high rate does to the weights and what it does to moving averages, which lag behind them.
     """
-    sizes, dataset = layer_sizes(settings.dataset, HIDDEN_UNITS), settings.dataset
-    weights = initial_weights(sizes, seed)
+    dataset = settings.dataset
+    weights = initial_weights(layer_sizes(dataset, HIDDEN_UNITS), seed)
     options = {"batch": BATCH_SIZE, "steps": settings.steps, "seed": seed, "loop": settings.loop}
     result = {}
     for optimizer, rates in RATES.items():
         accuracies = result[optimizer] = {"with": [], "without": [], OWN_STATISTICS: []}
         for form in FORMS:
-            with tf.Graph().as_default(), tf.Session(config=bn_graph.session_config()) as session:
-                network = build(sizes, form, optimizer)
-                for rate in rates:
-                    accuracies[form].append(train(session, network, weights, dataset, rate=rate, **options))
-                    if form == "with":
-                        accuracies[OWN_STATISTICS].append(score(session, network, dataset, by_batch=True))
+            session, network = built(form, optimizer)
+            for rate in rates:
+                accuracies[form].append(train(session, network, weights, dataset, rate=rate, **options))
+                if form == "with":
+                    accuracies[OWN_STATISTICS].append(score(session, network, dataset, by_batch=True))
     return result
 
 
@@ -128,21 +141,21 @@ def judge_flags_12(result: dict) -> Verdict:
 
 
 # --- flags-13: large batches ------------------------------------------------------------------------------------------
-def sweep_batches(settings: Settings, seed: int) -> dict:
+def sweep_batches(settings: Settings, seed: int, built: Callable) -> dict:
     """Accuracy by form and batch size, as many steps at each; at the better of two rates."""
-    sizes = layer_sizes(settings.dataset, HIDDEN_UNITS)
-    weights, options = initial_weights(sizes, seed), {"steps": settings.steps, "seed": seed, "loop": settings.loop}
+    weights = initial_weights(layer_sizes(settings.dataset, HIDDEN_UNITS), seed)
+    options = {"steps": settings.steps, "seed": seed, "loop": settings.loop}
     result = {form: [] for form in FORMS}
     for form in FORMS:
-        with tf.Graph().as_default(), tf.Session(config=bn_graph.session_config()) as session:
-            train_at = partial(train, session, build(sizes, form, "Adam"), weights, settings.dataset, **options)
-            for batch in BATCH_SIZES:
-                result[form].append(max(train_at(batch=batch, rate=rate) for rate in BATCH_RATES))
+        train_at = partial(train, *built(form, "Adam"), weights, settings.dataset, **options)
+        for batch in BATCH_SIZES:
+            result[form].append(max(train_at(batch=batch, rate=rate) for rate in BATCH_RATES))
     return result
 
 
-def sweep_recurrent(settings: Settings, seed: int) -> dict:
+def sweep_recurrent(settings: Settings, seed: int, built: Callable) -> dict:
     """Accuracy by form of a recurrent network, at the better of two rates."""
+    del built  # the seed is part of these networks
     options = {"batch": BATCH_SIZE, "steps": settings.steps, "seed": seed, "loop": settings.loop}
     result = {}
     for form in FORMS:
@@ -180,22 +193,19 @@ def judge_flags_13(result: dict) -> Verdict:
 
 
 # --- solver-16: do gamma and beta learn to undo the layer? ------------------------------------------------------------
-def undo(settings: Settings, seed: int) -> dict:
+def undo(settings: Settings, seed: int, built: Callable) -> dict:
     """What is left, of 1, of the way from gamma = 1, beta = 0 to undoing the layer, in three settings."""
     sizes, dataset = layer_sizes(settings.dataset, HIDDEN_UNITS), settings.dataset
     options = {"batch": BATCH_SIZE, "rate": UNDO_RATE, "steps": settings.steps, "seed": seed, "loop": settings.loop}
-    with tf.Graph().as_default(), tf.Session(config=bn_graph.session_config()) as session:
-        plain = build(sizes, "without", "Adam")
-        accuracy_plain = train(session, plain, initial_weights(sizes, seed), dataset, **options)
-        trained = session.run(plain.weights)
-        feeds = {plain.x: dataset.train.images, plain.is_training: False}
-        sums = session.run(plain.sums, feeds)
+    session, plain = built("without", "Adam")
+    accuracy_plain = train(session, plain, initial_weights(sizes, seed), dataset, **options)
+    trained = session.run(plain.weights)
+    sums = session.run(plain.sums, {plain.x: dataset.train.images, plain.is_training: False})
     result = {"asked for": asked_for(sums[0], settings.steps, seed, settings.loop), "accuracy_plain": accuracy_plain}
     for name, weights, train_weights in (("put in", trained, False), ("ordinary", initial_weights(sizes, seed), True)):
-        with tf.Graph().as_default(), tf.Session(config=bn_graph.session_config()) as session:
-            network = build(sizes, "with", "Adam", train_weights=train_weights)
-            after = train(session, network, weights, dataset, **options)
-            result[name] = left_of(session, network, dataset) | {"accuracy_after": after}
+        session, network = built("with", "Adam") if train_weights else built("with", "Adam", train_weights=False)
+        after = train(session, network, weights, dataset, **options)
+        result[name] = left_of(session, network, dataset) | {"accuracy_after": after}
     return result
 
 

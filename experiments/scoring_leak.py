@@ -6,9 +6,9 @@ implementation that works at test time*. Claims r2rt-18, 19, 22.
     make scoring-leak        or        python -m experiments.scoring_leak --mode full
 
 The document's second network as it is (`machinery/r2rt.py`) is trained twice, from the same weights on the same batches.
-The first is trained and nothing else. The second is trained by the document's own loop, which scores the *training* graph
-on the test set every 50 steps, and so averages test statistics into the population's. Then two looks at the graph itself:
-what one run of it updates, and what becomes of its last bias.
+The first is trained and nothing else; it is single_example's too. The second is trained by the document's own loop, which
+scores the *training* graph on the test set every 50 steps, and so averages test statistics into the population's. Then two
+looks at the graph itself: what one run of it updates, and what becomes of its last bias.
 
 Changed from the document: the weights and batches are drawn by NumPy, variables have names, and steps are counted.
 """
@@ -43,8 +43,10 @@ QUICK = Mode(data="auto", steps=STEPS, seeds=[0])
 
 
 def run(settings: Settings) -> dict:
+    # From the last seed to the first: single_example, which may train one of the networks beside it, begins with the first.
+    runs = [run_seed(settings, seed) for seed in reversed(settings.seeds)]
     return {
-        "runs": [run_seed(settings, seed) for seed in settings.seeds],
+        "runs": runs[::-1],
         "update": one_update(settings),
         "share_of_test_batches": share_of_test_batches(settings.steps),
         "last_bias": {

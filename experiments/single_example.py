@@ -110,10 +110,8 @@ def run_seed(settings: Settings, seed: int) -> dict:
         asked = {"data": settings.dataset.name, "data_directory": settings.data_directory, "form": form}
         answers[form] = children.ask(predict, checkpoint=checkpoint, **asked)
         alone, at_once = (np.array(answers[form][key]) for key in ("one_at_a_time", "at_once"))
-        found |= {
-            f"predictions_{name}": alone[:SHOWN].tolist(),
-            f"test_accuracy_{name}": float(np.mean(alone == labels)),
-        }
+        found[f"predictions_{name}"] = alone[:SHOWN].tolist()
+        found[f"test_accuracy_{name}"] = float(np.mean(alone == labels))
         found[f"accuracy_{name}"] = float(np.mean(alone[:SHOWN] == labels[:SHOWN]))
         found[f"test_accuracy_{name}_at_once"] = float(np.mean(at_once == labels))
     alone = [np.array(answer["one_at_a_time"]) for answer in answers.values()]
@@ -126,11 +124,14 @@ def run_seed(settings: Settings, seed: int) -> dict:
 
 
 def train(settings: Settings, session: tf.Session, network: bn_graph.Network, seed: int, form: str) -> Path:
+    """The work is kept as this page's, whichever page asks; returns its folder."""
+    settings = settings._replace(name="single_example")
     folder = kept_work.folder(settings, seed, form, batch=BATCH_SIZE, rate=LEARNING_RATE, format=2)
     options = {"batch_size": BATCH_SIZE, "seed": seed, "folder": folder, "counts_steps": True}
     options |= {"label": f"seed {seed}, {form.replace('_', ' ')}", "pause_after": lambda finished: False}
-    step = bn_graph.step_of(network)
-    kept_work.train_and_measure(settings, session, step, settings.dataset.train, lambda finished: {}, **options)
+    step, examples = bn_graph.step_of(network), settings.dataset.train
+    with kept_work.alone_in(folder):
+        kept_work.train_and_measure(settings, session, step, examples, lambda finished: {}, **options)
     return folder
 
 

@@ -32,7 +32,7 @@ class Network(NamedTuple):
     accuracy: tf.Tensor
     initializer: tf.Operation
     step: bn_graph.Step
-    loops: dict[tuple[int, int], Callable]
+    loops: dict[int, Callable]
     weights: list[tf.Variable]
     sums: list[tf.Tensor]
     layers: list[tuple[tf.Variable, tf.Variable]]
@@ -84,7 +84,7 @@ def trained_by(optimizer: str, logits: tf.Tensor, x, y_, is_training, rate, weig
     initializer = tf.global_variables_initializer()
     rate_in_use = tf.Variable(rate, trainable=False, collections=[], name="rate_in_use")
     step = bn_graph.Step(train_op, x, y_, {is_training: True, rate: rate_in_use})
-    # Loops are made once a sweep and batch size: TensorFlow optimizes each anew, which takes as long as many steps.
+    # Loops are made once a batch size: TensorFlow optimizes each anew, which takes as long as many steps.
     return Network(x, y_, is_training, rate, rate_in_use, accuracy, initializer, step, {}, weights, sums, layers)
 
 
@@ -110,14 +110,12 @@ def train(
     session.run(network.initializer)
     assign_values(session, zip(network.weights, weights, strict=True))
     session.run(network.rate_in_use.initializer, {network.rate: rate})
-    advance = network.loops.get((batch, seed))
-    if advance is None:
+    if batch not in network.loops:
         build_loop = harness.LOOPS[loop]
-        advance = network.loops[batch, seed] = build_loop(
-            session, network.step, dataset.train, batch_size=batch, seed=seed
-        )
+        network.loops[batch] = build_loop(session, network.step, dataset.train, batch_size=batch, seed=0)
+    rows = classifiers.first_rows(dataset.train.size, batch, steps, seed)
     for chunk in bn_graph.chunks(0, steps):
-        advance(chunk.start, chunk.stop)
+        network.loops[batch](chunk.start, chunk.stop, rows[chunk.start : chunk.stop])
     return score(session, network, dataset)
 
 
