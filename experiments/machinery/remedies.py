@@ -137,6 +137,8 @@ class Trainer:
         self.step = bn_graph.Step(train_op, network.x, network.y_, recorded=[rate])
         self.session = tf.Session(graph=graph, config=harness.session_config(settings))
         build_loop = harness.LOOPS[settings.loop]
+        if settings.own.get("compiled") and settings.loop == "graph":
+            build_loop = functools.partial(bn_graph.graph_loop, compiled=True)
         self._advance = build_loop(self.session, self.step, self.split, batch_size=training.batch, seed=0)
 
     def start(self, rate: float, seed: int) -> None:
