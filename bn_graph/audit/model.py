@@ -10,7 +10,7 @@ from bn_graph.audit import outputs as inference_outputs
 from bn_graph.audit.report import LayerRow, Mode, Saved, State
 from bn_graph.audit.stored import Role, Stored, is_initial, look_up, statistics_state
 from bn_graph.checkpoints.index import Checkpoint
-from bn_graph.graphs.graph import Graph, Uses, build, node_named, uses
+from bn_graph.graphs.graph import Graph, Uses, build, node_named, of_types, uses
 from bn_graph.graphs.layers import Layer, find_layers
 from bn_graph.graphs.modes import Modes, alternatives, modes
 from bn_graph.graphs.normalizations import Origin, constant_parameters, find_normalizations
@@ -178,8 +178,8 @@ def _suggested_outputs(graph: Graph, users: Uses, meta_graph: MetaGraphDef) -> l
     ]
     names = {name.partition(":")[0] for values in lists for name in values}
     listed = [graph.ids[name] for name in names if name in graph.ids]
-    named = (node for name, node in graph.ids.items() if not users.data[node] and _OUTPUT_NAME.fullmatch(name))
-    return sorted(listed or named)
+    own_names = (name for name in graph.ids if "/" not in name and _OUTPUT_NAME.fullmatch(name))
+    return sorted(listed or [graph.ids[name] for name in own_names if not users.data[graph.ids[name]]])
 
 
 def _defaults(graph: Graph, meta_graph: MetaGraphDef) -> dict[int, bool | float]:
@@ -188,8 +188,8 @@ def _defaults(graph: Graph, meta_graph: MetaGraphDef) -> dict[int, bool | float]
         return {}
     fed = {info.name.partition(":")[0] for one in meta_graph.signature_def.values() for info in one.inputs.values()}
     defaults = {}
-    for node, op in enumerate(graph.ops):
-        if op == "PlaceholderWithDefault" and graph.names[node] not in fed and graph.inputs[node]:
+    for node in of_types(graph, ["PlaceholderWithDefault"]):
+        if graph.names[node] not in fed and graph.inputs[node]:
             value = truth(graph, graph.inputs[node][0][0], {})
             if value is not None:
                 defaults[node] = value

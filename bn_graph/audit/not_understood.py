@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from bn_graph.audit.report import NotUnderstood
 from bn_graph.audit.stored import OBJECT_ENDING, StoredLayer
 from bn_graph.checkpoints.index import Checkpoint
-from bn_graph.graphs.graph import Graph, Uses, walk
+from bn_graph.graphs.graph import Graph, Uses, of_types, walk
 from bn_graph.graphs.layers import Layer
 from bn_graph.graphs.ops import ASSIGNING, ENGINES, FORWARDS, FUSED, MERGES, SWITCHES, VARIABLES
 from bn_graph.graphs.protos import GraphDef
@@ -53,9 +53,9 @@ def _statistics(graph: Graph, uses: Uses, layers: Iterable[Layer]) -> Iterator[N
     known.update(source.node for layer in layers for place in layer.places for source in place.sources())
     kernels = {place.node for layer in layers for place in layer.places}
     scopes = {graph.names[node].rpartition("/")[0] for node in known}
-    for node, op in enumerate(graph.ops):
+    for node in of_types(graph, VARIABLES | {"Const"}):
         name = graph.names[node]
-        if node in known or not (op in VARIABLES or op == "Const") or not is_named_moving_variance(name):
+        if node in known or not is_named_moving_variance(name):
             continue
         readers = _readers(graph, uses, node)
         # A kernel in training mode is given statistics that it does not read; Keras exports a variable twice.
@@ -63,7 +63,7 @@ def _statistics(graph: Graph, uses: Uses, layers: Iterable[Layer]) -> Iterator[N
             continue
         types = ", ".join(dict.fromkeys(graph.ops[reader] for reader in readers))
         unread = "nothing but savers and assigns uses it"
-        yield NotUnderstood(name, types or op, f"read by {graph.names[readers[0]]}" if readers else unread)
+        yield NotUnderstood(name, types or graph.ops[node], f"read by {graph.names[readers[0]]}" if readers else unread)
 
 
 def _readers(graph: Graph, uses: Uses, statistic: int) -> list[int]:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bn_graph.graphs.graph import Graph, Ref, Uses, build, reach, uses, walk
+from bn_graph.graphs.graph import Graph, Ref, Uses, build, of_types, reach, uses, walk
 from bn_graph.graphs.layers import Layer, find_layers
 from bn_graph.graphs.modes import value_sources
 from bn_graph.graphs.normalizations import Normalization, Origin, Source, find_normalizations
@@ -205,7 +205,7 @@ def in_loops(graph: Graph, users: Uses) -> set[int]:
     def within(node: int) -> list[int]:
         return [user for user, _, _ in users.data[node] if graph.ops[user] not in EXITS]
 
-    inside = reach((node for node, op in enumerate(graph.ops) if op in ENTERS), within)
+    inside = reach(of_types(graph, ENTERS), within)
     for node, caller in enumerate(graph.callers):  # a caller stands before the nodes of the function that it calls
         if caller is not None and (caller[0] in inside or graph.ops[caller[0]] in LOOPS):
             inside.add(node)

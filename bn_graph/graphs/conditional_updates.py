@@ -63,7 +63,7 @@ def find_conditional_updates(
     layers = list(layers)
     owners = {update.node: layer.name for layer in layers for update in layer.updates}
     appliers = sorted(training.appliers & training.closure)
-    if not appliers or owners.keys().isdisjoint(training.closure) or SWITCHES.isdisjoint(graph.ops):
+    if not appliers or owners.keys().isdisjoint(training.closure) or SWITCHES.isdisjoint(graph.by_op):
         return []
     under = branches(graph) if under is None else under
     switches = mode_switches(layers)
@@ -71,7 +71,7 @@ def find_conditional_updates(
     choices = {each for each in choices if each[0] not in switches and not _is_always_taken(graph, each)}
     if not choices:
         return []
-    inside = branches(graph._replace(controls=[[]] * len(graph.names)))
+    inside = branches(graph._replace(controls=[()] * len(graph.names)))
     waiting: dict[Choice, int] = {}
     for applier in appliers:
         for choice in (under[applier] - inside[applier]) & choices:
@@ -104,7 +104,7 @@ def _waited_for(
         in_branch = not (under[node] - inside[node]) & waiting.keys()
         if node in updates or (in_branch and (graph.ops[node] not in BETWEEN_UPDATES or assigned(graph, node))):
             return []
-        above = [source for source, _ in graph.inputs[node]] + graph.controls[node]
+        above = [*(source for source, _ in graph.inputs[node]), *graph.controls[node]]
         return [source for source in above if under[source] & waiting.keys()]
 
     return (node for node in walk(waiting.values(), sources) if node in updates)

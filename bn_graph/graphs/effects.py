@@ -176,8 +176,8 @@ def _cut(graph: Graph, fed: Names) -> Graph:
     if not nodes:
         return graph
     return graph._replace(
-        inputs=[[] if node in nodes else inputs for node, inputs in enumerate(graph.inputs)],
-        controls=[[] if node in nodes else controls for node, controls in enumerate(graph.controls)],
+        inputs=[() if node in nodes else inputs for node, inputs in enumerate(graph.inputs)],
+        controls=[() if node in nodes else controls for node, controls in enumerate(graph.controls)],
         calls={node: calls for node, calls in graph.calls.items() if node not in nodes},
     )
 
@@ -233,4 +233,4 @@ def _without_predicate(graph: Graph, node: int) -> list[int]:
     # A cond of control flow v1 also switches its predicate by itself, to have something that its branches depend on.
     inputs = graph.inputs[node]
     predicate = inputs[1] if graph.ops[node] in SWITCHES and len(inputs) > 1 else None
-    return [ref[0] for ref in inputs if ref != predicate] + graph.controls[node]
+    return [*(ref[0] for ref in inputs if ref != predicate), *graph.controls[node]]

@@ -32,6 +32,7 @@ __all__ = [
     "downstream",
     "needed",
     "node_named",
+    "of_types",
     "producer",
     "reach",
     "uses",
@@ -103,28 +104,30 @@ class Graph(NamedTuple):
         callers: the node whose call laid this one out, and the part it is in; None in the graph itself.
         ids: the graph's own nodes (neither those of functions nor absent ones) by name.
         calls: what each calling node calls.
+        by_op: the nodes of each type, in order; `of_types` asks it.
     """
 
     names: list[str]
     ops: list[str]
-    inputs: list[list[Ref]]
-    controls: list[list[int]]
+    inputs: list[tuple[Ref, ...]]
+    controls: list[tuple[int, ...]]
     protos: Protos
     callers: list[Caller | None]
     ids: dict[str, int]
     calls: dict[int, list[Call]]
+    by_op: dict[str, list[int]]
 
     @property
     def node_count(self) -> int:
         """How many nodes there are, those of called functions included and absent ones not."""
-        return len(self.ops) - self.ops.count(ABSENT)
+        return len(self.ops) - len(self.by_op.get(ABSENT, ()))
 
 
 class Uses(NamedTuple):
     """Who uses each node: `data` holds (user, place among its inputs, port used), `control` the users' numbers."""
 
-    data: list[list[tuple[int, int, int]]]
-    control: list[list[int]]
+    data: list[Sequence[tuple[int, int, int]]]
+    control: list[Sequence[int]]
 
 
 class _Body(NamedTuple):
@@ -159,34 +162,45 @@ def build(graph_def: GraphDef) -> Graph:
     """
     graph_def = graph_def.as_graph_def() if hasattr(graph_def, "as_graph_def") else graph_def
     functions = {function.signature.name: function for function in graph_def.library.function}
-    graph = Graph([], [], [], [], Protos(), [], {}, {})
+    graph = Graph([], [], [], [], Protos(), [], {}, {}, {})
     in_file = len(graph_def.node) + sum(len(function.node_def) for function in functions.values())
     limit = len(graph_def.node) + max(_LARGEST_LAYOUT, 10 * in_file)
     pending = [_Body("", graph_def.node, {}, None, None, frozenset())]
+    first_ports: list[Ref] = []
     while pending:
         body = pending.pop()
-        ids = _lay_out(graph, body)
+        ids = _lay_out(graph, body, first_ports)
         pending.extend(_called(graph, functions, ids.values(), body.within))
         if len(graph.names) + sum(len(body.nodes) for body in pending) > limit:
             raise AuditError(f"its functions call one another so often that they come to more than {limit:,} nodes")
     return graph
 
 
-def _lay_out(graph: Graph, body: _Body) -> dict[str, int]:
-    """Adds the nodes of a body, and what its caller gets of them; returns the nodes' numbers by their own names."""
+def _lay_out(graph: Graph, body: _Body, first_ports: list[Ref]) -> dict[str, int]:
+    """Adds the nodes of a body, and what its caller gets of them.
+
+    Args:
+        graph: is added to.
+        body: what to add.
+        first_ports: the first output of each node, one object for all that use it; is added to as well.
+
+    Returns:
+        The nodes' numbers by their own names.
+    """
     start = len(graph.names)
-    nodes = list(body.nodes)
-    names = [node.name for node in nodes]
-    ops = [sys.intern(node.op) for node in nodes]
+    names, ops = [], []
+    for node in body.nodes:  # each of which is an object only while it is looked at, as its fields are
+        names.append(node.name)
+        ops.append(sys.intern(node.op))
+    numbers = list(range(start, start + len(names)))
     ids = graph.ids if body.caller is None else {}
-    ids.update(zip(names, itertools.count(start), strict=False))
-    first_port = {name: (number, 0) for name, number in ids.items()}.get  # the same object for all that use it
+    ids.update(zip(names, numbers, strict=True))
+    first_ports.extend(zip(numbers, itertools.repeat(0)))
     absent: dict[str, int] = {}
 
     def ref(name: str) -> Ref:
-        found = first_port(name)
-        if found is not None:
-            return found
+        if name in ids:
+            return first_ports[ids[name]]
         if name in body.arguments:
             return body.arguments[name]
         node, *rest = name.split(":")
@@ -196,22 +210,35 @@ def _lay_out(graph: Graph, body: _Body) -> dict[str, int]:
         return number(node), PORTS.get(rest[0], port) if len(rest) == 2 else port
 
     def number(name: str) -> int:
-        return ids[name] if name in ids else absent.setdefault(name, start + len(nodes) + len(absent))
+        return ids[name] if name in ids else absent.setdefault(name, start + len(names) + len(absent))
 
-    for name, op, node in zip(names, ops, nodes, strict=True):
+    def separated(sources: Sequence[str], found: Sequence[int | None]) -> tuple[tuple[Ref, ...], tuple[int, ...]]:
+        """Data and control inputs, of which those that are no first ports are not `found`."""
         data, controls = [], []
-        for source in node.input:
-            found = first_port(source)
-            if found is not None:  # the usual case, and the fast one
-                data.append(found)
-            elif source.startswith("^"):
+        for source, node in zip(sources, found, strict=True):
+            if node is not None:
+                data.append(first_ports[node])
+            elif source[:1] == "^":
                 controls.append(number(source[1:]))
             else:
                 data.append(ref(source))
-        if op in FEWEST_INPUTS:  # what it must have and has not; no name of a node has a space
-            data += [(number(f"{name} input {place}"), 0) for place in range(len(data), FEWEST_INPUTS[op])]
-        graph.inputs.append(data or _NONE)
-        graph.controls.append(controls or _NONE)
+        return tuple(data), tuple(controls)
+
+    known, first_port = ids.get, first_ports.__getitem__
+    for name, op, node in zip(names, ops, body.nodes, strict=True):
+        sources = node.input[:]
+        found = list(map(known, sources))
+        if None not in found:  # first ports of nodes: the usual case, and the fast one
+            data, controls = tuple(map(first_port, found)), ()
+        else:
+            data, controls = separated(sources, found)
+        if len(data) < FEWEST_INPUTS.get(op, 0):  # what it must have and has not; no name of a node has a space
+            lacking = range(len(data), FEWEST_INPUTS[op])
+            data += tuple((number(f"{name} input {place}"), 0) for place in lacking)
+        graph.inputs.append(data)
+        graph.controls.append(controls)
+    for op, place in zip(ops, numbers, strict=True):
+        graph.by_op.setdefault(op, []).append(place)
     graph.names.extend([body.prefix + name for name in names] if body.prefix else names)
     graph.ops.extend(ops)
     graph.protos.extend(body.nodes)
@@ -220,22 +247,21 @@ def _lay_out(graph: Graph, body: _Body) -> dict[str, int]:
         returned = [body.function.ret.get(output.name, "") for output in body.function.signature.output_arg]
         results, effects = [ref(name) for name in returned], _effects(body, ids, graph.protos[body.caller[0]])
         graph.calls.setdefault(body.caller[0], []).append(Call(body.caller[1], results, effects))
-    _add_absent(graph, body, absent)
+    _add_absent(graph, body, absent, first_ports)
     return ids
 
 
-def _add_absent(graph: Graph, body: _Body, names: Collection[str]) -> None:
+def _add_absent(graph: Graph, body: _Body, names: Collection[str], first_ports: list[Ref]) -> None:
     """Adds nodes that a body refers to and does not have."""
+    numbers = range(len(graph.names), len(graph.names) + len(names))
+    first_ports.extend(zip(numbers, itertools.repeat(0)))
+    graph.by_op.setdefault(ABSENT, []).extend(numbers)
     graph.names.extend(body.prefix + name for name in names)
     graph.ops.extend([ABSENT] * len(names))
-    graph.inputs.extend([_NONE] * len(names))
-    graph.controls.extend([_NONE] * len(names))
+    graph.inputs.extend([()] * len(names))
+    graph.controls.extend([()] * len(names))
     graph.protos.extend([NodeDef(name=name) for name in names])
     graph.callers.extend([body.caller] * len(names))
-
-
-_NONE: list = []
-"""What nodes without inputs have, and without control inputs or users: one list for all of them, which nobody changes."""
 
 
 def _effects(body: _Body, ids: Mapping[str, int], caller: NodeDef) -> list[int]:
@@ -327,18 +353,21 @@ def uses(graph: Graph) -> Uses:
         >>> graph.uses(built).data[built.ids["x"]]  # by node 1, as its input 0, port 0
         [(1, 0, 0)]
     """
-    data = [_NONE] * len(graph.names)
-    control = [_NONE] * len(graph.names)
+    data: list[Any] = [()] * len(graph.names)
+    control: list[Any] = [()] * len(graph.names)
 
-    def add(users: list[list], node: int, user: Any) -> None:
-        if users[node] is _NONE:
-            users[node] = [user]
-        else:
+    def add(users: list[Any], node: int, user: Any) -> None:
+        if users[node]:
             users[node].append(user)
+        else:
+            users[node] = [user]
 
     for user, inputs in enumerate(graph.inputs):
         for place, (node, port) in enumerate(inputs):
-            add(data, node, (user, place, port))
+            if data[node]:  # as `add` has it; the calls would take longer than all else
+                data[node].append((user, place, port))
+            else:
+                data[node] = [(user, place, port)]
         for node in graph.controls[user]:
             add(control, node, user)
     for caller, calls in graph.calls.items():
@@ -373,8 +402,15 @@ def walk(starts: Iterable[_T], neighbours: Callable[[_T], Iterable[_T]]) -> Iter
 
 
 def reach(starts: Iterable[_T], neighbours: Callable[[_T], Iterable[_T]]) -> set[_T]:
-    """Everything that `walk` yields."""
-    return set(walk(starts, neighbours))
+    """Everything that `walk` yields; half a graph at a time, often, and so without a generator's cost for each."""
+    reached: set[_T] = set()
+    pending = list(starts)
+    while pending:
+        item = pending.pop()
+        if item not in reached:
+            reached.add(item)
+            pending += neighbours(item)
+    return reached
 
 
 def closure(graph: Graph, starts: Iterable[int], not_called: Collection[Caller] = frozenset()) -> set[int]:
@@ -393,13 +429,26 @@ def closure(graph: Graph, starts: Iterable[int], not_called: Collection[Caller] 
         >>> sorted(built.names[node] for node in graph.closure(built, [built.ids["y"]]))
         ['x', 'y']
     """
-
-    return reach(starts, lambda node: needed(graph, node, not_called))
+    inputs, controls, calls = graph.inputs, graph.controls, graph.calls
+    reached: set[int] = set()
+    pending = list(starts)
+    while pending:  # as `reach` has it of `needed`, whose calls would take longer than all else
+        node = pending.pop()
+        if node not in reached:
+            reached.add(node)
+            if node in calls:
+                pending += needed(graph, node, not_called)
+            else:
+                for source, _ in inputs[node]:
+                    pending.append(source)
+                pending += controls[node]
+    return reached
 
 
 def needed(graph: Graph, node: int, not_called: Collection[Caller] = frozenset()) -> list[int]:
     """The nodes that run when a node is run, next before it: its inputs, and what the functions that it calls return."""
-    found = [source for source, _ in graph.inputs[node]] + graph.controls[node]
+    found = [source for source, _ in graph.inputs[node]]
+    found += graph.controls[node]
     for call in graph.calls.get(node, ()):
         if (node, call.part) not in not_called:
             found += [source for source, _ in call.results] + call.effects
@@ -409,11 +458,28 @@ def needed(graph: Graph, node: int, not_called: Collection[Caller] = frozenset()
 def downstream(uses: Uses, starts: Iterable[int], *, control: bool = True) -> set[int]:
     """Every node that can't run without one of `starts`, themselves included; over data edges only without `control`."""
 
+    by_data, by_control = uses
+
     def users(node: int) -> list[int]:
-        found = [user for user, _, _ in uses.data[node]]
-        return found + uses.control[node] if control else found
+        found = [user for user, _, _ in by_data[node]]
+        if control:
+            found += by_control[node]
+        return found
 
     return reach(starts, users)
+
+
+def of_types(graph: Graph, types: Iterable[str]) -> list[int]:
+    """The nodes of these types, in the graph's order.
+
+    Example:
+        >>> from bn_graph.graphs import graph
+        >>> from bn_graph.graphs.protos import GraphDef, NodeDef
+        >>> nodes = [NodeDef(name="x", op="Placeholder"), NodeDef(name="y", op="Neg", input=["x"])]
+        >>> graph.of_types(graph.build(GraphDef(node=nodes)), {"Neg", "Abs"})
+        [1]
+    """
+    return sorted(itertools.chain.from_iterable(graph.by_op.get(op, ()) for op in types))
 
 
 def node_named(graph: Graph, name: str) -> int:

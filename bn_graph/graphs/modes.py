@@ -8,7 +8,7 @@ an input is, a ``Merge`` passes on what lives, and everything upstream of an out
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from bn_graph.graphs.graph import Caller, Graph, Ref, Uses, closure, walk
+from bn_graph.graphs.graph import Caller, Graph, Ref, Uses, closure, of_types, reach
 from bn_graph.graphs.layers import Layer
 from bn_graph.graphs.normalizations import Normalization, Origin, Source
 from bn_graph.graphs.ops import CONDS, LOOP_ENDS, LOOPS, MERGES, NEXT_ITERATIONS, NO_OUTPUTS, SELECTS, SWITCHES
@@ -120,9 +120,9 @@ def _all_known(graph: Graph, known: Mapping[int, bool | float]) -> dict[int, boo
 
 
 def _predicates(graph: Graph) -> Iterator[int]:
-    for node, op in enumerate(graph.ops):
-        place = 1 if op in SWITCHES else 0 if op in CONDS or op in SELECTS else None
-        if place is not None and len(graph.inputs[node]) > place:
+    for node in of_types(graph, SWITCHES | CONDS | SELECTS):
+        place = 1 if graph.ops[node] in SWITCHES else 0
+        if len(graph.inputs[node]) > place:
             decided = choice(graph, graph.inputs[node][place], True)
             if decided is not None:
                 yield decided[0]
@@ -148,9 +148,9 @@ def dead_nodes(graph: Graph, uses: Uses, known: Mapping[int, bool]) -> frozenset
     """
     dead: set[int] = set()
     pending = []
-    for node, op in enumerate(graph.ops):
-        losing = losing_port(graph, node, known) if op in SWITCHES else None
-        pending.extend(user for user, place, port in uses.data[node] if place >= 0 and port == losing)
+    for node in of_types(graph, SWITCHES):
+        losing = losing_port(graph, node, known)
+        pending += [user for user, place, port in uses.data[node] if place >= 0 and port == losing]
     live_inputs: dict[int, int] = {}
     while pending:
         node = pending.pop()
@@ -162,8 +162,8 @@ def dead_nodes(graph: Graph, uses: Uses, known: Mapping[int, bool]) -> frozenset
             if live_inputs[node] > 0:
                 continue
         dead.add(node)
-        pending.extend(user for user, place, _ in uses.data[node] if place >= 0)
-        pending.extend(user for user in uses.control[node] if graph.ops[user] not in MERGES)
+        pending += [user for user, place, _ in uses.data[node] if place >= 0]
+        pending += [user for user in uses.control[node] if graph.ops[user] not in MERGES]
     return frozenset(dead)
 
 
@@ -200,7 +200,7 @@ def runs(graph: Graph, starts: Iterable[int], modes: Modes) -> set[int]:
 def values_used(graph: Graph, starts: Iterable[int], modes: Modes) -> set[int]:
     """Every node whose value goes into that of `starts` at inference: over data edges, the dead side of choices left out."""
     refs = [(node, port) for node in starts for port in _ports(graph, node)]
-    return {node for node, _ in walk(refs, lambda ref: value_sources(graph, ref, modes)) if node not in modes.dead}
+    return {node for node, _ in reach(refs, lambda ref: value_sources(graph, ref, modes))} - modes.dead
 
 
 def _ports(graph: Graph, node: int) -> range:
@@ -210,7 +210,7 @@ def _ports(graph: Graph, node: int) -> range:
 _UNDECIDED = Modes({}, frozenset(), frozenset(), frozenset())
 
 
-def value_sources(graph: Graph, ref: Ref, modes: Modes = _UNDECIDED) -> list[Ref]:
+def value_sources(graph: Graph, ref: Ref, modes: Modes = _UNDECIDED) -> Sequence[Ref]:
     """The tensors that a tensor's value comes from, so far as the switches that are known leave them."""
     node, port = ref
     if node in modes.dead:
@@ -220,7 +220,7 @@ def value_sources(graph: Graph, ref: Ref, modes: Modes = _UNDECIDED) -> list[Ref
         called = [call for call in graph.calls[node] if (node, call.part) not in modes.not_called]
         results = [call.results[port] for call in called if port < len(call.results)]
         loops = [source for source in sources if graph.ops[node] in LOOPS]
-        return results + loops + (sources[:1] if len(called) > 1 else [])
+        return [*results, *loops, *(sources[:1] if len(called) > 1 else ())]
     if graph.ops[node] in SELECTS and len(sources) == 3:
         decided = choice(graph, sources[0], True)
         if decided is not None and decided[0] in modes.known:

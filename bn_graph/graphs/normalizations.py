@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bn_graph.graphs.graph import Graph, Ref, Uses, walk
+from bn_graph.graphs.graph import Graph, Ref, Uses, of_types, walk
 from bn_graph.graphs.ops import (
     ADDITIONS,
     DIVISIONS,
@@ -44,6 +44,9 @@ __all__ = ["Normalization", "Origin", "Source", "constant_parameters", "find_nor
 
 _MOST_STEPS = 64
 _MOST_FOLLOWING = 5_000
+
+_ROOTS = frozenset({"Rsqrt", "Sqrt", "Pow"})
+_SEARCHED = _ROOTS | FUSED.keys() | GLOBAL
 
 Branches = Sequence[frozenset[Choice]]
 """Of each node, the choices under which it runs."""
@@ -127,13 +130,14 @@ def find_normalizations(graph: Graph, uses: Uses, under: Branches | None = None)
     """
     found = []
     under = branches(graph) if under is None else under
-    for node, op in enumerate(graph.ops):
+    for node in of_types(graph, _SEARCHED):
+        op = graph.ops[node]
         if op in FUSED and len(graph.inputs[node]) >= 3:
             if not _scales_examples(graph, node):
                 found.append(_fused(graph, node, under))
         elif op in GLOBAL and len(graph.inputs[node]) >= 5:
             found.append(_global(graph, node, under))
-        elif op in ("Rsqrt", "Sqrt", "Pow"):
+        elif op in _ROOTS:
             normalization = _written_out(graph, uses, node, under)
             if normalization is not None:
                 found.append(normalization)

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from bn_graph.graphs.graph import Graph, closure
+from bn_graph.graphs.graph import Graph, closure, of_types
 from bn_graph.graphs.values import strip, variable
 
 __all__ = ["Saver", "find_savers"]
@@ -29,8 +29,7 @@ def find_savers(graph: Graph, save_tensor_name: str = "") -> list[Saver]:
         graph: the graph.
         save_tensor_name: of the meta graph's ``saver_def``; may be empty, or name nothing of the graph.
     """
-    saving = (node for node, op in enumerate(graph.ops) if op in _TENSORS)
-    ops = {node: keys for node in saving if (keys := _saved_by(graph, node)) is not None}
+    ops = {node: keys for node in of_types(graph, _TENSORS) if (keys := _saved_by(graph, node)) is not None}
     main_op = graph.ids.get(save_tensor_name.partition(":")[0])
     of_main = sorted(closure(graph, [main_op]) & ops.keys()) if main_op is not None else []
     savers = []

@@ -8,7 +8,7 @@ optimizer's kernel, or an assign to a trainable variable that gradients flow int
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
-from bn_graph.graphs.graph import Graph, Uses, closure, downstream, walk
+from bn_graph.graphs.graph import Graph, Uses, closure, downstream, of_types, reach
 from bn_graph.graphs.ops import ASSIGNS, OPTIMIZER_ACCUMULATORS, OPTIMIZERS
 from bn_graph.graphs.values import variable
 
@@ -52,7 +52,7 @@ def find_training(graph: Graph, uses: Uses, trainable: Collection[str], named: S
         trainable: names of the trainable variables' ops, so far as the file says.
         named: the train ops, where the caller knows them; they then are the only ones.
     """
-    appliers = {node for node, op in enumerate(graph.ops) if is_applier(op)}
+    appliers = set(of_types(graph, filter(is_applier, graph.by_op)))
     appliers |= _written_out(graph, uses, trainable)
     after = downstream(uses, appliers)
     train_ops = tuple(named) or tuple(sorted(node for node in after if not uses.data[node] and not uses.control[node]))
@@ -73,7 +73,7 @@ def _is_gradient(graph: Graph, node: int) -> bool:
 
 def _written_out(graph: Graph, uses: Uses, trainable: Collection[str]) -> set[int]:
     """Assigns to trainable variables of what gradients flow into."""
-    assigns = [node for node, op in enumerate(graph.ops) if op in ASSIGNS and len(graph.inputs[node]) >= 2]
+    assigns = [node for node in of_types(graph, ASSIGNS) if len(graph.inputs[node]) >= 2]
     values = {node: graph.inputs[node][1][0] for node in assigns if _assigns_one_of(graph, node, trainable)}
 
     def sources(node: int) -> list[int]:
@@ -81,7 +81,7 @@ def _written_out(graph: Graph, uses: Uses, trainable: Collection[str]) -> set[in
         return [source for source, _ in graph.inputs[node]] + returned
 
     # Most are initializers and restoring ops, which have little above them.
-    gradients = [node for node in walk(values.values(), sources) if _is_gradient(graph, node)]
+    gradients = [node for node in reach(values.values(), sources) if _is_gradient(graph, node)]
     flowing = downstream(uses, gradients, control=False)
     return {node for node, value in values.items() if value in flowing}
 

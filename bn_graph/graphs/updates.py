@@ -7,10 +7,10 @@ inputs, or computed anew by code that updates them by hand.
 """
 
 import itertools
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple
 
-from bn_graph.graphs.graph import Graph, Ref, walk
+from bn_graph.graphs.graph import Graph, Ref, of_types, walk
 from bn_graph.graphs.ops import ASSIGNS, AVERAGED, FORWARDS, REDUCTIONS, ROW_ASSIGNS
 from bn_graph.graphs.statistics import Kind, part_of_all_workers, recognize
 from bn_graph.graphs.values import leaves, strip, variable
@@ -46,8 +46,8 @@ class Update(NamedTuple):
 def targets(graph: Graph) -> dict[int, list[int]]:
     """The assigns to each variable, initializers included, by the variable's node."""
     found = {}
-    for node, op in enumerate(graph.ops):
-        if (op in ASSIGNS and len(graph.inputs[node]) >= 2) or (op in ROW_ASSIGNS and len(graph.inputs[node]) >= 3):
+    for node in of_types(graph, ASSIGNS | ROW_ASSIGNS):
+        if len(graph.inputs[node]) >= (3 if graph.ops[node] in ROW_ASSIGNS else 2):
             assigned = variable(graph, graph.inputs[node][0])
             if assigned is not None:
                 found.setdefault(assigned, []).append(node)
@@ -156,7 +156,7 @@ def _leads_on(graph: Graph, assigns: Collection[int], between: int, assigned: in
     if f"/{graph.names[assigned]}/" in f"/{graph.names[between]}":
         return True
 
-    def terms(ref: Ref) -> list[Ref]:
+    def terms(ref: Ref) -> Sequence[Ref]:
         return graph.inputs[ref[0]] if graph.ops[ref[0]] in AVERAGED else []
 
     averaged = itertools.islice(walk([assigned_value(graph, node) for node in assigns], terms), _MOST_TERMS)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bn_graph.graphs.graph import Caller, Graph, Ref, walk
+from bn_graph.graphs.graph import Caller, Graph, Ref, of_types, walk
 from bn_graph.graphs.ops import (
     ABSENT,
     CLIPS,
@@ -62,6 +62,7 @@ _NUMPY = {
 }
 _LISTS = {1: "float_val", 2: "double_val", 3: "int_val", 4: "int_val", 5: "int_val", 6: "int_val", 9: "int64_val"}
 _LISTS |= {10: "bool_val"}
+_PASSED_ON = FORWARDS | SWITCHES
 _MOST_VALUES = 1 << 24
 _LARGEST = 1 << 40  # values of a tensor; NumPy has another limit, beyond that
 _MOST_DIMENSIONS = 32
@@ -148,17 +149,18 @@ def constant_node(graph: Graph, ref: Ref) -> np.ndarray | None:
 
 def strip(graph: Graph, ref: Ref) -> Ref:
     """`ref` without the identities, casts, reshapes, switches and calls with one outcome that it went through."""
+    ops, inputs, calls = graph.ops, graph.inputs, graph.calls
     for _ in range(_MOST_STEPS):
         node, port = ref
-        if node in graph.calls:
-            outcomes = [call.results for call in graph.calls[node] if call.part != "condition"]
+        if node in calls:
+            outcomes = [call.results for call in calls[node] if call.part != "condition"]
             if len(outcomes) != 1 or port >= len(outcomes[0]):
                 return ref
             ref = outcomes[0][port]
-        elif (graph.ops[node] in FORWARDS or graph.ops[node] in SWITCHES) and graph.inputs[node]:
-            ref = graph.inputs[node][0]
-        elif graph.ops[node] == "IdentityN" and port < len(graph.inputs[node]):
-            ref = graph.inputs[node][port]
+        elif ops[node] in _PASSED_ON and inputs[node]:
+            ref = inputs[node][0]
+        elif ops[node] == "IdentityN" and port < len(inputs[node]):
+            ref = inputs[node][port]
         else:
             return ref
     return ref
@@ -336,7 +338,7 @@ def _cast_bool(graph: Graph, ref: Ref) -> Ref | None:
     return graph.inputs[node][0] if is_cast and graph.inputs[node] else None
 
 
-def _are_parts(graph: Graph, sources: list[Ref]) -> bool:
+def _are_parts(graph: Graph, sources: Sequence[Ref]) -> bool:
     """Whether these are the parts of a partitioned variable."""
     return bool(sources) and all(graph.ops[strip(graph, source)[0]] in VARIABLES for source in sources)
 
@@ -385,25 +387,26 @@ def branches(graph: Graph) -> list[frozenset[Choice]]:
     """
     nowhere: frozenset[Choice] = frozenset()
     found = [nowhere] * len(graph.names)
-    if not any(op in SWITCHES or op in CONDS for op in graph.ops):
+    switches = set(of_types(graph, SWITCHES))
+    if not switches and CONDS.isdisjoint(graph.by_op):
         return found
     around: dict[Caller | None, frozenset[Choice]] = {None: nowhere}
     # Most nodes have the choices of their inputs: one set for all of them, and little to join.
     shared = {nowhere: nowhere}
-    ops = graph.ops
+    merges = set(of_types(graph, MERGES))
+    inputs, controls, callers = graph.inputs, graph.controls, graph.callers
     for node in _in_order(graph):
-        caller = graph.callers[node]
-        choices = nowhere if caller is None else _around(graph, caller, around, found)
-        if ops[node] in MERGES:
-            arriving = [_arriving(graph, ref, found) for ref in graph.inputs[node]]
+        choices = nowhere if callers[node] is None else _around(graph, callers[node], around, found)
+        if node in merges:
+            arriving = [_arriving(graph, ref, found) for ref in inputs[node]]
             choices |= frozenset.intersection(*arriving) if arriving else nowhere
         else:
-            for ref in graph.inputs[node]:
+            for ref in inputs[node]:
                 source = ref[0]
-                more = _arriving(graph, ref, found) if ops[source] in SWITCHES else found[source]
+                more = _arriving(graph, ref, found) if source in switches else found[source]
                 if more and more is not choices:
                     choices = choices | more if choices else more
-            for source in graph.controls[node]:
+            for source in controls[node]:
                 more = found[source]
                 if more and more is not choices:
                     choices = choices | more if choices else more
@@ -441,32 +444,31 @@ def _around(
     return known[chain[0]] if chain else known[caller]
 
 
-def _before(graph: Graph, node: int) -> list[int]:
-    """A node's inputs and the node that calls it, but for the edges that close loops."""
-    sources = [source for source, _ in graph.inputs[node]]
-    if graph.controls[node]:
-        sources += graph.controls[node]
-    if graph.callers[node] is not None:
-        sources.append(graph.callers[node][0])
-    if graph.ops[node] in MERGES:
-        sources = [source for source in sources if graph.ops[source] not in NEXT_ITERATIONS]
-    return sources
-
-
 def _in_order(graph: Graph) -> Iterator[int]:
-    """Nodes after their inputs and after those that call them, as they mostly stand in files."""
-    done, entered = bytearray(len(graph.names)), bytearray(len(graph.names))
-    for start in range(len(graph.names)):
+    """Nodes after their inputs and after those that call them, as they mostly stand in files.
+
+    The edges that close loops, from a ``NextIteration`` to a ``Merge``, don't count.
+    """
+    ops, inputs, controls, callers = graph.ops, graph.inputs, graph.controls, graph.callers
+    done, entered = bytearray(len(ops)), bytearray(len(ops))
+    for start in range(len(ops)):
         pending = [start]
         while pending:
             node = pending.pop()
             if done[node]:
                 continue
-            waiting = [source for source in _before(graph, node) if not done[source]]
-            if waiting and not entered[node]:
+            if not entered[node]:
                 entered[node] = True
-                pending.append(node)
-                pending.extend(source for source in waiting if not entered[source])
-            else:  # entered for the second time: what it still waits for waits for it
-                done[node] = True
-                yield node
+                waiting = [source for source, _ in inputs[node] if not entered[source]]
+                if controls[node]:
+                    waiting += [source for source in controls[node] if not entered[source]]
+                if callers[node] is not None and not entered[callers[node][0]]:
+                    waiting.append(callers[node][0])
+                if waiting and ops[node] in MERGES:
+                    waiting = [source for source in waiting if ops[source] not in NEXT_ITERATIONS]
+                if waiting:
+                    pending.append(node)
+                    pending += waiting
+                    continue
+            done[node] = True  # what it still waits for waits for it
+            yield node

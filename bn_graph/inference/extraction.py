@@ -17,7 +17,7 @@ from bn_graph.checkpoints.values import assign_values, parts_of
 from bn_graph.checkpoints.variables import batch_norm_layers, layer_scope
 from bn_graph.graphs import effects
 from bn_graph.graphs.errors import BnGraphError
-from bn_graph.graphs.graph import Graph, Ref, build, node_named, producer, uses
+from bn_graph.graphs.graph import Graph, Ref, build, node_named, of_types, producer, uses
 from bn_graph.graphs.modes import modes, values_used
 from bn_graph.graphs.ops import CONDS, LOOPS
 from bn_graph.graphs.statistics import batch_variances
@@ -139,7 +139,7 @@ _IN_LOOP = (
 
 
 def _has_conds_in_loops(graph: Graph) -> bool:
-    for node in (node for node, op in enumerate(graph.ops) if op in CONDS):
+    for node in of_types(graph, CONDS):
         while (caller := graph.callers[node]) is not None:
             node = caller[0]
             if graph.ops[node] in LOOPS:

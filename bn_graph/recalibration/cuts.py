@@ -56,7 +56,7 @@ def find_cuts(
     def above(ref: Ref) -> list[Ref]:
         node, _ = ref
         controls = [(source, 0 if (source, 0) in given else _CONTROL) for source in graph.controls[node]]
-        return [] if ref in given else graph.inputs[node] + controls
+        return [] if ref in given else [*graph.inputs[node], *controls]
 
     done: set[int] = set()
 

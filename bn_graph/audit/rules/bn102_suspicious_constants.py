@@ -1,7 +1,7 @@
 """BN102 suspicious-constants: a decay or an epsilon that is probably a slip."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from bn_graph.audit.model import Model
 from bn_graph.audit.report import Level
@@ -56,7 +56,7 @@ def check(model: Model) -> Iterator[Verdict]:
 def _decay(graph: Graph, update: Update) -> float | None:
     """The weight of the old value, where it is a constant in one of the usual forms of the average."""
 
-    def terms(ref: Ref) -> list[Ref]:
+    def terms(ref: Ref) -> Sequence[Ref]:
         node, _ = strip(graph, ref)
         return graph.inputs[node] if graph.ops[node] in ADDITIONS | {"Sub"} else []
 
