@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from bn_graph.audit.report import Mode, State
-from bn_graph.graphs.graph import Ref, downstream, needed, walk
+from bn_graph.graphs.graph import Ref, downstream, needed, of_types, walk
 from bn_graph.graphs.layers import Layer
 from bn_graph.graphs.modes import alternatives, normalizing_by_batch, runs, sinks, values_used
 from bn_graph.graphs.normalizations import Normalization, Origin, leads_on
@@ -180,11 +180,14 @@ def _predicting(model: "Model", starts: Collection[int]) -> _Predicting:
 def _in_copies_outside_training(model: "Model") -> dict[str, InferencePath]:
     """Trained layers' calls that no train op runs and that normalize by the batch: samplers, validation copies."""
     closure = model.training.closure
+    outside_training = [layer for layer in model.layers if any(place.node not in closure for place in layer.places)]
+    if not outside_training:
+        return {}
     # What uses the trained network's own values, such as a head that nothing trains, is no copy of it.
-    weighted = [node for node in closure if model.graph.ops[node].startswith(WEIGHTED)]
-    using = downstream(model.uses, weighted, control=False)
+    weighted = {op for op in model.graph.by_op if op.startswith(WEIGHTED)}
+    using = downstream(model.uses, closure.intersection(of_types(model.graph, weighted)), control=False)
     copies = {}
-    for layer in model.layers:
+    for layer in outside_training:
         outside = [place for place in layer.places if place.node not in closure and place.node not in using]
         trained = model.in_training(layer) or model.is_trained(layer)
         if outside and trained and not model.has_moving_path(layer) and _leads_on(model, outside):

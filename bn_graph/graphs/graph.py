@@ -176,6 +176,50 @@ def build(graph_def: GraphDef) -> Graph:
     return graph
 
 
+class _Inputs:
+    """Reads the names of a body's inputs.
+
+    Attributes:
+        absent: numbers of nodes that inputs name and the body does not have, by name.
+    """
+
+    def __init__(self, body: _Body, ids: Mapping[str, int], first_ports: Sequence[Ref], end: int) -> None:
+        self._arguments, self._ids, self._first_ports, self._end = body.arguments, ids, first_ports, end
+        self.absent: dict[str, int] = {}
+
+    def ref(self, name: str) -> Ref:
+        """The tensor of that name."""
+        if name in self._ids:
+            return self._first_ports[self._ids[name]]
+        if name in self._arguments:
+            return self._arguments[name]
+        node, *rest = name.split(":")
+        if node in self._arguments and node not in self._ids:
+            return self._arguments[node]
+        port = int(rest[-1]) if rest and rest[-1].isdigit() else 0
+        return self.number(node), PORTS.get(rest[0], port) if len(rest) == 2 else port
+
+    def number(self, name: str) -> int:
+        """The number of the node of that name."""
+        return self._ids[name] if name in self._ids else self.absent.setdefault(name, self._end + len(self.absent))
+
+    def lacking(self, name: str, first: int, fewest: int) -> tuple[Ref, ...]:
+        """What a node must have as inputs and has not; no name of a node has a space."""
+        return tuple((self.number(f"{name} input {place}"), 0) for place in range(first, fewest))
+
+    def separated(self, names: Sequence[str], found: Sequence[int | None]) -> tuple[tuple[Ref, ...], tuple[int, ...]]:
+        """Data and control inputs; `found` are the nodes of those that name a node and nothing else."""
+        data, controls = [], []
+        for name, node in zip(names, found, strict=True):
+            if node is not None:
+                data.append(self._first_ports[node])
+            elif name[:1] == "^":
+                controls.append(self.number(name[1:]))
+            else:
+                data.append(self.ref(name))
+        return tuple(data), tuple(controls)
+
+
 def _lay_out(graph: Graph, body: _Body, first_ports: list[Ref]) -> dict[str, int]:
     """Adds the nodes of a body, and what its caller gets of them.
 
@@ -196,45 +240,17 @@ def _lay_out(graph: Graph, body: _Body, first_ports: list[Ref]) -> dict[str, int
     ids = graph.ids if body.caller is None else {}
     ids.update(zip(names, numbers, strict=True))
     first_ports.extend(zip(numbers, itertools.repeat(0)))
-    absent: dict[str, int] = {}
-
-    def ref(name: str) -> Ref:
-        if name in ids:
-            return first_ports[ids[name]]
-        if name in body.arguments:
-            return body.arguments[name]
-        node, *rest = name.split(":")
-        if node in body.arguments and node not in ids:
-            return body.arguments[node]
-        port = int(rest[-1]) if rest and rest[-1].isdigit() else 0
-        return number(node), PORTS.get(rest[0], port) if len(rest) == 2 else port
-
-    def number(name: str) -> int:
-        return ids[name] if name in ids else absent.setdefault(name, start + len(names) + len(absent))
-
-    def separated(sources: Sequence[str], found: Sequence[int | None]) -> tuple[tuple[Ref, ...], tuple[int, ...]]:
-        """Data and control inputs, of which those that are no first ports are not `found`."""
-        data, controls = [], []
-        for source, node in zip(sources, found, strict=True):
-            if node is not None:
-                data.append(first_ports[node])
-            elif source[:1] == "^":
-                controls.append(number(source[1:]))
-            else:
-                data.append(ref(source))
-        return tuple(data), tuple(controls)
-
-    known, first_port = ids.get, first_ports.__getitem__
+    inputs = _Inputs(body, ids, first_ports, start + len(names))
+    number_of, first_port = ids.get, first_ports.__getitem__
     for name, op, node in zip(names, ops, body.nodes, strict=True):
         sources = node.input[:]
-        found = list(map(known, sources))
+        found = list(map(number_of, sources))
         if None not in found:  # first ports of nodes: the usual case, and the fast one
             data, controls = tuple(map(first_port, found)), ()
         else:
-            data, controls = separated(sources, found)
-        if len(data) < FEWEST_INPUTS.get(op, 0):  # what it must have and has not; no name of a node has a space
-            lacking = range(len(data), FEWEST_INPUTS[op])
-            data += tuple((number(f"{name} input {place}"), 0) for place in lacking)
+            data, controls = inputs.separated(sources, found)
+        if len(data) < FEWEST_INPUTS.get(op, 0):
+            data += inputs.lacking(name, len(data), FEWEST_INPUTS[op])
         graph.inputs.append(data)
         graph.controls.append(controls)
     for op, place in zip(ops, numbers, strict=True):
@@ -245,9 +261,10 @@ def _lay_out(graph: Graph, body: _Body, first_ports: list[Ref]) -> dict[str, int
     graph.callers.extend([body.caller] * len(names))
     if body.caller is not None:
         returned = [body.function.ret.get(output.name, "") for output in body.function.signature.output_arg]
-        results, effects = [ref(name) for name in returned], _effects(body, ids, graph.protos[body.caller[0]])
+        results = [inputs.ref(name) for name in returned]
+        effects = _effects(body, ids, graph.protos[body.caller[0]])
         graph.calls.setdefault(body.caller[0], []).append(Call(body.caller[1], results, effects))
-    _add_absent(graph, body, absent, first_ports)
+    _add_absent(graph, body, inputs.absent, first_ports)
     return ids
 
 

@@ -12,7 +12,7 @@ from bn_graph.graphs.graph import Caller, Graph, Ref, Uses, closure, of_types, r
 from bn_graph.graphs.layers import Layer
 from bn_graph.graphs.normalizations import Normalization, Origin, Source
 from bn_graph.graphs.ops import CONDS, LOOP_ENDS, LOOPS, MERGES, NEXT_ITERATIONS, NO_OUTPUTS, SELECTS, SWITCHES
-from bn_graph.graphs.values import Choice, choice, truth
+from bn_graph.graphs.values import Choice, choice, predicate, truth
 
 __all__ = [
     "Alternative",
@@ -112,20 +112,11 @@ def mode_switches(layers: Iterable[Layer]) -> dict[int, list[bool]]:
 
 def _all_known(graph: Graph, known: Mapping[int, bool | float]) -> dict[int, bool]:
     """The values of all predicates of the graph that follow from what is known."""
-    found = {}
-    for node in _predicates(graph):
-        if node not in found and (value := truth(graph, node, known)) is not None:
-            found[node] = value
-    return found
-
-
-def _predicates(graph: Graph) -> Iterator[int]:
-    for node in of_types(graph, SWITCHES | CONDS | SELECTS):
-        place = 1 if graph.ops[node] in SWITCHES else 0
-        if len(graph.inputs[node]) > place:
-            decided = choice(graph, graph.inputs[node][place], True)
-            if decided is not None:
-                yield decided[0]
+    inputs = graph.inputs
+    deciding = {inputs[node][1] for node in of_types(graph, SWITCHES) if len(inputs[node]) > 1}
+    deciding.update(inputs[node][0] for node in of_types(graph, CONDS | SELECTS) if inputs[node])
+    nodes = {decided[0] for ref in sorted(deciding) if (decided := predicate(graph, ref)) is not None}
+    return {node: value for node in sorted(nodes) if (value := truth(graph, node, known)) is not None}
 
 
 def _not_called(graph: Graph, known: Mapping[int, bool]) -> Iterator[Caller]:

@@ -99,6 +99,8 @@ def array(proto: TensorProto) -> np.ndarray | None:
         values = np.array(proto.half_val, np.uint16).view(np.float16)
     else:
         values = np.array(getattr(proto, _LISTS[proto.dtype]), dtype)
+    if len(values) == count:
+        return values.reshape(shape)
     if len(values) < 2:  # what is left out repeats the last value; a single one takes no room, however large the shape
         return np.broadcast_to(values[0] if len(values) else dtype(0), shape)
     if not len(values) <= count <= _MOST_VALUES:

@@ -10,7 +10,7 @@ How a call is switched depends on how it was built:
 Nothing in the copy assigns a variable. The graph itself is not touched, and may be finalized.
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from bn_graph.graphs.calls import BatchTensor, FoundCalls, LayerCall, shape_of, tensor_name
@@ -172,7 +172,7 @@ def _is_by_batch(graph: Graph, node: int) -> bool:
     return graph.ops[node] not in FUSED or is_training_kernel(graph, node)
 
 
-def _without_choices(graph: Graph, ref: Ref) -> list[Ref]:
+def _without_choices(graph: Graph, ref: Ref) -> Sequence[Ref]:
     """The tensors that a tensor's value comes from, unless a run takes one of them only."""
     node, _ = ref
     is_choice = graph.ops[node] in MERGES | SELECTS or len(graph.calls.get(node, ())) > 1
