@@ -47,6 +47,12 @@ VARIABLE_KINDS = pytest.mark.parametrize("cond_kind", ["v2"], indirect=True)
 COND_KINDS = pytest.mark.parametrize("variable_kind", ["resource"], indirect=True)
 """On a test of `graph` without any assign: the kinds of `cond` only."""
 
+USUAL_KINDS = pytest.mark.parametrize(
+    ("variable_kind", "cond_kind"), [("ref", "v1"), ("resource", "v2")], indirect=True, ids=["TF1", "TF2"]
+)
+"""On a test of `graph` with many cases: the kinds that go together in TensorFlow 1 and in 2. How layers train and infer, and
+what moves, is tested with the other two as well."""
+
 
 @pytest.fixture
 def plain_graph():

@@ -12,6 +12,7 @@ from bn_graph.checkpoints.variables import global_variables_by_name
 from bn_graph.graphs import effects
 from bn_graph.graphs.graph import build
 from bn_graph.tf1 import legacy_layers, tf
+from tests.conftest import USUAL_KINDS
 
 UPDATES = tf.GraphKeys.UPDATE_OPS
 STATISTICS = {"bn/moving_mean", "bn/moving_variance"}
@@ -35,11 +36,6 @@ def wrapper_layer(x, training, name="bn", **options):
 
 def tf_layer(x, training, name="bn", **options):
     return legacy_layers().batch_normalization(x, training=training, name=name, **options)
-
-
-def skip_if_tensorflow_can_not(layer, flag_kind, rank, cond_kind, variable_kind):
-    if layer is tf_layer and (flag_kind, rank, cond_kind, variable_kind) == ("tensor", 2, "v2", "ref"):
-        pytest.skip("tf.layers assigns inside a cond, and a branch of cond v2 can't assign a ref variable: TypeError")
 
 
 def inputs(rank: int) -> tf.Tensor:
@@ -232,8 +228,8 @@ def test_a_while_loop_of_either_kind_writes_what_its_body_assigns(cond_kind, pla
 @pytest.mark.parametrize("rank", [2, 4])
 @pytest.mark.parametrize("flag_kind", ["bool", "tensor"])
 @pytest.mark.parametrize("layer", [wrapper_layer, tf_layer])
-def test_update_ops_assign_exactly_their_own_layers_statistics(graph, cond_kind, variable_kind, layer, flag_kind, rank):
-    skip_if_tensorflow_can_not(layer, flag_kind, rank, cond_kind, variable_kind)
+@USUAL_KINDS
+def test_update_ops_assign_exactly_their_own_layers_statistics(graph, layer, flag_kind, rank):
     training = flag(flag_kind)
     h = bn_graph.batch_norm_wrapper(inputs(rank), training, name="in_place")
     layer(layer(h, training, "below"), training)
@@ -256,6 +252,7 @@ def test_update_ops_reach_beyond_what_they_are_for(graph):
 
 @pytest.mark.parametrize("flag_kind", ["bool", "tensor"])
 @pytest.mark.parametrize("option", [{"renorm": True}, {"virtual_batch_size": 2}])
+@USUAL_KINDS
 def test_update_ops_of_optional_forms_assign_the_statistics_too(graph, flag_kind, option):
     wrapper_layer(inputs(2), flag(flag_kind), **option)
     assigned = assigned_by_all(graph)

@@ -7,7 +7,7 @@ from bn_graph.layers.averages import MOVING_STATISTICS, moving_statistics
 from bn_graph.layers.batch_norm import batch_norm_wrapper
 from bn_graph.tf1 import legacy_layers, tf
 from tests import oracle
-from tests.conftest import COND_KINDS, VARIABLE_KINDS
+from tests.conftest import COND_KINDS, USUAL_KINDS, VARIABLE_KINDS
 
 CHANNELS = 3
 MEAN, VARIANCE = np.array([1.0, -2.0, 0.5]), np.array([4.0, 0.25, 9.0])
@@ -381,6 +381,7 @@ def test_updates_in_place_run_with_whatever_is_computed_from_the_outputs(graph, 
 
 @TWO_FLAGS
 @pytest.mark.parametrize("key", [tf.GraphKeys.UPDATE_OPS, "my_updates"])
+@USUAL_KINDS
 def test_with_a_collection_only_its_update_op_moves_the_statistics(graph, key, form, start, random):
     inputs = tf.placeholder(tf.float64, [None, CHANNELS])
     flag, feed = flag_and_feed(form, True)
@@ -619,6 +620,7 @@ def test_a_static_single_value_is_refused_when_the_graph_is_built(plain_graph, f
 @TWO_FLAGS
 @pytest.mark.parametrize("size", [0, 1])
 @pytest.mark.parametrize("key", [None, tf.GraphKeys.UPDATE_OPS])
+@USUAL_KINDS
 def test_a_batch_too_small_fails_the_training_run_and_updates_nothing(graph, size, key, form, start, random):
     inputs = tf.placeholder(tf.float32, [None, CHANNELS])
     flag, feed = flag_and_feed(form, True)

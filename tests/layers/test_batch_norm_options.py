@@ -16,7 +16,7 @@ from bn_graph.layers.batch_norm import LAYERS, batch_norm_wrapper
 from bn_graph.recalibration import recalibrate
 from bn_graph.tf1 import legacy_layers, tf
 from tests import oracle
-from tests.conftest import COND_KINDS, VARIABLE_KINDS
+from tests.conftest import COND_KINDS, USUAL_KINDS, VARIABLE_KINDS
 
 CHANNELS = 3
 
@@ -75,6 +75,7 @@ def test_training_moves_every_statistic_and_inference_none(graph, option, start,
 
 
 @pytest.mark.parametrize("option", OPTIONS)
+@USUAL_KINDS
 def test_python_bool_and_fed_flag_give_the_same_numbers(graph, option, start, random):
     inputs = tf.placeholder(tf.float64, [None, CHANNELS])
     options = {"decay": 0.5, **OPTIONS[option]}
@@ -339,6 +340,7 @@ def test_weights_too_light_for_an_unbiased_variance_are_refused(plain_graph, sta
 @pytest.mark.parametrize("option", ["plain", "renorm", "cumulative", "collection"])
 @pytest.mark.parametrize("is_training", [True, False])
 @pytest.mark.parametrize("updating", [True, False])
+@USUAL_KINDS
 def test_the_statistics_move_only_where_they_are_to_be_updated_in_training(
     graph, option, is_training, updating, start, random
 ):
@@ -393,6 +395,7 @@ SCHEDULES = {
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("option", ["plain", "zero debias", "renorm", "collection"])
+@USUAL_KINDS
 def test_a_decay_may_be_a_schedule(graph, schedule, option, start, random):
     fed = tf.placeholder_with_default(np.float32(0.25), [])
     inputs, flag, by_schedule = layer(decay=SCHEDULES[schedule](fed), **OPTIONS[option])
@@ -410,6 +413,7 @@ def test_a_decay_may_be_a_schedule(graph, schedule, option, start, random):
 
 @pytest.mark.parametrize("argument", ["decay", "renorm_decay"])
 @pytest.mark.parametrize("value", [-0.1, 1.5, np.nan])
+@USUAL_KINDS
 def test_a_fed_decay_outside_zero_to_one_fails_the_training_run_and_updates_nothing(
     graph, argument, value, start, random
 ):

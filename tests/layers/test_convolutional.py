@@ -8,7 +8,7 @@ from bn_graph.layers.averages import MOVING_STATISTICS, moving_statistics
 from bn_graph.layers.convolutional import ConvolutionalBatchNormalizer
 from bn_graph.tf1 import tf
 from tests import oracle
-from tests.conftest import VARIABLE_KINDS
+from tests.conftest import USUAL_KINDS, VARIABLE_KINDS
 
 DEPTH = 3
 DECAY = 0.75
@@ -138,6 +138,7 @@ def test_training_normalizes_by_the_batch_and_stores_its_moments(graph, form, sc
 
 @flags
 @orders
+@USUAL_KINDS
 def test_a_training_run_with_the_train_op_moves_the_averages_a_step(graph, form, assigner_first, start, random):
     bn, x = normalizer(), images()
     if form == "placeholder":  # which needs the averages, as it may be fed False
@@ -239,6 +240,7 @@ def test_the_assigner_alone_runs_the_forward_pass_of_its_batch(plain_graph, star
 
 @flags
 @orders
+@USUAL_KINDS
 def test_towers_on_parts_of_a_batch_average_what_one_tower_on_all_of_it_does(
     graph, form, assigner_first, start, random
 ):

@@ -11,7 +11,7 @@ from bn_graph.layers.averages import moving_statistics
 from bn_graph.layers.batch_norm import batch_norm_wrapper
 from bn_graph.tf1 import legacy_layers, tf
 from tests import oracle
-from tests.conftest import VARIABLE_KINDS
+from tests.conftest import USUAL_KINDS, VARIABLE_KINDS
 
 CHANNELS = 3
 DECAY = 0.75
@@ -279,6 +279,7 @@ def test_training_normalizes_by_the_batch_and_the_train_op_moves_the_statistics(
 
 @forms
 @pytest.mark.parametrize("in_place", [True, False])
+@USUAL_KINDS
 def test_inference_normalizes_by_the_statistics_and_changes_nothing(graph, form, in_place, start, random):
     inputs = tf.placeholder(tf.float32, [None, CHANNELS])
     flag, feed = FLAGS[form](False)

@@ -13,6 +13,7 @@ from bn_graph.graphs.graph import build
 from bn_graph.layers import slim
 from bn_graph.tf1 import legacy_layers, tf
 from bn_graph.training import train_op
+from tests.conftest import USUAL_KINDS
 
 UPDATES = tf.GraphKeys.UPDATE_OPS
 BATCH = np.array([[1.0, 10.0], [3.0, 30.0], [8.0, 20.0]], np.float32)
@@ -219,6 +220,7 @@ def test_parameters_are_assigned_after_the_updates(graph_of_kind, start, check_n
     [sgd, lambda: tf.train.AdamOptimizer(RATE)],
 )
 @pytest.mark.parametrize("flag_kind", ["bool", "tensor"])
+@USUAL_KINDS
 def test_a_loss_that_is_not_finite_raises_and_changes_no_variable(graph, start, optimizer, flag_kind):
     x = placeholder()
     training = True if flag_kind == "bool" else tf.placeholder(tf.bool, [])
@@ -697,9 +699,8 @@ def test_updates_in_a_branch_of_control_flow_v2_are_refused_by_name(make, cond_k
 @pytest.mark.parametrize("flag_kind", ["bool", "tensor"])
 @pytest.mark.parametrize("rank", [2, 4])
 @pytest.mark.parametrize("layer", [wrapper_layer, tf_layer])
-def test_a_train_op_without_the_updates_is_refused_by_layer(graph, cond_kind, variable_kind, layer, flag_kind, rank):
-    if layer is tf_layer and (flag_kind, rank, cond_kind, variable_kind) == ("tensor", 2, "v2", "ref"):
-        pytest.skip("tf.layers can't assign a ref variable in a branch of cond v2: TypeError")
+@USUAL_KINDS
+def test_a_train_op_without_the_updates_is_refused_by_layer(graph, layer, flag_kind, rank):
     training = True if flag_kind == "bool" else tf.placeholder(tf.bool, [])
     x = tf.placeholder(tf.float32, [None, 4, 5, 3] if rank == 4 else [None, 3])
     with tf.variable_scope("net"):
@@ -755,6 +756,7 @@ def test_a_layer_made_by_hand_with_an_exponential_average_is_known_by_its_update
 
 @pytest.mark.parametrize("flag_kind", ["bool", "tensor"])
 @pytest.mark.parametrize("option", [{"virtual_batch_size": 2}, {"renorm": True}])
+@USUAL_KINDS
 def test_layers_with_options_are_missed_too(graph, flag_kind, option):
     training = True if flag_kind == "bool" else tf.placeholder(tf.bool, [])
     loss = loss_of(wrapper_layer(placeholder(), training, **option))
