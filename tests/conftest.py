@@ -5,9 +5,15 @@ import pytest
 
 from bn_graph.commands.quiet import start_tensorflow_quietly
 
-start_tensorflow_quietly()
+tf = None
 
-from bn_graph.tf1 import tf  # noqa: E402  (its notices at import are kept off the terminal)
+
+def pytest_configure(config):
+    """Imports TensorFlow, without its notices; the process that only hands out tests to others does without it."""
+    global tf
+    if hasattr(config, "workerinput") or not config.getoption("numprocesses", None):
+        start_tensorflow_quietly()
+        from bn_graph.tf1 import tf
 
 
 @pytest.fixture(params=["ref", "resource"])

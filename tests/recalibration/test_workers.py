@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import sys
 import threading
 import time
@@ -10,6 +9,7 @@ import time
 import numpy as np
 import pytest
 
+from bn_graph.__main__ import main
 from bn_graph.commands import CommandError
 from bn_graph.commands import workers as processes
 from bn_graph.recalibration import recalibrate, workers
@@ -132,17 +132,15 @@ def test_a_lost_worker_stops_the_others_and_is_said_in_one_line(whats, message):
     assert time.monotonic() - before < 30  # those that wait do so for 60 s
 
 
-def test_two_processes_write_what_one_does(plain_graph, random, tmp_path):
+def test_two_processes_write_what_one_does(plain_graph, random, tmp_path, capfd):
     saved = broken.save(tmp_path, wrapper, random)
     data, _ = broken.write_examples(tmp_path, random)
-    words = [*saved.arguments, "--data", data, "--feed", "is_training=false", "--batch-size", "9"]
-    command = [sys.executable, "-m", "bn_graph", "recalibrate", *words]
-    from bn_graph.__main__ import main
-
-    assert main([*command[3:], "--out", str(tmp_path / "one")]) == 0
-    ended = subprocess.run([*command, "--out", str(tmp_path / "two"), "--workers", "2"], capture_output=True, text=True)
-    assert (ended.returncode, ended.stderr) == (0, "")
-    assert "Written: " in ended.stdout and ended.stdout.count("bn1") >= 1
+    command = ["recalibrate", *saved.arguments, "--data", data, "--feed", "is_training=false", "--batch-size", "9"]
+    assert main([*command, "--out", str(tmp_path / "one")]) == 0
+    capfd.readouterr()
+    assert main([*command, "--out", str(tmp_path / "two"), "--workers", "2"]) == 0
+    written = capfd.readouterr()
+    assert written.err == "" and "Written: " in written.out and written.out.count("bn1") >= 1
     one, two = (tf.train.load_checkpoint(str(tmp_path / name)) for name in ("one", "two"))
     for name in one.get_variable_to_shape_map():
         np.testing.assert_allclose(two.get_tensor(name), one.get_tensor(name), rtol=1e-6, atol=1e-6)
