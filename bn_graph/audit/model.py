@@ -104,7 +104,7 @@ def make_model(
     graph = build(meta_graph.graph_def)
     users = uses(graph)
     under = branches(graph)
-    layers = tuple(find_layers(graph, find_normalizations(graph, users, under)))
+    layers = tuple(find_layers(graph, users, find_normalizations(graph, users, under)))
     training = find_training(graph, users, _trainable(meta_graph), [node_named(graph, name) for name in train_ops])
     known = _defaults(graph, meta_graph) | {node_named(graph, name): value for name, value in (feeds or {}).items()}
     known_outputs = [node_named(graph, name) for name in outputs] or _signature_outputs(graph, meta_graph)

@@ -13,19 +13,24 @@ from bn_graph.graphs.graph import Graph, Uses, of_types, walk
 from bn_graph.graphs.layers import Layer
 from bn_graph.graphs.ops import ASSIGNING, ENGINES, FORWARDS, FUSED, MERGES, SWITCHES, VARIABLES
 from bn_graph.graphs.protos import GraphDef
-from bn_graph.graphs.statistics import is_named_moving_variance
+from bn_graph.graphs.statistics import Kind, named_kind
 
 __all__ = ["find_not_understood", "unpaired_variances"]
 
 _MOST_READERS = 40
-_NO_MEAN = "no moving mean of a name that goes with it is there"
+_WITHOUT = {
+    Kind.VARIANCE: "no moving mean of a name that goes with it is there",
+    Kind.MEAN: "no moving variance of a name that goes with it is there",
+}
 _NOT_READERS = ("Save", "Restore", "VarIsInitialized", "DisableCopyOnRead", "IsVariableInitialized", "NoOp", *ASSIGNING)
 
 
 def find_not_understood(
     graph: Graph, uses: Uses, layers: Sequence[Layer], graph_def: GraphDef
 ) -> tuple[NotUnderstood, ...]:
-    """Lists moving variances, by their names, that no layer has, and functions and engines that were not looked into.
+    """Lists moving statistics, by their names, that no layer has, and functions and engines that were not looked into.
+
+    Of a moving mean and a moving variance that belong together only the variance is listed.
 
     Args:
         graph, uses: as made by `graph.build` and `graph.uses`.
@@ -36,15 +41,19 @@ def find_not_understood(
 
 
 def unpaired_variances(checkpoint: Checkpoint, layers: Iterable[StoredLayer]) -> tuple[NotUnderstood, ...]:
-    """Lists the moving variances of a checkpoint without a graph, by their names, that are in no layer.
+    """Lists the moving statistics of a checkpoint without a graph, by their names, that are in no layer.
 
     Args:
         checkpoint: the checkpoint.
         layers: those found in it by names.
     """
-    known = {layer.variance for layer in layers}
-    keys = [key for key in checkpoint.entries if is_named_moving_variance(key.removesuffix(OBJECT_ENDING))]
-    return tuple(NotUnderstood(key, "variable", _NO_MEAN) for key in keys if key not in known)
+    kinds = {key: named_kind(key.removesuffix(OBJECT_ENDING)) for key in checkpoint.entries}
+    known = {key for layer in layers for key in (layer.mean, layer.variance)}
+    return tuple(
+        NotUnderstood(key, "variable", _WITHOUT[kind])
+        for key, kind in kinds.items()
+        if kind is not None and key not in known and checkpoint.entries[key].shape
+    )
 
 
 def _statistics(graph: Graph, uses: Uses, layers: Iterable[Layer]) -> Iterator[NotUnderstood]:
@@ -53,17 +62,28 @@ def _statistics(graph: Graph, uses: Uses, layers: Iterable[Layer]) -> Iterator[N
     known.update(source.node for layer in layers for place in layer.places for source in place.sources())
     kernels = {place.node for layer in layers for place in layer.places}
     scopes = {graph.names[node].rpartition("/")[0] for node in known}
-    for node in of_types(graph, VARIABLES | {"Const"}):
+    candidates = of_types(graph, VARIABLES | {"Const"})
+    names = (graph.names[node] for node in candidates)
+    paired = scopes | {name.rpartition("/")[0] for name in names if named_kind(name) is Kind.VARIANCE}
+    for node in candidates:
         name = graph.names[node]
-        if node in known or not is_named_moving_variance(name):
+        kind, scope = named_kind(name), name.rpartition("/")[0]
+        if node in known or kind is None or (kind is Kind.MEAN and (scope in paired or _is_scalar(graph, node))):
             continue
         readers = _readers(graph, uses, node)
         # A kernel in training mode is given statistics that it does not read; Keras exports a variable twice.
-        if kernels & set(readers) or (not readers and name.rpartition("/")[0] in scopes):
+        if kernels & set(readers) or (not readers and scope in scopes):
             continue
         types = ", ".join(dict.fromkeys(graph.ops[reader] for reader in readers))
         unread = "nothing but savers and assigns uses it"
         yield NotUnderstood(name, types or graph.ops[node], f"read by {graph.names[readers[0]]}" if readers else unread)
+
+
+def _is_scalar(graph: Graph, node: int) -> bool:
+    """Whether a variable, or constant, is a single number: an average of losses or rewards."""
+    attributes = graph.protos[node].attr
+    shape = attributes["value"].tensor.tensor_shape if graph.ops[node] == "Const" else attributes["shape"].shape
+    return not shape.dim and not shape.unknown_rank
 
 
 def _readers(graph: Graph, uses: Uses, statistic: int) -> list[int]:

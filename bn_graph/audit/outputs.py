@@ -24,6 +24,7 @@ __all__ = ["InferencePath", "find_paths"]
 
 _MOST_LOCAL = 5_000
 _MOST_PASSING_ON = 8
+_SUM = "accu_variance"
 _NO_STATISTICS = "there are no moving statistics at all"
 _STRIPPED = (
     "its mode was stripped from the file, and maybe its statistics as well, as in graphs for OpenCV: the program or file "
@@ -298,7 +299,7 @@ def _undetermined(layer: Layer, predicting: _Predicting, reason: str) -> Inferen
 def _faulty_statistics(model: "Model", layer: Layer) -> str | None:
     """Why the statistics of a layer that only trains are no good for any inference graph; None if they may be good."""
     if not layer.statistics:
-        return _NO_STATISTICS
+        return None if _has_sums(model, layer) else _NO_STATISTICS
     unused, state = "nothing in the graph normalizes by moving statistics", model.states[layer.name]
     if state == State.MISSING:
         return f"{unused}, and the checkpoint lacks them"
@@ -308,6 +309,12 @@ def _faulty_statistics(model: "Model", layer: Layer) -> str | None:
     if state == State.ABSENT and layer.updates and not run:
         return f"{unused}, and no train op updates them"
     return None
+
+
+def _has_sums(model: "Model", layer: Layer) -> bool:
+    """Whether another graph sums up statistics for the layer, as BigGAN's standing ones, by compare_gan's names for them."""
+    scopes = [name.removesuffix(_SUM).removesuffix("accu/") for name in model.graph.ids if name.endswith(_SUM)]
+    return any(model.name(place.node).startswith(scope) for scope in scopes for place in layer.places)
 
 
 def _leaking_updates(model: "Model", layer: Layer) -> tuple[int, ...]:

@@ -173,7 +173,7 @@ def find_calls(live: Any) -> FoundCalls:
     graph_def = live.as_graph_def(add_shapes=True)
     graph = build(graph_def)
     users = uses(graph)
-    layers = find_layers(graph, find_normalizations(graph, users))
+    layers = find_layers(graph, users, find_normalizations(graph, users))
     looping = in_loops(graph, users)
     notes = [json.loads(text) for text in live.get_collection(LAYERS)]
     noted = _noted_calls(graph, layers, notes)

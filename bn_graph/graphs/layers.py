@@ -5,18 +5,24 @@ each tower. Places belong together when they read the same population statistics
 ones; a place that does neither belongs to the layer whose gamma or beta it uses.
 """
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from bn_graph.graphs.graph import Graph, Ref
+from bn_graph.graphs.graph import Graph, Ref, Uses, walk
 from bn_graph.graphs.normalizations import Normalization, Origin, Source
-from bn_graph.graphs.statistics import Kind
+from bn_graph.graphs.ops import ADDITIONS, DIVISIONS, FORWARDS
+from bn_graph.graphs.statistics import BatchStatistic, Kind
 from bn_graph.graphs.updates import Update, find_updates, targets
+from bn_graph.graphs.values import variable
 
 __all__ = ["Layer", "find_layers"]
 
 _RENORM = ("renorm_", "moving_stddev")
 """Beginnings of the names of batch renormalization's own averages."""
+
+_MOST_COMPARED = 40
+_BEFORE_COMPARISON = FORWARDS | ADDITIONS | {"Sqrt", "Maximum"}
 
 
 class Layer(NamedTuple):
@@ -49,11 +55,11 @@ class Layer(NamedTuple):
         return self.gammas + self.betas
 
 
-def find_layers(graph: Graph, normalizations: Sequence[Normalization]) -> list[Layer]:
+def find_layers(graph: Graph, uses: Uses, normalizations: Sequence[Normalization]) -> list[Layer]:
     """The layers of a graph, in its order, with names that differ.
 
     Args:
-        graph: the graph.
+        graph, uses: as made by `graph.build` and `graph.uses`.
         normalizations: from `normalizations.find_normalizations`.
     """
     kinds = _statistics(normalizations)
@@ -65,7 +71,7 @@ def find_layers(graph: Graph, normalizations: Sequence[Normalization]) -> list[L
         for key in (update.variable, *update.statistics):
             updates.setdefault(key, []).append(update)
     groups = _grouped([place for place in normalizations if _belongs_to_layer(graph, place, moved)], moved)
-    return _named_apart(graph, [_layer(graph, places, updates) for places in groups])
+    return _named_apart(graph, [_layer(graph, uses, places, updates) for places in groups])
 
 
 def _read(normalizations: Iterable[Normalization]) -> set[int]:
@@ -154,7 +160,7 @@ def _variables(place: Normalization, moved: Mapping[Ref, set[int]]) -> set[int]:
     return read.union(*(moved.get(ref, set()) for ref in refs))
 
 
-def _layer(graph: Graph, places: Sequence[Normalization], updates: Mapping[object, list[Update]]) -> Layer:
+def _layer(graph: Graph, uses: Uses, places: Sequence[Normalization], updates: Mapping[object, list[Update]]) -> Layer:
     """A layer of these places; `updates` by the variable they assign, and by each statistic they take in."""
     own = {source.statistic.ref for place in places for source in place.sources() if source.statistic is not None}
     read = {
@@ -168,6 +174,8 @@ def _layer(graph: Graph, places: Sequence[Normalization], updates: Mapping[objec
     keys = [*own, *read[Kind.MEAN], *read[Kind.VARIANCE]]
     of_layer = sorted({update for key in keys for update in updates.get(key, ())})
     moved = {kind: _primary(graph, [u for u in of_layer if u.kind is kind]) for kind in Kind}
+    if not any([*read.values(), *moved.values()]):
+        moved = _compared(graph, uses, places)
     means, variances = (tuple(read[kind] or moved[kind]) for kind in Kind)
     # What else takes the batch in (a variable between, an optimizer's norm of the weights) is no update of these.
     of_layer = [update for update in of_layer if update.variable in means + variances] or of_layer
@@ -178,6 +186,31 @@ def _layer(graph: Graph, places: Sequence[Normalization], updates: Mapping[objec
     name = _name(graph, means[:1] + variances[:1]) or _name(graph, gammas[:1] + betas[:1])
     name = name or graph.names[places[0].node].rpartition("/")[0]
     return Layer(name or graph.names[places[0].node], tuple(places), means, variances, gammas, betas, tuple(of_layer))
+
+
+def _compared(graph: Graph, uses: Uses, places: Iterable[Normalization]) -> dict[Kind, list[int]]:
+    """The variables that batch statistics are compared with, as r = σ_batch/σ and d = (μ_batch − μ)/σ of batch
+    renormalization; none unless there are some for both."""
+    found: dict[Kind, list[int]] = {kind: [] for kind in Kind}
+    for source in (source for place in places for source in place.sources()):
+        if source.statistic is not None:
+            found[source.statistic.kind] += _compared_with(graph, uses, source.statistic)
+    return {kind: list(dict.fromkeys(nodes)) if all(found.values()) else [] for kind, nodes in found.items()}
+
+
+def _compared_with(graph: Graph, uses: Uses, statistic: BatchStatistic) -> list[int]:
+    comparing = {"Sub"} if statistic.kind is Kind.MEAN else DIVISIONS
+
+    def following(ref: Ref) -> list[Ref]:
+        users = [user for user, _, port in uses.data[ref[0]] if port == ref[1]]
+        return [(user, 0) for user in users if graph.ops[user] in _BEFORE_COMPARISON]
+
+    found = []
+    for node, port in itertools.islice(walk([statistic.ref], following), _MOST_COMPARED):
+        for user, place, used in uses.data[node]:
+            if used == port and place == 0 and graph.ops[user] in comparing and len(graph.inputs[user]) == 2:
+                found.append(variable(graph, graph.inputs[user][1]))
+    return [node for node in found if node is not None]
 
 
 def _primary(graph: Graph, updates: Sequence[Update]) -> list[int]:

@@ -32,9 +32,9 @@ from bn_graph.graphs.shapes import rank
 from bn_graph.graphs.statistics import (
     BatchStatistic,
     Kind,
-    is_named_moving_variance,
     is_training_kernel,
     lacks_mode,
+    named_kind,
     recognize,
     unpadded,
 )
@@ -463,7 +463,7 @@ def _completed(graph: Graph, uses: Uses, product: tuple[int, Ref], mean: Ref | N
     """From the product on: the centred inputs before it, gamma and beta after it."""
     node, values = product
     inputs = unpadded(graph, values)
-    if graph.ops[inputs[0]] == "Mul" and mean is None:  # gamma·(x − mean)/√…
+    if graph.ops[inputs[0]] == "Mul" and len(graph.inputs[inputs[0]]) == 2 and mean is None:  # gamma·(x − mean)/√…
         for source, other in (graph.inputs[inputs[0]], graph.inputs[inputs[0]][::-1]):
             factor = _clipped_variable(graph, source)
             if factor is not None and gamma is None:
@@ -563,7 +563,7 @@ def _is_frozen_layer(graph: Graph, uses: Uses, found: Normalization, channels: C
     """Whether constants are a layer's statistics: by their names, or by a scale or an offset with them."""
     if not any(_channels(graph, source) in channels for source in found.mean):
         return False
-    if any(is_named_moving_variance(graph.names[source.node]) for source in found.variance):
+    if any(named_kind(graph.names[source.node]) is Kind.VARIANCE for source in found.variance):
         return True
     return any(value.size in channels for value in constant_parameters(graph, uses, found))
 

@@ -27,9 +27,9 @@ __all__ = [
     "BatchStatistic",
     "Kind",
     "batch_variances",
-    "is_named_moving_variance",
     "is_training_kernel",
     "lacks_mode",
+    "named_kind",
     "part_of_all_workers",
     "recognize",
     "shifted_parts",
@@ -96,25 +96,26 @@ def _is_stripped_or_given(graph: Graph, ref: Ref) -> bool:
     return all(dim.size for dim in graph.protos[node].attr["value"].tensor.tensor_shape.dim)
 
 
-_VARIANCE_NAME = re.compile(r"(moving|running|pop|population)_var(iance)?(_\d+)?")
+_STATISTIC_NAME = re.compile(r"(moving|running|pop|population)_(mean|var(iance)?)(_\d+)?")
 _OF_ONE_VARIABLE = re.compile(r"read|ReadVariableOp(_\d+)?|part_\d+|_.*")
 
 
-def is_named_moving_variance(name: str) -> bool:
-    """Whether a variable, or the constant that it was frozen to, has a name that people give to moving variances.
+def named_kind(name: str) -> Kind | None:
+    """Which statistic a variable, or the constant that it was frozen to, is by a name that people give to moving ones.
 
     Example:
-        >>> from bn_graph.graphs.statistics import is_named_moving_variance
-        >>> names = ["bn/moving_variance", "bn/running_var/read", "bn/moving_variance/Initializer/ones"]
-        >>> [is_named_moving_variance(name) for name in names]
-        [True, True, False]
+        >>> from bn_graph.graphs.statistics import named_kind
+        >>> names = ["bn/moving_mean", "bn/running_var/read", "bn/moving_variance/Initializer/ones"]
+        >>> [named_kind(name) for name in names]
+        [<Kind.MEAN: 'mean'>, <Kind.VARIANCE: 'variance'>, None]
     """
-    if "_var" not in name:
-        return False
+    if "_var" not in name and "_mean" not in name:
+        return None
     path = name.split("/")
     while len(path) > 1 and _OF_ONE_VARIABLE.fullmatch(path[-1]):
         path.pop()
-    return bool(_VARIANCE_NAME.fullmatch(path[-1]))
+    named = _STATISTIC_NAME.fullmatch(path[-1])
+    return None if named is None else Kind.MEAN if named[2] == "mean" else Kind.VARIANCE
 
 
 def recognize(graph: Graph, ref: Ref) -> BatchStatistic | None:
@@ -263,7 +264,7 @@ def _shifted_mean(graph: Graph, ref: Ref, part: Ref, shift: Ref) -> BatchStatist
     averaged = _averaged(graph, part)
     if averaged is None or graph.ops[averaged[0][0]] != "Sub":
         return None
-    values, subtracted = graph.inputs[averaged[0][0]]
+    values, subtracted = graph.inputs[averaged[0][0]][:2]
     if strip(graph, subtracted) != strip(graph, shift):
         return None
     return BatchStatistic(Kind.MEAN, ref, (strip(graph, values),), averaged[1])

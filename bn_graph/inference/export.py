@@ -156,7 +156,7 @@ def export_frozen_graph(
         with open(unfinished, "wb") as file:
             file.write(graph_def.SerializeToString())
     users = uses(model)
-    layers = [layer for layer in find_layers(model, find_normalizations(model, users)) if layer.statistics]
+    layers = [layer for layer in find_layers(model, users, find_normalizations(model, users)) if layer.statistics]
     left = {node.name for node in graph_def.node}
     unfolded = [layer for layer in layers if left & {model.names[node] for node in layer.statistics}]
     if fold and unfolded:

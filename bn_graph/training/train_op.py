@@ -397,7 +397,7 @@ def _refuse_conditional_updates(graph: tf.Graph, built: Graph, ops: Sequence[_Op
     """Refuses what gradients wait for in branches of control flow v1."""
     users = uses(built)
     nodes = [node_named(built, getattr(op, "name", op)) for op in ops]
-    layers = find_layers(built, find_normalizations(built, users))
+    layers = find_layers(built, users, find_normalizations(built, users))
     trainable = {variable.op.name for variable in graph.get_collection(tf.GraphKeys.TRAINABLE_VARIABLES)}
     found = find_conditional_updates(built, layers, find_training(built, users, trainable, nodes))
     if found:

@@ -17,9 +17,10 @@ from bn_graph.graphs.protos import GraphDef, NodeDef
         (["bn/average", "bn/moving_variance"], ["bn/moving_variance"]),
         (["bn/moving_variance/.ATTRIBUTES/VARIABLE_VALUE"], ["bn/moving_variance/.ATTRIBUTES/VARIABLE_VALUE"]),
         (["bn/moving_mean", "bn/moving_variance", "bn/moving_variance/Adam"], []),
+        (["norm/moving_mean", "bn/moving_mean", "bn/moving_variance"], ["norm/moving_mean"]),
     ],
 )
-def test_a_checkpoints_variance_without_its_mean(keys, listed):
+def test_a_checkpoints_statistic_without_the_other(keys, listed):
     checkpoint = Checkpoint("model.ckpt", {key: Entry("float32", (3,), 1) for key in keys})
     report = report_of(Subject("model.ckpt.index", SubjectKind.CHECKPOINT, None, checkpoint), list(RULES.values()))
     assert [entry.name for entry in report.not_understood] == listed

@@ -7,7 +7,7 @@ from bn_graph.graphs.errors import AuditError
 from bn_graph.graphs.modes import sinks
 from bn_graph.graphs.ops import ABSENT
 from bn_graph.graphs.protos import GraphDef, MetaGraphDef, NodeDef, UnparsedMetaGraphDef
-from bn_graph.graphs.statistics import Kind, is_named_moving_variance
+from bn_graph.graphs.statistics import Kind, named_kind
 from bn_graph.graphs.updates import find_updates, targets
 from bn_graph.graphs.values import branches
 
@@ -137,16 +137,19 @@ def test_an_initializer_from_a_batch_is_no_update():
 
 
 @pytest.mark.parametrize(
-    ("name", "is_named"),
+    ("name", "kind"),
     [
-        ("bn/moving_variance", True),
-        ("bn/moving_variance/part_0", True),
-        ("bn/running_var/read/_12__cf__12", True),
-        ("pop_var_1", True),
-        ("bn/moving_variance/Adam", False),
-        ("bn/moving_variance/Initializer/ones", False),
-        ("bn/moving_mean", False),
+        ("bn/moving_variance", Kind.VARIANCE),
+        ("bn/moving_variance/part_0", Kind.VARIANCE),
+        ("bn/running_var/read/_12__cf__12", Kind.VARIANCE),
+        ("pop_var_1", Kind.VARIANCE),
+        ("bn/moving_variance/Adam", None),
+        ("bn/moving_variance/Initializer/ones", None),
+        ("bn/moving_mean", Kind.MEAN),
+        ("bn/population_mean/read", Kind.MEAN),
+        ("bn/moving_mean/biased", None),
+        ("loss_mean", None),
     ],
 )
-def test_names_of_moving_variances(name, is_named):
-    assert is_named_moving_variance(name) == is_named
+def test_names_of_moving_statistics(name, kind):
+    assert named_kind(name) is kind

@@ -5,6 +5,7 @@ import itertools
 import pytest
 
 from bn_graph.audit import audit
+from bn_graph.graphs.protos import GraphDef, NodeDef
 from bn_graph.tf1 import tf
 
 
@@ -89,3 +90,16 @@ def test_a_loss_that_standardizes_over_the_batch_is_no_layer():
         mean, variance = tf.nn.moments(x, [0])
         tf.reduce_mean((x - mean) / tf.sqrt(variance + 1e-6))
         assert audit(graph).layers == ()
+
+
+def test_a_damaged_product_of_three_is_no_layer():
+    graph = GraphDef(
+        node=[
+            *(NodeDef(name=name, op="VariableV2") for name in ("variance", "gamma")),
+            NodeDef(name="x", op="Placeholder"),
+            NodeDef(name="root", op="Rsqrt", input=["variance"]),
+            NodeDef(name="scaled", op="Mul", input=["x", "gamma", "x"]),
+            NodeDef(name="normalized", op="Mul", input=["scaled", "root"]),
+        ]
+    )
+    assert audit(graph).layers == ()

@@ -200,7 +200,7 @@ def _deviation(x, training):
 _register("deviation_is_kept", _deviation)
 
 
-def _renormalized(at, with_updates=True, **options):
+def _renormalized(at, with_updates=True, has_updates=True, **options):
     """Batch renormalization by hand: no root is taken where the kept mean and deviation are used."""
 
     def norm(x, training):
@@ -208,7 +208,8 @@ def _renormalized(at, with_updates=True, **options):
         kept = _kept("moving_mean", 0), _kept("moving_std", 1)
         mean, var = tf.nn.moments(x, [0])
         deviation = tf.sqrt(var + 1e-3)
-        _averaged((mean, deviation), kept)
+        if has_updates:
+            _averaged((mean, deviation), kept)
         r = tf.stop_gradient(tf.clip_by_value(deviation / kept[1], 0.5, 2.0))
         d = tf.stop_gradient(tf.clip_by_value((mean - kept[0]) / kept[1], -1.0, 1.0))
         by_batch = lambda: ((x - mean) / deviation * r + d) * gamma + beta  # noqa: E731
@@ -222,6 +223,8 @@ _named = partial(_renormalized, audit_outputs=["bn/prediction"])
 register("renormalized_by_hand_with_its_output", _named, undetermined="BN004", layers=1)
 _detached = partial(_renormalized, with_updates=False)
 register("renormalized_by_hand_detached", _detached, "BN001 BN002", undetermined="BN004", layers=1)
+_without_updates = partial(_renormalized, has_updates=False)
+register("renormalized_by_hand_without_updates", _without_updates, "BN002", undetermined="BN004", layers=1)
 
 
 # ------------------------------------------------------------------------------------- sums and their count are kept
@@ -245,3 +248,34 @@ def standing_statistics(at):
     with tf.variable_scope("bn"):
         net = network(norm)
     return finish(at, outputs=[net.prediction], statistics=["bn/accu_mean", "bn/accu_variance"])
+
+
+@case(undetermined="BN004", layers=1, still=True)
+def standing_statistics_in_training(at):
+    """The same in training: by the batch, with the variables there that another graph sums up in."""
+
+    def norm(x):
+        gamma, beta = _weights()
+        with tf.variable_scope("accu"):
+            for name, shape in (("accu_mean", 3), ("accu_variance", 3), ("accu_counter", []), ("update_accus", [])):
+                _kept(name, 0, shape)
+        return tf.nn.batch_normalization(x, *tf.nn.moments(x, [0]), beta, gamma, 1e-5)
+
+    with tf.variable_scope("bn"):
+        net = network(norm)
+    train_op = tf.train.GradientDescentOptimizer(0.1).minimize(net.loss)
+    return finish(at, train=[train_op], statistics=["bn/accu/accu_mean", "bn/accu/accu_variance"])
+
+
+# ------------------------------------------------------------------------------------- the mean alone
+
+
+def _mean_only(x, training):
+    """Mean-only batch norm, as it goes with weight normalization."""
+    bias, kept = tf.get_variable("bias", 3, initializer=tf.zeros_initializer()), _kept("moving_mean", 0)
+    mean = tf.reduce_mean(x, [0])
+    tf.add_to_collection(UPDATES, tf.assign_sub(kept, 0.1 * (kept - mean)))
+    return x - tf.cond(training, lambda: tf.identity(mean), lambda: tf.identity(kept)) + bias
+
+
+register("mean_only", partial(_trained, norm=_mean_only), layers=0, not_understood=1)
