@@ -14,7 +14,8 @@ from typing import NamedTuple
 
 import pytest
 
-from experiments.machinery import harness
+import bn_graph
+from experiments.machinery import children, harness
 
 # Where the quick mode trains for longer than its tests need.
 OPTIONS = {
@@ -35,20 +36,25 @@ SMALLER = {
     "figure1": {"search_steps": 100},
 }
 
+# They open sessions without the harness.
+MANY_GRAPHS = ("higher_learning_rates", "missing_update_ops", "population_estimators", "scoring_leak")
+
 
 @pytest.fixture(scope="module", autouse=True)
 def graphs_run_as_built():
     """The networks of pages are trained without TensorFlow's rewriting of graphs: it takes longer than their few steps."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(harness, "session_config", _as_built(harness.session_config))
+        yield
 
-    def config(settings):
-        made = own_config(settings)
+
+def _as_built(session_config: Callable) -> Callable:
+    def config(*arguments, **options):
+        made = session_config(*arguments, **options)
         made.graph_options.rewrite_options.disable_meta_optimizer = True
         return made
 
-    own_config = harness.session_config
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(harness, "session_config", config)
-        yield
+    return config
 
 
 class Finished(NamedTuple):
@@ -57,6 +63,10 @@ class Finished(NamedTuple):
     result: dict
     folder: Path
     printed: str
+
+
+def _ask_here(function: Callable, questions: dict) -> dict:
+    return {name: function(**question) for name, question in questions.items()}
 
 
 def arguments(name: str, output: Path) -> list[str]:
@@ -80,6 +90,10 @@ def run_page(tmp_path_factory) -> Callable[[str], Finished]:
                 with contextlib.redirect_stdout(io.StringIO()) as written, pytest.MonkeyPatch.context() as patch:
                     if name in SMALLER:
                         patch.setattr(page, "QUICK", page.QUICK._replace(own=page.QUICK.own | SMALLER[name]))
+                    if name in MANY_GRAPHS:
+                        patch.setattr(bn_graph, "session_config", _as_built(bn_graph.session_config))
+                    if name == "checkpoint_variables":  # starting processes is tested by the pages that need them more
+                        patch.setattr(children, "ask_each", _ask_here)
                     assert harness.main(page, arguments(name, output)) == 0
                 printed.write_text(written.getvalue())
         return Finished(json.loads(result.read_text()), output / name, printed.read_text())

@@ -391,8 +391,11 @@ COMPILED = {
     "images": (lambda: [image_step(False)], 40),
     "images with a flag": (lambda: [image_step(True)], 40),
 }
-# Only a flag makes a cond, of which there are two kinds.
-COMPILED_WITH_CONDS = [(name, kind) for name in COMPILED for kind in ("v1", "v2") if "flag" in name or kind == "v2"]
+# The conds are a flag's, and the one with which a layer of images chooses by its values.
+COMPILED_WITH_CONDS = [
+    *(("r2rt pair", "v2"), ("model", "v2"), ("model with a flag", "v1"), ("model with a flag", "v2")),
+    *(("images", "v1"), ("images with a flag", "v2")),
+]
 
 
 def lstm_step() -> bn_graph.Step:
