@@ -113,6 +113,15 @@ def result(finished) -> dict:
     return copy.deepcopy(finished.result)
 
 
+def changed(result: dict, **fields) -> dict:
+    """A copy in which every run's `fields` have other values."""
+    other = copy.deepcopy(result)
+    for each in other["runs"]:
+        assert fields.keys() <= each.keys()
+        each.update(fields)
+    return other
+
+
 @pytest.fixture(scope="session")
 def contradict() -> Callable[[dict, str, object], None]:
     """Puts another value into a result, at a path of keys such as ``signatures/slim form/center``."""

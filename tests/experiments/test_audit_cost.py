@@ -107,19 +107,6 @@ def test_the_table_says_no_where_a_bound_is_not_kept(result):
     assert "not imported" in table
 
 
-@pytest.mark.parametrize("arguments", [["--fulll"], ["--full", "3"], ["--output"]], ids=str)
-def test_bad_arguments_are_one_line_and_exit_status_2(arguments, capsys):
-    assert audit_cost.main(arguments) == 2
-    assert len(capsys.readouterr().err.splitlines()) == 1
-
-
-def test_an_output_that_is_a_file_is_one_line_and_exit_status_2(tmp_path, capsys):
-    (tmp_path / "taken").write_text("")
-    assert audit_cost.main(["--output", str(tmp_path / "taken")]) == 2
-    complaint = capsys.readouterr().err
-    assert "taken" in complaint and len(complaint.splitlines()) == 1
-
-
 def test_a_measuring_process_that_fails_is_named_with_its_last_line(tmp_path):
     with pytest.raises(UsageError, match=r"the audit of nothing\.meta failed: .*nothing\.meta"):
         audit_cost._measure("audit", tmp_path / "nothing.meta")

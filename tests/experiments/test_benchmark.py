@@ -401,10 +401,3 @@ def test_readme_shows_the_committed_result():
     result = json.loads((presentation.COMMITTED / "result.json").read_text())
     assert presentation.with_tables(text, presentation.readme_tables(result)) == text
     assert all((presentation.COMMITTED / name).exists() and name in text for name in presentation.FIGURES)
-
-
-@pytest.mark.parametrize("arguments", [["--threads", "0"], ["--threads", "many"], ["--slow"]])
-def test_a_wrong_argument_is_one_line(capsys, arguments):
-    assert bench.main(arguments) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("bench: ") and said.count("\n") == 1

@@ -1,7 +1,5 @@
 """What must hold whatever the machine, and that each judge can say otherwise."""
 
-import copy
-
 import numpy as np
 import pytest
 
@@ -10,19 +8,11 @@ from bn_graph.tf1 import tf
 from experiments import bn_vs_plain
 from experiments.machinery import towers
 from experiments.machinery.classifiers import placeholders
+from tests.experiments.conftest import changed
 
 STEPS = 400  # of digits: enough for every curve to have points
 
 PAGE = bn_vs_plain
-
-
-def changed(result: dict, **fields) -> dict:
-    """A copy in which every run's `fields` have other values."""
-    other = copy.deepcopy(result)
-    for each in other["runs"]:
-        assert fields.keys() <= each.keys()
-        each.update(fields)
-    return other
 
 
 def test_the_documents_curve_with_batch_norm_is_beta(result):

@@ -1,25 +1,16 @@
 """What must hold whatever the machine, and that the judge can say otherwise."""
 
-import copy
-
 import numpy as np
 import pytest
 
 import bn_graph
 from experiments import figure1
 from experiments.machinery import towers
+from tests.experiments.conftest import changed
 
 STEPS = 300  # of digits
 
 PAGE = figure1
-
-
-def changed(result: dict, **fields) -> dict:
-    other = copy.deepcopy(result)
-    for each in other["runs"]:
-        assert fields.keys() <= each.keys()
-        each.update(fields)
-    return other
 
 
 def test_the_fair_choice_is_among_the_best_without_batch_norm(result):

@@ -85,29 +85,6 @@ def test_checkpoints_of_an_earlier_run_are_removed(tmp_path):
     assert [path.name for path in folder.rglob("*")] == ["checkpoints"]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (["--steps", "0"], "a whole number from 1 up, got '0'"),
-        (["--steps", "many"], "got 'many'"),
-        (["--seed", "-1"], "--seed"),
-        (["--data", "cifar"], "cifar"),
-        (["--stepps", "3"], "--stepps"),
-    ],
-)
-def test_bad_arguments_are_one_line_and_exit_status_2(arguments, said, tmp_path, capsys):
-    assert repaired_checkpoint.main([*arguments, "--output", str(tmp_path)]) == 2
-    complaint = capsys.readouterr().err
-    assert said in complaint and len(complaint.splitlines()) == 1
-
-
-def test_an_output_that_is_a_file_is_one_line_and_exit_status_2(tmp_path, capsys):
-    (tmp_path / "taken").write_text("")
-    assert repaired_checkpoint.main(["--data", "digits", "--output", str(tmp_path / "taken")]) == 2
-    complaint = capsys.readouterr().err
-    assert "taken" in complaint and len(complaint.splitlines()) == 1
-
-
 def test_a_command_that_fails_is_named_with_what_it_said(tmp_path):
     with pytest.raises(
         UsageError, match=r"`python -m bn_graph audit .*nothing.meta` ended with status 2: .*nothing.meta"

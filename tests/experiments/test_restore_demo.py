@@ -55,7 +55,6 @@ def test_named_images_and_a_named_checkpoint(output, tmp_path, capsys):
         (["--images", "360"], "0 to 359"),
         (["--images", "-1"], "--images"),
         (["--images", "seven"], "from 0 up, not 'seven'"),
-        (["--checkpoint", "nowhere/model"], "run make single-example first"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_status_2(output, capsys, arguments, said):
