@@ -42,6 +42,7 @@ NAME = "benchmark"
 FULL = Extent(
     rounds=7,
     layer_rounds=25,
+    examples=tasks.EXAMPLES,
     steps=800,  # an epoch has 916 and 1,718
     whole_steps=2000,
     whole_rounds=20,  # 40,000 steps, the document's
@@ -63,6 +64,7 @@ FULL = Extent(
 QUICK = Extent(
     rounds=3,
     layer_rounds=15,
+    examples=20_000,  # a dozen processes make them, and hold them
     steps=200,
     whole_steps=500,
     whole_rounds=2,
@@ -176,8 +178,10 @@ def run(extent: Extent, threads: int) -> dict:
 
 
 def _reported(what: str, measure: Callable[..., dict], *arguments) -> dict:
-    print(f"{NAME}: {what}", file=sys.stderr, flush=True)
-    return measure(*arguments)
+    started = time.monotonic()
+    found = measure(*arguments)
+    print(f"{NAME}: {what}, {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
+    return found
 
 
 def _by(shape: tuple[int, ...] | list[int]) -> str:

@@ -57,6 +57,7 @@ class Extent(NamedTuple):
     Attributes:
         rounds: that count, of which the median is taken.
         layer_rounds: likewise, of the layer alone: many short turns, as its ratios are near 1.
+        examples: of the made-up data.
         steps: of a round of training steps; at most an epoch.
         whole_steps, whole_rounds: of the whole experiment; their product is what is run.
         tries_threads: each contender of the training steps is tried with one thread and with all, and keeps the faster;
@@ -71,6 +72,7 @@ class Extent(NamedTuple):
 
     rounds: int
     layer_rounds: int
+    examples: int
     steps: int
     whole_steps: int
     whole_rounds: int
@@ -147,6 +149,7 @@ def training_steps(task: Task, extent: Extent, threads: int) -> dict:
 
     Of the image network there is no pair, and a round has a tenth of the steps.
     """
+    task = task._replace(examples=extent.examples)
     one, of_images = task._asdict(), task.network == "images"
     peers, floors = (IMAGE_PEERS, IMAGE_FLOORS) if of_images else (PEERS, FLOORS)
     contenders = [Contender(name, function, one) for name, function in (LOOPS | XLA).items()]
@@ -229,8 +232,9 @@ def _free_memory() -> float:
 
 def scaling(extent: Extent, threads: int) -> dict:
     """A step against batch and width by both loops, audit time against nodes."""
-    by_batch = [tasks.R2RT._replace(batch=batch) for batch in extent.batches]
-    by_width = [tasks.R2RT._replace(hidden=(width, width)) for width in extent.widths]
+    network = tasks.R2RT._replace(examples=extent.examples)
+    by_batch = [network._replace(batch=batch) for batch in extent.batches]
+    by_width = [network._replace(hidden=(width, width)) for width in extent.widths]
     microseconds = _both_loops([*by_batch, *by_width], extent, threads)
     return {
         "batch": [{"batch": task.batch} | microseconds[task] for task in by_batch],
@@ -271,7 +275,7 @@ def recalibration(network: str, extent: Extent, threads: int) -> dict:
         extent, threads: as for the others.
     """
     is_small = network == "solver"
-    batch, examples = (500, tasks.EXAMPLES) if is_small else (4, extent.recalibrated_images)
+    batch, examples = (500, extent.examples) if is_small else (4, extent.recalibrated_images)
     arguments = {"network": network, "batch": batch, "examples": examples}
     contenders = [Contender(name, f"{_HERE}.recalibration:{name}", arguments) for name in RECALIBRATIONS]
     with _started(contenders, threads, keeps_memory=True) as (present, notes):

@@ -22,7 +22,7 @@ _FIRST_LAYER = {"solver": "model/layer0/bn", "ResNet-50": "bn1"}
 
 def _images(network: str, examples: int) -> np.ndarray:
     if network == "solver":
-        return tasks.data().images
+        return tasks.data(examples).images
     shape = (examples, resnet50.SIZE, resnet50.SIZE, 3)
     return np.random.default_rng(tasks.SEED).standard_normal(shape, np.float32)
 

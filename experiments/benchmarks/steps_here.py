@@ -59,7 +59,8 @@ class Built(NamedTuple):
 
 def document(threads: int, **task) -> dict[str, Callable]:
     """The documents' loop: ``next_batch``, a ``feed_dict``, one ``session.run`` a network and step."""
-    task, split = tasks.made(task), tasks.data()
+    task = tasks.made(task)
+    split = tasks.data(task.examples)
     session = tf.Session(graph=tf.Graph(), config=bn_graph.session_config(threads))
     with session.graph.as_default():
         networks = [_BUILT[task.network](task, form) for form in task.forms]
@@ -78,7 +79,8 @@ def document(threads: int, **task) -> dict[str, Callable]:
 
 def in_graph(threads: int, *, by_xla: bool = False, **task) -> dict[str, Callable]:
     """The loop in the graph, `bn_graph.graph_loop`, one ``session.run`` for all the steps it is asked for."""
-    task, split = tasks.made(task), tasks.data()
+    task = tasks.made(task)
+    split = tasks.data(task.examples)
     session = tf.Session(graph=tf.Graph(), config=_config(threads, len(task.forms)))
     # The peers have no switch: the network is then built for training alone.
     build = (_BUILT | {"solver": _solver_without_switch} if by_xla else _BUILT)[task.network]

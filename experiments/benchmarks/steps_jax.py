@@ -25,7 +25,7 @@ def stepwise(threads: int, **task) -> dict[str, Callable]:
 def _contender(task: Task, *, in_loop: bool) -> dict[str, Callable]:
     import jax
 
-    split = tasks.data()
+    split = tasks.data(task.examples)
     images, labels = jax.device_put(split.images), jax.device_put(split.labels)
     order = jax.device_put(tasks.rows(task, split.size // task.batch, split.size))
     step = _make_step(task)

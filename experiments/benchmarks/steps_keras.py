@@ -30,7 +30,7 @@ def _fit(keras, threads: int, steps_per_execution: int, task: Task) -> dict[str,
 
     tf.config.threading.set_intra_op_parallelism_threads(threads)
     tf.config.threading.set_inter_op_parallelism_threads(threads)
-    split = tasks.data()
+    split = tasks.data(task.examples)
     order = tasks.rows(task, split.size // task.batch, split.size).ravel()
     images, labels = split.images[order], split.labels[order]
     model = _model(keras, task)

@@ -25,7 +25,7 @@ def _contender(threads: int, task: Task, *, compile_loss: bool) -> dict[str, Cal
     import torch
 
     torch.set_num_threads(threads)
-    split = tasks.data()
+    split = tasks.data(task.examples)
     images, labels = torch.from_numpy(split.images), torch.from_numpy(split.labels)
     order = torch.from_numpy(tasks.rows(task, split.size // task.batch, split.size)).long()
     network = model(torch, task)

@@ -40,13 +40,14 @@ class Task(NamedTuple):
     weights, ReLU, Adam of 0.01 on the mean, decay 0.99. "images": trained as the solver's; its hidden layers are
     convolutions of 3×3 with strides of 2, and the last one has the mean of each channel. All: batch norm with epsilon
     0.001 before each hidden activation and no bias there. ``forms``: "with" batch norm, "without" it, or both, which are
-    two networks.
+    two networks. ``examples``: of the data.
     """
 
     network: str
     hidden: tuple[int, ...]
     batch: int
     forms: tuple[str, ...] = ("with",)
+    examples: int = EXAMPLES
 
     @property
     def sizes(self) -> tuple[int, ...]:

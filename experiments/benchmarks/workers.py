@@ -13,12 +13,16 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from multiprocessing.connection import Connection
 from typing import NamedTuple, TextIO
 
+from experiments.benchmarks import child
+from experiments.machinery import children
 from experiments.machinery.programs import UsageError
 
 __all__ = ["Contender", "Missing", "Worker", "alternate", "ask", "ask_together", "close", "ready", "start"]
 
+_OF_TENSORFLOW = ("experiments.benchmarks.steps_here", "experiments.benchmarks.steps_workers")
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NPROC", "TF_NUM_INTEROP_THREADS")
 
 
@@ -31,7 +35,7 @@ class Worker(NamedTuple):
 
     name: str
     threads: int
-    process: subprocess.Popen
+    process: "subprocess.Popen | _Forked"
     stderr: TextIO
 
 
@@ -56,18 +60,64 @@ def start(contender: Contender, threads: int, *, keeps_memory: bool = False) -> 
             the system and waits for fresh, zeroed pages, which has nothing to do with the contender.
     """
     # A file and not a pipe, which would fill up unread.
-    stderr = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115
-    process = subprocess.Popen(
-        [sys.executable, "-m", "experiments.benchmarks.child", contender.function],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=stderr,
-        text=True,
-        env=_environment(contender.function, threads, keeps_memory),
-    )
+    stderr = tempfile.NamedTemporaryFile("w+", errors="replace")  # noqa: SIM115
+    environment = _environment(contender.function, threads, keeps_memory)
+    # How memory is kept is settled when a process begins.
+    if contender.function.partition(":")[0] in _OF_TENSORFLOW and not keeps_memory:
+        process = _Forked(contender.function, environment, stderr.name)
+    else:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "experiments.benchmarks.child", contender.function],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+            env=environment,
+        )
     worker = Worker(contender.name, threads, process, stderr)
     _send(worker, {"threads": threads, **contender.arguments})
     return worker
+
+
+class _Forked:
+    """A contender's process, forked off one that has imported TensorFlow, with as much of a Popen as a `Worker` needs."""
+
+    def __init__(self, function: str, environment: Mapping[str, str], stderr: str):
+        context = children.fresh_processes()
+        requests, stdin = context.Pipe(duplex=False)
+        stdout, answers = context.Pipe(duplex=False)
+        self._process = context.Process(target=_serve, args=(function, environment, requests, answers, stderr))
+        self._process.start()
+        # The child's ends have to be its own, or the end of one process would not be seen by the other.
+        requests.close()
+        answers.close()
+        self.stdin, self.stdout = os.fdopen(os.dup(stdin.fileno()), "w"), os.fdopen(os.dup(stdout.fileno()))
+        stdin.close()
+        stdout.close()
+
+    def wait(self, timeout: float | None = None) -> None:
+        self._process.join(timeout)
+        if self._process.is_alive():
+            raise subprocess.TimeoutExpired(self._process.name, timeout)
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def kill(self) -> None:
+        self._process.kill()
+
+
+def _serve(
+    function: str, environment: Mapping[str, str], requests: Connection, answers: Connection, stderr: str
+) -> None:
+    os.environ.update(environment)
+    with open(stderr, "w") as errors:
+        for stream, file in enumerate((requests, answers, errors)):
+            os.dup2(file.fileno(), stream)
+    requests.close()
+    answers.close()
+    sys.stdin = os.fdopen(0)
+    child.main([function])
 
 
 def ready(workers: Sequence[Worker]) -> tuple[list[Worker], list[str]]:

@@ -33,7 +33,8 @@ EXAMPLES = 1500
 
 @pytest.fixture
 def few_examples(monkeypatch):
-    monkeypatch.setattr(tasks.data, "__defaults__", (EXAMPLES,))
+    data = tasks.data
+    monkeypatch.setattr(tasks, "data", lambda examples=EXAMPLES: data(min(examples, EXAMPLES)))
     monkeypatch.setattr(tasks, "CHECK_STEPS", 10)
 
 
@@ -149,12 +150,14 @@ sys.modules[quiet.__name__] = quiet
 """
 
 
-@pytest.fixture
-def contender(tmp_path, monkeypatch):
+@pytest.fixture(params=["in interpreters of their own", "forked"])
+def contender(request, tmp_path, monkeypatch):
     """Makes contenders of the functions above, which a child can import and which need no TensorFlow."""
     (tmp_path / "contenders_of_test.py").write_text(CONTENDERS)
     (tmp_path / "sitecustomize.py").write_text(WITHOUT_TENSORFLOW)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(Path(bench.__file__).parents[1])]))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(workers, "_OF_TENSORFLOW", ["contenders_of_test"] * (request.param == "forked"))
     return lambda name, **arguments: workers.Contender(name, f"contenders_of_test:{name}", arguments)
 
 
