@@ -101,6 +101,11 @@ def test_first_training_images_are_for_validation_and_the_rest_for_training(dire
     np.testing.assert_array_equal(both_labels.argmax(1), arrays[LABELS])
 
 
+def test_images_begin_where_tensorflow_need_not_copy_them():
+    dataset = datasets.load("digits")
+    assert all(split.images.ctypes.data % 64 == 0 for split in (dataset.train, dataset.validation, dataset.test))
+
+
 def test_dataset_says_what_it_is_and_where_from(directory, arrays):
     mnist = datasets.load_mnist(directory)
     assert (mnist.name, mnist.image_shape, mnist.source) == ("mnist", (28, 28), str(directory))
