@@ -35,19 +35,6 @@ def test_automatic_names_break_with_an_error_or_in_silence(result):
     assert names["offset made before scale"]["accuracy"] < names["the same build"]["accuracy"] - 0.1
 
 
-def test_verdicts_on_real_digits(result):
-    verdicts = {claim: each["verdict"] for claim, each in result["claims"].items()}
-    assert verdicts == {
-        "article-11": "holds from TensorFlow 1.2 on, with a trap: of several missing levels it makes none (ValueError)",
-        "article-14": "holds, with a trap: a Saver of the trainables restores without a word, and wrongly",
-        "article-15": "holds",
-        "article-16": "holds, with a trap: it misses statistics of other names without a word",
-        "article-17": "holds",
-        "r2rt-21": "holds, with a trap: a second graph that is built differently may restore wrongly",
-        "r2rt-23": "holds from TensorFlow 1.13 on, with a trap: a relative path gives ValueError from another directory",
-    }
-
-
 def test_a_save_that_raises_makes_article_11_not_hold(result):
     result["new_directory"][experiment.DOCUMENT_PATH] = {"raised": "ValueError", "message": "no such directory"}
     assert experiment.judge_article_11(result).verdict == "does not hold"

@@ -20,11 +20,6 @@ def test_a_resource_variable_read_before_the_block_can_keep_its_old_value(result
     assert result["outcomes"]["resource"]["read before"].get("3", 0) > result["sessions"] / 2
 
 
-def test_the_verdict_names_the_trap(result):
-    trap = "a resource variable that is read before the block may keep its old value"
-    assert result["claims"]["article-09"]["verdict"] == f"holds, with a trap: {trap}"
-
-
 def test_one_session_that_comes_out_otherwise_makes_the_claim_not_hold(result):
     contradicting = copy.deepcopy(result)
     contradicting["outcomes"]["ref"]["after"] = {"12": 99, "3": 1}

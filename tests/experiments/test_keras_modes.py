@@ -9,28 +9,6 @@ LEGACY, KERAS_3 = "legacy Keras", "Keras 3"
 PAGE = experiment
 
 
-@pytest.mark.parametrize(
-    ("claim", "expected"),
-    {
-        "qa-08": "dated",
-        "qa-09": "holds",
-        "qa-10": "holds from TensorFlow 1.13 on",
-        "qa-11": "does not hold",
-        "qa-12": "holds from TensorFlow 1.13 on",
-        "qa-13": "holds from TensorFlow 1.13 on",
-        "qa-14": "holds, with a trap: with training=True written into the model, predict in legacy Keras moves them too",
-        "qa-17": "holds, with a trap: a training=True in the model makes inference move them",
-        "qa-18": "holds",
-        "qa-19": "holds from TensorFlow 1.14 on",
-        "flags-09": "holds",
-        "flags-10": "holds",
-        "flags-11": "holds, with a trap: in Keras 3 a change before the first fit or with run_eagerly has an effect at once",
-    }.items(),
-)
-def test_verdicts(finished, claim, expected):
-    assert finished[0]["claims"][claim]["verdict"] == expected
-
-
 @pytest.mark.parametrize("library", [LEGACY, KERAS_3])
 def test_two_examples_give_the_documents_digits_along_either_axis(finished, library):
     found = finished[0]["libraries"][library]["one_layer"]

@@ -9,22 +9,6 @@ from experiments import numerics
 PAGE = numerics
 
 
-VERDICTS = {
-    "r2rt-03": "holds, with a trap: inputs whose variance is no larger than ε get a variance well below 1",
-    "r2rt-04": "does not hold",
-    "r2rt-06": "holds, with a trap: far from 0, by many deviations, float32 tells them apart",
-    "solver-03": "holds",
-    "solver-04": "holds, with a trap: in training the next batch is not given back",
-    "article-02": "holds, with a trap: a constant channel becomes NaN",
-    "article-03": "holds",
-}
-
-
-@pytest.mark.parametrize("claim", VERDICTS)
-def test_verdicts_on_this_machine_are_those_of_the_algebra(result, claim):
-    assert result["claims"][claim]["verdict"] == VERDICTS[claim]
-
-
 def test_the_documents_loss_breaks_at_the_end_of_float32(result):
     # exp(−g) is a subnormal float32 from g = 87.34 on, and 0 from 103.97 on; softmax adds the 1 of the other class.
     assert result["claims"]["r2rt-11"]["verdict"].startswith("holds, with a trap: it becomes NaN or infinite where")

@@ -7,19 +7,6 @@ from experiments import old_calls as experiment
 PAGE = experiment
 
 
-@pytest.mark.parametrize(
-    ("claim", "expected"),
-    {
-        "r2rt-10": "holds, with a trap: NumPy's integers are never picked",
-        "r2rt-24": "dated: held up to TensorFlow 1.15",
-        "solver-11": "dated: held up to TensorFlow 1.15",
-        "solver-13": "does not hold",
-    }.items(),
-)
-def test_verdicts(finished, claim, expected):
-    assert finished[0]["claims"][claim]["verdict"] == expected
-
-
 def test_qa_01_is_dated_without_contrib_and_says_of_each_library_what_came_of_it(finished):
     assert finished[0]["claims"]["qa-01"]["verdict"] == "dated: held up to TensorFlow 1.15"
     for name in experiment.EASIEST:

@@ -5,13 +5,8 @@ from experiments import solver_steps
 PAGE = solver_steps
 
 
-def test_exact_claims_come_out_the_same_on_every_machine(result):
+def test_the_shape_of_the_training_set_is_mnists(result):
     assert result["train_shape"] == {"shape": [55_000, 784], "steps": 1718, "left_out": 24}
-    assert {claim: each["verdict"] for claim, each in result["claims"].items()} == {
-        "solver-05": "holds, with a trap: training does not normalize with the moving averages",
-        "solver-08": "holds",
-        "solver-15": "holds, with a trap: the loss is the last of the 2 values in a list",
-    }
 
 
 def test_solver_05_depends_on_what_training_normalizes_with(result, verdict):

@@ -12,23 +12,6 @@ def cell(result: dict, library: str, training: bool, trainable: bool) -> dict:
     return next(c for c in result["cells"][library] if (c["training"], c["trainable"]) == (training, trainable))
 
 
-@pytest.mark.parametrize(
-    ("claim", "verdict"),
-    {
-        "flags-01": "holds",
-        "flags-02": "does not hold",
-        "flags-03": "does not hold",
-        "flags-04": "does not hold",
-        "flags-05": "holds",
-        "flags-06": "holds from TensorFlow 1.6 on, with a trap: other libraries take trainable=False otherwise",
-        "flags-07": "holds from TensorFlow 1.8 on, with a trap: without the fused kernel the variance is another",
-        "flags-08": "holds, with a trap: other libraries move them with trainable=False as well",
-    }.items(),
-)
-def test_verdicts(finished, claim, verdict):
-    assert finished[0]["claims"][claim]["verdict"] == verdict
-
-
 def test_the_image_is_the_one_that_the_documents_moving_averages_pin():
     values = np.array(experiment.IMAGE, np.float64).reshape(-1, 4)
     np.testing.assert_allclose(0.01 * values.mean(0), [0.0325, 0.035, 0.065, 0.0275], atol=1e-9)
