@@ -1,15 +1,8 @@
 """A bias before batch norm: the verdicts, and that each would change with the measurement."""
 
-import pytest
-
 from experiments import needless_bias
 
 PAGE = needless_bias
-
-
-@pytest.mark.parametrize("claim", ["r2rt-05", "solver-12"])
-def test_the_bias_does_nothing(result, claim):
-    assert result["claims"][claim]["verdict"] == "holds"
 
 
 def test_adam_walks_the_bias_and_gradient_descent_does_not(result):
