@@ -68,9 +68,10 @@ CheckpointState: 1 model_checkpoint_path string; 2 all_model_checkpoint_paths st
 """
 
 _UNPARSED = ("NodeDef", "GraphDef", "MetaGraphDef", "SavedModel")
-"""Messages that there are twice: also as ``Unparsed…``, whose nodes' attributes are bytes until a node is asked for.
+"""Messages that there are twice: also as ``Unparsed…``, whose nodes' attributes are not listed until a node is asked for.
 
-Few nodes' attributes are looked at, and parsed they are most of what a large graph takes.
+Few nodes' attributes are looked at, and parsed they are most of what a large graph takes. As unknown fields they are kept
+as the bytes they were, and come with `SerializeToString`.
 """
 
 _DTYPES = (
@@ -105,7 +106,7 @@ def _declare() -> descriptor_pb2.FileDescriptorProto:
 
 def _unparsed(name: str, fields: str) -> list[str]:
     names = "|".join(_UNPARSED)
-    return [f"Unparsed{name}", re.sub(rf"\b({names})\b", r"Unparsed\1", fields.replace("{AttrValue}", "bytes*"))]
+    return [f"Unparsed{name}", re.sub(rf"\b({names})\b", r"Unparsed\1", fields.replace("; 5 attr {AttrValue}", ""))]
 
 
 def _add_field(message: descriptor_pb2.DescriptorProto, number: str, name: str, kind: str) -> None:

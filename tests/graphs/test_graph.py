@@ -48,7 +48,7 @@ def test_the_attributes_of_a_file_are_those_that_were_written():
 
 def test_an_attribute_that_is_damaged_is_an_error_that_names_the_node():
     read = as_read(node("x", "Placeholder"))
-    read.node[0].attr.append(b"\xff")
+    read.node[0].MergeFromString(b"\x2a\x01\xff")  # field 5, of one byte, which is no attribute
     with pytest.raises(AuditError, match="node x can't be read"):
         graph.build(read).protos[0]
 
