@@ -60,6 +60,7 @@ FULL = Extent(
     audit_nodes=(10_000, 100_000, 1_000_000),
     recalibrated_images=32,
     recalibration_rounds=5,
+    worker_steps=several_workers.STEPS,
 )
 QUICK = Extent(
     rounds=3,
@@ -81,10 +82,11 @@ QUICK = Extent(
     shapes=((60, 100), (32, 8, 8, 512)),
     layer_seconds=0.01,
     batches=(15, 60, 240),
-    widths=(25, 100, 400),
+    widths=(25, 100, 200),
     audit_nodes=(10_000, 100_000),
     recalibrated_images=0,
     recalibration_rounds=2,
+    worker_steps=5,
 )
 
 # What must be shown. All but the audit's are ratios of times that were measured side by side.
@@ -158,7 +160,9 @@ def run(extent: Extent, threads: int) -> dict:
         "date": time.strftime("%Y-%m-%d"),
         "load": _load(),
     }
-    result["workers"] = _reported("two workers beside one process", several_workers.measure, extent.rounds)
+    result["workers"] = _reported(
+        "two workers beside one process", several_workers.measure, extent.rounds, extent.worker_steps
+    )
     result["steps"] = {
         task.network: _reported(f"steps of the {task.network} network", measuring.training_steps, task, extent, threads)
         for task in (tasks.R2RT, tasks.SOLVER, tasks.IMAGES)

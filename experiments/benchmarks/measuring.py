@@ -68,6 +68,7 @@ class Extent(NamedTuple):
         batches, widths: of the scaling of a step.
         audit_nodes: of the audited graphs.
         recalibrated_images, recalibration_rounds: of ResNet-50's shapes, for recalibration; no images leave it out.
+        worker_steps: of a turn of two workers, each of 20 ms and more.
     """
 
     rounds: int
@@ -85,6 +86,7 @@ class Extent(NamedTuple):
     audit_nodes: tuple[int, ...]
     recalibrated_images: int
     recalibration_rounds: int
+    worker_steps: int
 
 
 Started = Iterator[tuple[list[workers.Worker], list[str]]]

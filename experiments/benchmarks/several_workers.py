@@ -55,8 +55,8 @@ def available_cores() -> list[int]:
     return list(range(os.cpu_count() or 1))
 
 
-def measure(rounds: int) -> dict:
-    """Milliseconds of a step in each way, and of exchanges by their floats: medians of `rounds`, asked in turn.
+def measure(rounds: int, count: int = STEPS) -> dict:
+    """Milliseconds of a step in each way, and of exchanges by their floats: medians of `rounds` of `count` steps, in turn.
 
     Raises:
         programs.UsageError: a process failed.
@@ -71,7 +71,7 @@ def measure(rounds: int) -> dict:
         workers.ready(started)
         kinds = {ONE: (started[:1], "alone"), APART: (started, "alone")}
         kinds |= {WITHOUT_SYNC: (started, "without sync"), WITH_SYNC: (started, "with sync")}
-        steps = _in_turn(kinds, STEPS, rounds)
+        steps = _in_turn(kinds, count, rounds)
         gathers = _in_turn({size: (started, f"gather {size}") for size in sizes}, EXCHANGES, rounds)
     finally:
         workers.close(started)
