@@ -1,6 +1,7 @@
 """Functions that are run in processes of their own."""
 
 import os
+import sys
 
 import pytest
 
@@ -11,6 +12,18 @@ from experiments.machinery.programs import UsageError
 def test_each_answer_comes_from_a_process_with_its_own_environment():
     questions = {name: {"environment": {"NAME": name}, "key": "NAME"} for name in ("one", "other")}
     assert children.ask_each(os.getenv, questions) == {"one": "one", "other": "other"}
+
+
+def state() -> dict:
+    """Of the process that calls it."""
+    graph = sys.modules["tensorflow"].compat.v1.get_default_graph()
+    return {"pid": os.getpid(), "ops": len(graph.get_operations())}
+
+
+def test_children_begin_with_tensorflow_imported_and_nothing_built():
+    one, other = (children.ask(state) for _ in range(2))
+    assert len({os.getpid(), one["pid"], other["pid"]}) == 3
+    assert one["ops"] == other["ops"] == 0
 
 
 def test_a_process_that_fails_is_one_line():
