@@ -1,5 +1,6 @@
 """What is written of all results: the tables in Markdown, and the figures."""
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -52,17 +53,25 @@ def _own_versions(found: Mapping[tuple[str, str], dict]) -> str:
 
 
 def _seeds(found: Mapping[tuple[str, str], dict]) -> str:
-    """Which seeds were run, of programs with more than seed 0."""
-    places: dict[tuple, list[str]] = {}
+    """Which seeds were run in the table's columns; the places only where they are not all of the program's."""
+    found = {key: result for key, result in found.items() if key[1].split()[0] in table.COLUMNS}
+    places: dict[tuple[int, ...], dict[str, list[str]]] = {}
     for (program, place), result in found.items():
         seeds = tuple(sorted({run["seed"] for run in result["runs"]}))
-        if seeds != (0,):
-            places.setdefault((program, seeds), []).append(place)
+        places.setdefault(seeds, {}).setdefault(program, []).append(place)
+    everywhere = Counter(program for program, _ in found)
     parts = [
-        f"{program} with {', '.join(map(str, seeds))} in {', '.join(sorted(there, key=timeline.order))}"
-        for (program, seeds), there in places.items()
+        f"{', '.join(map(str, seeds))}: "
+        + ", ".join(
+            program
+            if len(there) == everywhere[program]
+            else f"{program} in {' and '.join(sorted(there, key=timeline.order))}"
+            for program, there in programs.items()
+        )
+        for seeds, programs in sorted(places.items(), reverse=True)
+        if seeds != (0,)
     ]
-    return f"Seeds: {'; '.join([*parts, 'all others with 0'] if parts else ['0'])}. {_not_run(found)}"
+    return f"Seeds {'; '.join([*parts, '0: all else' if parts else '0'])}. {_not_run(found)}"
 
 
 def _not_run(found: Mapping[tuple[str, str], dict]) -> str:
