@@ -1,7 +1,7 @@
 """Puts a graph's normalizations and updates together into layers: what shares statistics is one layer.
 
 A layer may normalize in many places: in both branches of a cond, in a training copy and a sampler of a generator, in
-each tower. Places belong together when they read the same population statistics, or when their batches go into the same
+each tower. Places belong together when they read the same moving statistics, or when their batches go into the same
 ones; a place that does neither belongs to the layer whose gamma or beta it uses.
 """
 
@@ -31,7 +31,7 @@ class Layer(NamedTuple):
     Attributes:
         name: the scope of its statistics, else of its gamma and beta, else of its ops.
         places: where it normalizes.
-        means, variances: the variables of its population statistics; more than one of each where towers keep their own.
+        means, variances: the variables of its moving statistics; more than one of each where towers keep their own.
         gammas, betas: its other variables.
         updates: the ops that move `means` and `variances` (or a helper of theirs) toward batch statistics.
     """
@@ -46,7 +46,7 @@ class Layer(NamedTuple):
 
     @property
     def statistics(self) -> tuple[int, ...]:
-        """The variables of its population statistics."""
+        """The variables of its moving statistics."""
         return self.means + self.variances
 
     @property

@@ -1,6 +1,6 @@
 """What a graph does at inference: how its switches stand, what is dead then, which outputs there are, what they use.
 
-A switch that chooses between batch and population statistics is taken to stand on population; a constant, a fed or (in a
+A switch that chooses between batch and moving statistics is taken to stand on the moving ones; a constant, a fed or (in a
 SavedModel) a defaulted predicate stands as it must. With that, the same rules as the runtime's hold: a node is dead if
 an input is, a ``Merge`` passes on what lives, and everything upstream of an output that is not dead runs, wanted or not.
 """
@@ -53,7 +53,7 @@ class Modes(NamedTuple):
 
     Attributes:
         known: predicates' nodes and their values at inference.
-        chosen: those of `known` that were taken to stand on population, and could be otherwise.
+        chosen: those of `known` that were taken to stand on the moving statistics, and could be otherwise.
         dead: nodes that can't run then.
         not_called: (node, part) of functions that are not called then.
     """

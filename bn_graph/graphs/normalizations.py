@@ -3,7 +3,7 @@
 The search starts at what no other code has: a fused kernel, or the root of a variance plus epsilon that something is
 divided by. From the root it looks up for what the variance is (a batch statistic, a variable, a choice between them) and
 down for what is normalized, by which mean, gamma and beta. Layer, instance and group normalization reduce other
-dimensions than the examples and have no population statistics; `layers.find_layers` leaves them out.
+dimensions than the examples and have no moving statistics; `layers.find_layers` leaves them out.
 """
 
 import enum

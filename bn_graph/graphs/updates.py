@@ -2,7 +2,7 @@
 
 From every assign the search goes up over the arithmetic of averages, casts, conds and reads until it meets one of the
 statistics that some layer normalizes by. An average of a loss, a weight or a gradient never meets one. Of variables that
-layers read as population statistics it is known what they are, so any batch statistic will do: of a second call's
+layers read as moving statistics it is known what they are, so any batch statistic will do: of a second call's
 inputs, or computed anew by code that updates them by hand.
 """
 
@@ -68,7 +68,7 @@ def find_updates(
         graph: the graph.
         assigns: from `targets`.
         statistics: the tensors to look for, each with its kind.
-        known: variables that are population statistics.
+        known: variables that are moving statistics.
     """
     found = []
     for assigned, nodes in assigns.items():
