@@ -4,7 +4,8 @@ Nothing is rebuilt here: the experiments' functions run, with few steps, and eac
 checkpoint and its meta graph, where the experiment itself keeps none.
 """
 
-from contextlib import suppress
+from contextlib import ExitStack, suppress
+from functools import partial
 from typing import NamedTuple
 
 import pytest
@@ -346,8 +347,9 @@ def test_the_population_estimators_are_clean_in_training_and_in_the_scorers_pair
 def test_the_networks_of_higher_learning_rates_are_clean_also_where_the_layer_is_put_into_a_frozen_one(
     settings, recorded
 ):
-    higher_learning_rates.undo(settings, 0)
-    plain, identity, put_in, ordinary = recorded
+    with ExitStack() as opened:
+        higher_learning_rates.undo(settings, 0, partial(higher_learning_rates.build_once, settings, opened))
+    identity, ordinary, put_in, plain = recorded  # the first is closed at once, the others when all is done
     assert audit(plain.checkpoint).layers == ()
     assert [errors(each.checkpoint) for each in (identity, put_in, ordinary)] == [CLEAN, CLEAN, CLEAN]
 

@@ -20,7 +20,7 @@ def test_every_form_is_trained_at_every_depth(result):
     ("deepest", "expected"),
     [
         ((0.95, 0.11, 0.11), "holds"),
-        ((0.95, 0.11, 0.95), "holds, with a trap: weights that are started for logistic units do without"),
+        ((0.95, 0.11, 0.95), "holds, with a trap: networks whose weights start four times as large train without it"),
         ((0.95, 0.50, 0.95), "does not hold"),
         ((0.50, 0.11, 0.11), "does not hold"),
     ],
