@@ -53,6 +53,11 @@ class LayerVariables(NamedTuple):
     moving_mean: tf.Variable
     moving_variance: tf.Variable
 
+    @property
+    def statistics(self) -> tuple[tf.Variable, tf.Variable]:
+        """The moving ones."""
+        return self.moving_mean, self.moving_variance
+
 
 class RenormStatistics(NamedTuple):
     """What renormalization corrects toward (`mean`, `deviation`), and the deviation that inference's variance comes from."""

@@ -202,9 +202,7 @@ def batch_norm_wrapper(
             lambda: normalize_batch(inputs, axis, variables.gamma, variables.beta, epsilon),
             lambda: transforms.by_moving_statistics(inputs, axis, variables, epsilon, method is Method.FUSED_KERNEL),
         )
-        updates = averages.run_when(
-            updating, lambda: update(batch.mean, batch.variance), (variables.moving_mean, variables.moving_variance)
-        )
+        updates = averages.run_when(updating, lambda: update(batch.mean, batch.variance), variables.statistics)
         outputs = attach_updates(batch.outputs, updates, updates_collection)
         return record_call(outputs, inputs, axis, variables, epsilon)
 

@@ -174,7 +174,7 @@ def batch_norm(
             lambda: normalize_batch(inputs, axis, variables.gamma, variables.beta, epsilon),
             lambda: transforms.by_moving_statistics(inputs, axis, variables, epsilon, fused),
         )
-        updates = averages.run_when(training, lambda: update(batch.mean, batch.variance), variables[2:])
+        updates = averages.run_when(training, lambda: update(batch.mean, batch.variance), variables.statistics)
         outputs = record_call(attach_updates(batch.outputs, updates, update_keys), inputs, axis, variables, epsilon)
         outputs = outputs if activation_fn is None else activation_fn(outputs)
         return _collected(outputs, outputs_collections, layer_scope.name)
