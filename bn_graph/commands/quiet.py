@@ -20,6 +20,7 @@ _NOTICE = re.compile(
     r"|Unable to register cu\w+ factory|TF-TRT Warning"  # of TensorFlow 2.12 to 2.18, where nothing is wrong
     r"|^WARNING: All log messages before absl::InitializeLog"
     r"|failed call to cuInit"  # there is no GPU, which is no error for what this project does
+    r"|Local rendezvous is aborting with status: ABORTED: Cleanup \d+ "  # a worker's last step being tidied up, sometimes
 )
 
 
