@@ -126,12 +126,7 @@ def trainings(settings: Settings) -> Iterator[Callable[[int, str], list[dict]]]:
                 start = glorot_weights(layer_sizes(dataset, units), seed, FORMS[form])
                 assign_values(session, zip(weights, start, strict=True))
             rows = first_rows(dataset.train.size, BATCH_SIZE, settings.steps, seed)
-            for _ in harness.advance_with_progress(
-                lambda start, stop: loops[form](start, stop, rows[start:stop]),
-                range(settings.steps),
-                f"seed {seed}, {form}",
-            ):
-                pass
+            harness.train_on_rows(loops[form], rows, f"seed {seed}, {form}")
             validation, test = (
                 np.reshape(session.run(networks[form].scores, {x: split.images, y_: split.labels}), (len(depths), -1))
                 for split in (dataset.validation, dataset.test)

@@ -115,12 +115,7 @@ def trainings(settings: Settings) -> Iterator[Callable[[int, int], dict]]:
             values = [(seed_in_use, seed), *(pair for weights in matrices for pair in zip(weights, start, strict=True))]
             assign_values(session, values)
             rows = first_rows(images, BATCH_SIZE, settings.steps, seed)
-            for _ in harness.advance_with_progress(
-                lambda start, stop: advance(start, stop, rows[start:stop]),
-                range(settings.steps),
-                f"seed {seed}, {images:,} images",
-            ):
-                pass
+            harness.train_on_rows(advance, rows, f"seed {seed}, {images:,} images")
             known = bn_graph.Split(first.images[:images], first.labels[:images])
             splits = {"training": known, "validation": dataset.validation, "test": dataset.test}
             found = {

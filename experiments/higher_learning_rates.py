@@ -58,15 +58,16 @@ QUICK = Mode(data="digits", steps=300)
 
 def run(settings: Settings) -> dict:
     identity = {"rates": RATES, "batches": [BATCH_SIZES, BATCH_RATES, BATCH_SIZE], "undo": UNDO_RATE}
-    parts = {"rates": sweep_rates, "batches": sweep_batches, "recurrent": sweep_recurrent, "undo": undo}
     runs = []
     with contextlib.ExitStack() as opened:
         built = functools.cache(partial(build_once, settings, opened))
+        parts = {"rates": partial(sweep_rates, built=built), "batches": partial(sweep_batches, built=built)}
+        parts |= {"recurrent": sweep_recurrent, "undo": partial(undo, built=built)}
         for seed in settings.seeds:
             measured = {"seed": seed}
             for place in harness.progress_bar(f"seed {seed}: rates, batches, recurrent, undoing")(range(len(parts))):
                 name, measure = list(parts.items())[place]
-                measure = partial(measure, settings, seed, built)
+                measure = partial(measure, settings, seed)
                 own = {"strips": [swept.RECURRENT_UNITS, swept.STRIPS]} if name == "recurrent" else {}
                 measured[name] = kept_work.measured_once(settings, seed, name, measure, **identity, **own)
             runs.append(measured)
@@ -153,9 +154,8 @@ def sweep_batches(settings: Settings, seed: int, built: Callable) -> dict:
     return result
 
 
-def sweep_recurrent(settings: Settings, seed: int, built: Callable) -> dict:
+def sweep_recurrent(settings: Settings, seed: int) -> dict:
     """Accuracy by form of a recurrent network, at the better of two rates."""
-    del built  # the seed is part of these networks
     options = {"batch": BATCH_SIZE, "steps": settings.steps, "seed": seed, "loop": settings.loop}
     result = {}
     for form in FORMS:

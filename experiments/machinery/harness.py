@@ -20,6 +20,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
+import numpy as np
 from tqdm import tqdm
 
 import bn_graph
@@ -44,6 +45,7 @@ __all__ = [
     "progress_bar",
     "run",
     "session_config",
+    "train_on_rows",
 ]
 
 LOOPS = {"graph": bn_graph.graph_loop, "feed": bn_graph.feed_loop}
@@ -317,6 +319,13 @@ def advance_with_progress(
     for step in progress_bar(label)(steps):
         if step in stops:  # the others are trained with the chunk that they are in
             yield stops[step], advance(step, stops[step])
+
+
+def train_on_rows(advance: Callable, rows: np.ndarray, label: str) -> None:
+    """Trains a step on each batch of row numbers ``[steps, batch]``, with a progress bar; `advance` as in `graph_loop`."""
+    steps = range(len(rows))
+    for _ in advance_with_progress(lambda start, stop: advance(start, stop, rows[start:stop]), steps, label):
+        pass
 
 
 def progress_bar(label: str) -> Callable:
