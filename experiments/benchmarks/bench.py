@@ -74,7 +74,6 @@ QUICK = Extent(
         "legacy Keras, 50 steps an execution",
         "Keras 3, 50 steps an execution",
         "PyTorch, compiled",  # the compiler alone takes a minute
-        "legacy Keras",
         "products by TensorFlow",
         "products by JAX",
         "products by PyTorch",

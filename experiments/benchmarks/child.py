@@ -1,7 +1,5 @@
 """The contender's side: makes what it was told to, then answers one request a line, until the parent closes the pipe.
 
-    python -m experiments.benchmarks.child experiments.benchmarks.steps_here:document
-
 Requests and answers are JSON. ``{"run": n}`` runs n steps and answers with their seconds; what else a contender can do
 is in the dictionary that its function returns.
 """
@@ -25,8 +23,8 @@ class CannotRun(Exception):
     """What a contender raises that is installed and lacks something else; it is left out too. The message says what."""
 
 
-def main(argv: list[str] | None = None) -> int:
-    (function,) = sys.argv[1:] if argv is None else argv
+def main(function: str) -> None:
+    """Calls `function`, ``"module:name"``, with the arguments in the first line of stdin, and serves what it returns."""
     # Frameworks print; the answers must not be in between.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
@@ -37,14 +35,11 @@ def main(argv: list[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if error.name not in PEERS:
             raise
-        _answer(answers, {"missing": f"{error.name} is not installed"})
-        return 0
+        return _answer(answers, {"missing": f"{error.name} is not installed"})
     except CannotRun as error:
-        _answer(answers, {"missing": str(error)})
-        return 0
+        return _answer(answers, {"missing": str(error)})
     _answer(answers, {"ready": True})
     serve(made, answers)
-    return 0
 
 
 def serve(made: Mapping[str, Callable], answers) -> None:
@@ -87,10 +82,3 @@ def peak_megabytes() -> float:
         return next(int(line.split()[1]) for line in status if line.startswith("VmHWM:")) / 1024
     unit = 1 << 20 if sys.platform == "darwin" else 1 << 10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
-
-
-if __name__ == "__main__":
-    # Not this module's own `main`: contenders know `CannotRun` from the module of that name, and this one is "__main__".
-    from experiments.benchmarks import child
-
-    sys.exit(child.main())

@@ -5,10 +5,10 @@ and every framework has thread pools of its own. All are started before the firs
 at a time for some steps, in turn, round after round, and takes medians.
 """
 
+import ctypes
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -16,14 +16,16 @@ from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import NamedTuple, TextIO
 
+from threadpoolctl import threadpool_limits
+
 from experiments.benchmarks import child
 from experiments.machinery import children
 from experiments.machinery.programs import UsageError
 
 __all__ = ["Contender", "Missing", "Worker", "alternate", "ask", "ask_together", "close", "ready", "start"]
 
-_OF_TENSORFLOW = ("experiments.benchmarks.steps_here", "experiments.benchmarks.steps_workers")
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NPROC", "TF_NUM_INTEROP_THREADS")
+_TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8  # of mallopt, in malloc.h
 
 
 class Missing(Exception):
@@ -35,7 +37,7 @@ class Worker(NamedTuple):
 
     name: str
     threads: int
-    process: "subprocess.Popen | _Forked"
+    process: "_Process"
     stderr: TextIO
 
 
@@ -61,32 +63,21 @@ def start(contender: Contender, threads: int, *, keeps_memory: bool = False) -> 
     """
     # A file and not a pipe, which would fill up unread.
     stderr = tempfile.NamedTemporaryFile("w+", errors="replace")  # noqa: SIM115
-    environment = _environment(contender.function, threads, keeps_memory)
-    # How memory is kept is settled when a process begins.
-    if contender.function.partition(":")[0] in _OF_TENSORFLOW and not keeps_memory:
-        process = _Forked(contender.function, environment, stderr.name)
-    else:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "experiments.benchmarks.child", contender.function],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=stderr,
-            text=True,
-            env=environment,
-        )
-    worker = Worker(contender.name, threads, process, stderr)
+    worker = Worker(contender.name, threads, _Process(contender.function, threads, keeps_memory, stderr.name), stderr)
     _send(worker, {"threads": threads, **contender.arguments})
     return worker
 
 
-class _Forked:
-    """A contender's process, forked off one that has imported TensorFlow, with as much of a Popen as a `Worker` needs."""
+class _Process:
+    """A contender's process, forked off one that has imported TensorFlow, which takes seconds; with pipes to and from it."""
 
-    def __init__(self, function: str, environment: Mapping[str, str], stderr: str):
-        context = children.fresh_processes()
+    def __init__(self, function: str, threads: int, keeps_memory: bool, stderr: str):
+        context = children.fresh_processes("experiments.benchmarks.bench")
         requests, stdin = context.Pipe(duplex=False)
         stdout, answers = context.Pipe(duplex=False)
-        self._process = context.Process(target=_serve, args=(function, environment, requests, answers, stderr))
+        self._process = context.Process(
+            target=_serve, args=(function, threads, keeps_memory, requests, answers, stderr)
+        )
         self._process.start()
         # The child's ends have to be its own, or the end of one process would not be seen by the other.
         requests.close()
@@ -95,29 +86,37 @@ class _Forked:
         stdin.close()
         stdout.close()
 
-    def wait(self, timeout: float | None = None) -> None:
-        self._process.join(timeout)
+    def end(self) -> int | None:
+        """Waits for it; if it doesn't end by itself it is killed. Its exit code."""
+        self._process.join(10)
         if self._process.is_alive():
-            raise subprocess.TimeoutExpired(self._process.name, timeout)
-
-    def poll(self) -> int | None:
+            self._process.kill()
+            self._process.join()
+        self.stdout.close()
         return self._process.exitcode
-
-    def kill(self) -> None:
-        self._process.kill()
 
 
 def _serve(
-    function: str, environment: Mapping[str, str], requests: Connection, answers: Connection, stderr: str
+    function: str, threads: int, keeps_memory: bool, requests: Connection, answers: Connection, stderr: str
 ) -> None:
-    os.environ.update(environment)
+    os.environ.update(_environment(function, threads))
+    threadpool_limits(threads, "blas")  # NumPy has read its environment already
+    if keeps_memory:
+        _keep_memory()
     with open(stderr, "w") as errors:
         for stream, file in enumerate((requests, answers, errors)):
             os.dup2(file.fileno(), stream)
     requests.close()
     answers.close()
     sys.stdin = os.fdopen(0)
-    child.main([function])
+    child.main(function)
+
+
+def _keep_memory() -> None:
+    """Of glibc's allocator: no block of its own for what is large, and none given back; elsewhere nothing is done."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    for option, value in ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, -1), (_ARENA_MAX, 1)) if mallopt else ():
+        mallopt(option, value)
 
 
 def ready(workers: Sequence[Worker]) -> tuple[list[Worker], list[str]]:
@@ -139,14 +138,12 @@ def ready(workers: Sequence[Worker]) -> tuple[list[Worker], list[str]]:
     return present, notes
 
 
-def _environment(function: str, threads: int, keeps_memory: bool) -> dict[str, str]:
-    environment = dict(os.environ) | {key: str(threads) for key in _THREADS}
+def _environment(function: str, threads: int) -> dict[str, str]:
+    environment = {key: str(threads) for key in _THREADS}
     environment |= {"TF_CPP_MIN_LOG_LEVEL": "3", "KERAS_BACKEND": "tensorflow", "OMP_WAIT_POLICY": "PASSIVE"}
     environment["TF_USE_LEGACY_KERAS"] = "0" if "keras3" in function else "1"
     # JAX's CPU client has as many threads as the process may use; this is the flag that says one.
     environment["XLA_FLAGS"] = f"--xla_cpu_multi_thread_eigen={'false' if threads == 1 else 'true'}"
-    if keeps_memory:
-        environment |= {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40), "MALLOC_ARENA_MAX": "1"}
     return environment
 
 
@@ -196,12 +193,7 @@ def close(workers: Sequence[Worker]) -> None:
         with suppress(BrokenPipeError):
             worker.process.stdin.close()
     for worker in workers:
-        try:
-            worker.process.wait(10)
-        except subprocess.TimeoutExpired:
-            worker.process.kill()
-            worker.process.wait()
-        worker.process.stdout.close()
+        worker.process.end()
         worker.stderr.close()
 
 

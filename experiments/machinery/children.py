@@ -35,14 +35,17 @@ print(json.dumps(getattr(importlib.import_module(module), name)(**json.load(sys.
 """
 
 
-def fresh_processes() -> ForkServerContext:
+def fresh_processes(*also: str) -> ForkServerContext:
     """Makes processes in which TensorFlow has just been imported: no graph, no session, no thread of it is there yet.
+
+    Args:
+        *also: modules to import beforehand.
 
     Returns:
         A context of `multiprocessing`. Its server takes this process's environment when the first process is started.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_IMPORTED_ONCE)
+    context.set_forkserver_preload([*_IMPORTED_ONCE, *also])
     return context
 
 

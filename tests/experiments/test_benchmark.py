@@ -5,10 +5,8 @@ No time is judged here. The contenders of other packages are tried where the pac
 
 import itertools
 import json
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -141,23 +139,11 @@ def without_compiler(threads):
 """
 
 
-# Else the package `experiments` would start it in each child, which takes seconds.
-WITHOUT_TENSORFLOW = """
-import sys, types
-quiet = types.ModuleType("bn_graph.commands.quiet")
-quiet.start_tensorflow_quietly = lambda: None
-sys.modules[quiet.__name__] = quiet
-"""
-
-
-@pytest.fixture(params=["in interpreters of their own", "forked"])
-def contender(request, tmp_path, monkeypatch):
+@pytest.fixture
+def contender(tmp_path, monkeypatch):
     """Makes contenders of the functions above, which a child can import and which need no TensorFlow."""
     (tmp_path / "contenders_of_test.py").write_text(CONTENDERS)
-    (tmp_path / "sitecustomize.py").write_text(WITHOUT_TENSORFLOW)
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(Path(bench.__file__).parents[1])]))
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(workers, "_OF_TENSORFLOW", ["contenders_of_test"] * (request.param == "forked"))
     return lambda name, **arguments: workers.Contender(name, f"contenders_of_test:{name}", arguments)
 
 
@@ -173,7 +159,7 @@ def test_each_is_asked_once_more_than_rounds_count_knows_its_threads_and_what_is
         {"threads": 3, "arguments": {"place": 1}, "asked": [5] * 3},
         {"threads": 3, "arguments": {"place": 2}, "asked": [6] * 3},
     ]
-    assert all(worker.process.poll() == 0 for worker in present)  # nobody is left behind
+    assert all(worker.process.end() == 0 for worker in present)  # nobody is left behind
 
 
 def test_a_failure_is_one_line_with_its_reason(contender):
