@@ -24,8 +24,8 @@ from experiments.machinery.programs import UsageError, module_name
 
 __all__ = ["ask", "ask_each", "ask_era", "fresh_processes"]
 
-# What takes long to import, the legacy Keras of tf.layers and the drawing of figures included.
-_IMPORTED_ONCE = ["experiments.machinery.harness", "experiments.machinery.figures", "tf_keras"]
+# What takes long to import: TensorFlow, the drawing of figures, the legacy Keras of tf.layers, the bundled digits.
+_IMPORTED_ONCE = ["experiments.machinery.harness", "experiments.machinery.figures", "tf_keras", "sklearn.datasets"]
 _ROOT = Path(__file__).parents[2]
 # Imports nothing of the project by itself: a function that needs no TensorFlow doesn't wait for it.
 _CHILD = """
