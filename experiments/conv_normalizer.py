@@ -186,17 +186,18 @@ def count_outcomes(order: str, use_resource: bool, x: np.ndarray, sessions: int)
     with tf.Graph().as_default():
         step, averages = step_of(order, use_resource, x)
         initialize = tf.global_variables_initializer()
+        averaged = tf.group(*[each.initializer for each in tf.global_variables() if each not in averages])
         label = f"{order}, {'resource' if use_resource else 'ref'}"
         for _ in harness.progress_bar(label)(range(sessions)):
             with open_session(THREADS) as session:
-                raised += not initialized_together(session, initialize)
+                raised += not initialized_together(session, initialize, averaged)
                 session.run(step)
                 counter[outcome(session.run(averages), x)] += 1
     return {"outcomes": dict(counter), "initializer_raised": raised}
 
 
-def initialized_together(session: tf.Session, initialize: tf.Operation) -> bool:
-    """Runs the initializers, one after the other if they won't run together; returns whether they did.
+def initialized_together(session: tf.Session, initialize: tf.Operation, averaged: tf.Operation) -> bool:
+    """Runs all initializers, those of what is averaged first if they won't run together; returns whether they did.
 
     A shadow starts at its variable's value, or at that one's initial value if it has none yet. For ref variables the value
     is read before that choice is made, and reading what is not there yet raises.
@@ -205,8 +206,8 @@ def initialized_together(session: tf.Session, initialize: tf.Operation) -> bool:
         session.run(initialize)
         return True
     except tf.errors.FailedPreconditionError:
-        for variable in tf.global_variables():  # a shadow comes after the variable that it averages
-            session.run(variable.initializer)
+        session.run(averaged)
+        session.run(initialize)
         return False
 
 

@@ -51,19 +51,18 @@ def copy_step(fetches: _Fetches, fed: Mapping[str, tf.Tensor], name: str, variab
     return tf.import_graph_def(copied, input_map, [each.name for each in fetches], name=name)
 
 
-def decided_step(fetches: _Fetches, flags: Mapping[str, bool], *, compiled: bool) -> list:
-    """`fetches` in a graph of their own without the conds that `flags` decide: fewer ops, and what XLA can compile.
+def decided_step(fetches: _Fetches, flags: Mapping[str, bool]) -> list:
+    """`fetches` in a graph of their own without the conds that `flags` decide, as XLA can compile it.
 
-    XLA can't compile the gradient of a cond. For it a layer's own choices are decided too: to shift its inputs is always
-    right, and XLA does it in passing; which statistics are within rounding is a matter of TensorFlow's kernel, not XLA's.
+    XLA can't compile the gradient of a cond. A layer's own choices are decided too: to shift its inputs is always right,
+    and XLA does it in passing; which statistics are within rounding is a matter of TensorFlow's kernel, not of XLA's.
 
     Args:
         fetches: ops and tensors of one graph, which is not changed.
         flags: names of ops and the value of each.
-        compiled: whether it is for XLA.
     """
 
-    choices = {SHIFTS_INPUTS: True, HAS_MANY_VALUES: False} if compiled else {}
+    choices = {SHIFTS_INPUTS: True, HAS_MANY_VALUES: False}
 
     def value_of(node: tf.NodeDef) -> bool | None:
         return choices.get(node.name.rpartition("/")[2], flags.get(node.name))
