@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from bn_graph.graphs.graph import Graph, Ref
-from bn_graph.graphs.ops import ABSENT, DIVISIONS, FUSED, REDUCTIONS, REPLICA_GATHERS, SCALINGS, SELECTS
+from bn_graph.graphs.ops import ABSENT, CLIPS, DIVISIONS, FUSED, REDUCTIONS, REPLICA_GATHERS, SCALINGS, SELECTS
 from bn_graph.graphs.values import constant_node, few_integers, strip
 
 __all__ = [
@@ -346,11 +346,17 @@ def _part_of_vector(graph: Graph, ref: Ref, place: int) -> Ref | None:
         if not graph.inputs[node]:
             return None
         if graph.ops[node] == "ConcatV2":
-            return strip(graph, graph.inputs[node][place]) if len(graph.inputs[node]) == _PARTS + 1 else None
+            return _unclipped(graph, graph.inputs[node][place]) if len(graph.inputs[node]) == _PARTS + 1 else None
         if graph.ops[node] not in REPLICA_GATHERS and graph.ops[node] not in ("AddN", "Pad", "StridedSlice"):
             return None
         ref = graph.inputs[node][0]
     return None
+
+
+def _unclipped(graph: Graph, ref: Ref) -> Ref:
+    """`ref` stripped, and of what is at least 0 what was before that."""
+    node, port = strip(graph, ref)
+    return strip(graph, graph.inputs[node][0]) if graph.ops[node] in CLIPS and graph.inputs[node] else (node, port)
 
 
 def _by_norms(graph: Graph, ref: Ref, squares: Ref, axes: tuple[int, ...] | None) -> BatchStatistic | None:

@@ -9,6 +9,7 @@ from bn_graph.layers.transforms import Axis, kept_axes, reduced_axes
 from bn_graph.tf1 import tf
 
 __all__ = [
+    "FUSED",
     "Average",
     "Method",
     "both",
@@ -53,6 +54,11 @@ class Method(enum.Enum):
     VIRTUAL_BATCHES = "each virtual batch by its own moments"
     RENORM = "by its moments, corrected toward moving ones"
     ALL_WORKERS = "by the moments of all workers' batches"
+    KERNELS_OF_ALL_WORKERS = "by the moments of all workers' batches, with TensorFlow's fused kernels"
+
+
+FUSED = (Method.FUSED_KERNEL, Method.KERNELS_OF_ALL_WORKERS)
+"""Those that normalize by TensorFlow's fused kernel, at inference too."""
 
 
 class Average(enum.Enum):
@@ -228,9 +234,9 @@ def resolve_method(
         )
     _check_virtual_batches(inputs, axis, virtual_batch_size)
     _check_sync(sync, sync_population_only)
-    plain = not given or (sync_population_only and weights is None)
+    plain = given in ([], ["sync"])
     if checked_fused(fused, inputs, axis, plain=plain):
-        return Method.FUSED_KERNEL
+        return Method.FUSED_KERNEL if sync is None or sync_population_only else Method.KERNELS_OF_ALL_WORKERS
     if sync is not None and not sync_population_only:
         return Method.ALL_WORKERS
     return Method.RENORM if renorm else Method.VIRTUAL_BATCHES if virtual_batch_size else Method.MOMENTS
@@ -270,7 +276,7 @@ def checked_fused(fused: bool | None, inputs: tf.Tensor, axis: Axis, *, plain: b
     if inputs.dtype == tf.float64:
         reasons.append("at most float32, not float64")
     if not plain:
-        reasons.append("neither virtual_batch_size nor renorm nor weights nor sync (but for the population only)")
+        reasons.append("neither virtual_batch_size nor renorm nor weights")
     if fused and reasons:
         raise ValueError(f"fused=True needs {'; '.join(reasons)}. Leave fused out to have it where it applies.")
     return not reasons if fused is None else fused
@@ -281,7 +287,8 @@ def refuse_static_single_value(
 ) -> None:
     """Raises where training is sure and the static shape allows no output but beta; other workers may have more values."""
     sizes = [inputs.shape.as_list()[dimension] for dimension in reduced_axes(inputs, axis)]
-    if training is True and method is not Method.ALL_WORKERS and None not in sizes and math.prod(sizes) < 2:
+    of_all_workers = method in (Method.ALL_WORKERS, Method.KERNELS_OF_ALL_WORKERS)
+    if training is True and not of_all_workers and None not in sizes and math.prod(sizes) < 2:
         raise ValueError(f"{_ONE_VALUE}. Got inputs of shape {inputs.shape} with is_training=True.")
 
 

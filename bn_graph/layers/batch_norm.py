@@ -94,7 +94,8 @@ def batch_norm_wrapper(
         fused: TensorFlow's fused kernel, for rank 4 with the channels last and at most float32; None takes it where
             it applies, since it is faster. The results are the same up to float rounding. The kernel's own statistics are
             too low by 10⁻³ where it adds up millions of values; of more than 65,536 a channel they are summed beside it,
-            which makes them right to 2·10⁻⁵ and a training step of the layer 1.0 to 1.2 times as long.
+            which makes them right to 2·10⁻⁵ and a training step of the layer 1.0 to 1.2 times as long. With `sync` it
+            normalizes by statistics summed in that way, whatever their number.
         virtual_batch_size: in training, each run of that many neighbouring examples (0 to n − 1, n to 2n − 1, …) is
             normalized by its own statistics (ghost batches; tf.layers takes every (batch/n)-th example instead). The
             batch must be a multiple of it. The moving statistics are those of whole batches, variance *between* virtual
@@ -200,7 +201,7 @@ def batch_norm_wrapper(
         batch = transforms.by_mode(
             training,
             lambda: normalize_batch(inputs, axis, variables.gamma, variables.beta, epsilon),
-            lambda: transforms.by_moving_statistics(inputs, axis, variables, epsilon, method is Method.FUSED_KERNEL),
+            lambda: transforms.by_moving_statistics(inputs, axis, variables, epsilon, method in arguments.FUSED),
         )
         updates = averages.run_when(updating, lambda: update(batch.mean, batch.variance), variables.statistics)
         outputs = attach_updates(batch.outputs, updates, updates_collection)
@@ -235,6 +236,8 @@ def _transform(
     clipping: Mapping[str, float],
 ) -> Callable[..., Normalized]:
     """The transform of a training batch, ``(inputs, axis, gamma, beta, epsilon)``, behind the batch's checks."""
+    if method is Method.KERNELS_OF_ALL_WORKERS:
+        return partial(synchronized.by_all_workers_with_kernels, gather=sync, unbiased=unbiased)
     if method is Method.ALL_WORKERS:  # the values of all workers are checked there, where they are known
         return partial(synchronized.by_all_workers, gather=sync, unbiased=unbiased, weights=weights)
     if method is Method.RENORM:

@@ -48,11 +48,8 @@ def by_fused_kernel(
     """
     channels = inputs.shape.as_list()[axis]
     many = _has_many_values(inputs)
-    far = tf.identity(_is_far(inputs, epsilon, many), name=SHIFTS_INPUTS)
-    shift = moments.first_value(inputs, [0, 1, 2])
-    values = with_gradient(
-        tf.cond(far, lambda: inputs - shift, lambda: inputs), [inputs], lambda received, _: [received]
-    )
+    values, far, subtracted = near_zero(inputs, epsilon, many)
+    values = with_gradient(values, [inputs], lambda received, _: [received])
     scale = tf.ones([channels], tf.float32) if gamma is None else tf.convert_to_tensor(gamma)
     offset = tf.zeros([channels], tf.float32) if beta is None else tf.convert_to_tensor(beta)
     count = tf.cast(tf.reduce_prod(tf.shape(inputs)[:-1]), tf.float32)
@@ -64,12 +61,27 @@ def by_fused_kernel(
     outputs = results.outputs
     if many is not False:  # gradients don't go through this choice either
         outputs = _with_training_gradients(results, values, scale, offset, epsilon)
-    subtracted = tf.cast(tf.reshape(shift, [-1]), tf.float32)
     mean = tf.where(far, results.mean + subtracted, results.mean)
     variance = results.variance
     if not unbiased:  # the kernel applies Bessel's correction
         variance = variance * (tf.maximum(count - 1.0, 1.0) / count)
     return Normalized(outputs, mean, variance)
+
+
+def near_zero(
+    inputs: tf.Tensor, epsilon: float, many: bool | tf.Tensor = True
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """`inputs` less one value per channel, if some channel's mean lies far from 0, else as they are; whether so; that value.
+
+    Args:
+        inputs: of rank 4, the channels last.
+        epsilon: the layer's.
+        many: whether `moments.statistics_of_many` has their statistics, or the fused kernel.
+    """
+    far = tf.identity(_is_far(inputs, epsilon, many), name=SHIFTS_INPUTS)
+    value = moments.first_value(inputs, [0, 1, 2])
+    values = tf.cond(far, lambda: inputs - value, lambda: inputs)
+    return values, far, tf.reduce_sum(tf.cast(value, tf.float32), [0, 1, 2])
 
 
 class _Kernel(NamedTuple):

@@ -91,23 +91,26 @@ def batch_statistics(inputs: tf.Tensor, axes: Sequence[int]) -> BatchStatistics:
     return BatchStatistics(centered, shift + remainder, variance, _values_per_channel(inputs, axes))
 
 
-def statistics_of_many(values: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Mean and biased variance of each channel, in the fewest passes over the values that don't sum in one long run.
+def statistics_of_many(values: tf.Tensor, first: int = 1) -> tuple[tf.Tensor, tf.Tensor]:
+    """Mean and biased variance of each channel, in two passes over the values that write nothing and sum no long run.
 
-    Sums of each pixel over the examples, and then over the pixels. The variance is E[x²] − E[x]²: within 2·10⁻⁵ where the
-    mean lies within four standard deviations from 0, so subtract something near it before.
+    The variance is E[x²] − E[x]²: within 2·10⁻⁵ where the mean lies within four standard deviations from 0, so subtract
+    something near it before.
 
     Args:
-        values: of rank 4, the channels last; half precision is computed in float32.
+        values: of rank 4, the channels last; half precision is computed in float32. Of none both are 0.
+        first: the dimension that is summed over first. Of large images 1 is the fastest, of what a cache has room for 2:
+            a sum over dimension 1 or 0 goes in steps that are often a multiple of 4096 bytes, of which a cache holds few.
 
     Returns:
         Two vectors ``[channels]``.
     """
     values = tf.cast(values, compute_dtype(values.dtype))
-    examples = tf.cast(tf.shape(values)[0], values.dtype)
-    mean = _mean_of_means(tf.reduce_mean(values, 0, keepdims=True), [1, 2])
-    norms = tf.raw_ops.EuclideanNorm(input=values, axis=[0], keep_dims=True)  # sums squares without writing them
-    squares = _mean_of_means(tf.square(norms) / examples, [1, 2])
+    count = tf.maximum(_values_per_channel(values, [0, 1, 2]), 1.0)
+    others = [axis for axis in (0, 1, 2) if axis != first]
+    mean = sum_of_sums(tf.reduce_sum(values, first, keepdims=True), others) / count
+    norms = tf.raw_ops.EuclideanNorm(input=values, axis=[first], keep_dims=True)  # sums squares without writing them
+    squares = sum_of_sums(tf.square(norms), others) / count
     variance = tf.maximum(squares - tf.square(mean), 0.0)
     return tf.reshape(mean, [-1]), tf.reshape(variance, [-1])
 

@@ -9,15 +9,17 @@ other can't share an exchange: the inputs of one depend on the statistics of the
 Accuracy. E[x²] − E[x]² loses all digits where the mean is large, and so do means that are rounded at their own size.
 A worker's mean travels in two parts (one of its values, and the mean of what is left when that is subtracted), its
 variance about its own mean, and they are combined as Chan, Golub & LeVeque do (1979): within the workers and between.
+
+Images are normalized by TensorFlow's fused kernel (`by_all_workers_with_kernels`), all else in ops that are written out.
 """
 
 from collections.abc import Callable
 from typing import NamedTuple
 
-from bn_graph.layers import moments
+from bn_graph.layers import fused_kernel, moments
 from bn_graph.layers.arguments import weights_shape_checks
-from bn_graph.layers.transforms import Normalized, along, corrected, per_example, reduced_axes
-from bn_graph.tf1 import tf
+from bn_graph.layers.transforms import Axis, Normalized, along, corrected, per_example, reduced_axes
+from bn_graph.tf1 import is_compiled, tf
 
 __all__ = ["Gather", "by_all_workers", "with_moving_statistics_of_all_workers"]
 
@@ -87,7 +89,7 @@ def by_all_workers(
             weights = tf.cast(per_example(weights, inputs), values.dtype) + tf.zeros_like(values)
     constants = tf.stop_gradient(values)
     part = _own(constants, axis, weights)
-    whole = _combined(part, gather, unbiased=unbiased, weighted=weights is not None)
+    whole, _ = _combined(part, gather, unbiased=unbiased, weighted=weights is not None)
     # In two steps: what is left by the first is of the size of the values' spread, and so is its rounding.
     centered = constants - along(axis, inputs, whole.shift) - along(axis, inputs, whole.remainder)
     kept = None
@@ -157,6 +159,79 @@ def _normalize(
     return normalize
 
 
+def by_all_workers_with_kernels(
+    inputs: tf.Tensor,
+    axis: Axis,
+    gamma: tf.Tensor | None,
+    beta: tf.Tensor | None,
+    epsilon: float,
+    gather: Gather,
+    *,
+    unbiased: bool,
+) -> Normalized:
+    """`by_all_workers` for rank 4 with the channels last, by TensorFlow's fused kernels: the same numbers, in fewer passes.
+
+    The kernel takes statistics that it is given, forward and backward, where its gradient has both sums that are exchanged.
+    """
+    if is_compiled(tf.get_default_graph()):  # XLA has no `EuclideanNorm`, and makes one pass of several by itself
+        return by_all_workers(inputs, axis, gamma, beta, epsilon, gather, unbiased=unbiased)
+    values = tf.cast(inputs, moments.compute_dtype(inputs.dtype))
+    near, far, subtracted = fused_kernel.near_zero(tf.stop_gradient(values), epsilon)
+    shift = tf.where(far, subtracted, tf.zeros_like(subtracted))
+    number = _values_per_channel(inputs, axis)
+    part = _Statistics(number, number, shift, *moments.statistics_of_many(near, first=2))
+    whole, mean = _combined(part, gather, unbiased=unbiased, weighted=False)
+    parameters = [
+        tf.ones_like(shift) if gamma is None else gamma,
+        tf.zeros_like(shift) if beta is None else beta,
+    ]
+    outputs = _kernels(near, mean, whole.variance, whole.count, epsilon, gather)(values, *parameters)
+    variance = corrected(whole.variance, whole.count, unbiased)
+    return Normalized(tf.cast(outputs, inputs.dtype), whole.shift + whole.remainder, variance)
+
+
+def _kernels(
+    near: tf.Tensor, mean: tf.Tensor, variance: tf.Tensor, count: tf.Tensor, epsilon: float, gather: Gather
+) -> Callable[..., tf.Tensor]:
+    """As `_normalize`, of the values, gamma and beta."""
+
+    @tf.custom_gradient
+    def normalize(values: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor) -> tuple[tf.Tensor, Callable]:
+        del values  # they are near 0 already
+        outputs = _by_statistics(near, gamma, beta, mean, variance, epsilon)
+
+        def gradient(upstream: tf.Tensor) -> list[tf.Tensor]:
+            own = tf.raw_ops.FusedBatchNormGradV3(
+                y_backprop=upstream,
+                x=near,
+                scale=gamma,
+                reserve_space_1=mean,
+                reserve_space_2=variance,
+                reserve_space_3=variance,
+                epsilon=epsilon,
+                is_training=False,
+            )
+            with tf.device(outputs.device):  # a device tells towers of one process apart
+                sums = tf.reduce_sum(gather(tf.concat([own.offset_backprop, own.scale_backprop], 0)), 0)
+            total, product = tf.split(sums, 2)
+            factor = gamma * tf.rsqrt(variance + epsilon) / count
+            shared = _by_statistics(near, factor * product, factor * total, mean, variance, epsilon)
+            found = [own.x_backprop - shared, own.scale_backprop, own.offset_backprop]
+            return [tf.raw_ops.PreventGradient(input=each, message=_NO_SECOND_GRADIENT) for each in found]
+
+        return outputs, gradient
+
+    return normalize
+
+
+def _by_statistics(
+    values: tf.Tensor, scale: tf.Tensor, offset: tf.Tensor, mean: tf.Tensor, variance: tf.Tensor, epsilon: float
+) -> tf.Tensor:
+    return tf.raw_ops.FusedBatchNormV3(
+        x=values, scale=scale, offset=offset, mean=mean, variance=variance, epsilon=epsilon, is_training=False
+    ).y
+
+
 def _own(values: tf.Tensor, axis: int, weights: tf.Tensor | None) -> _Statistics:
     """The statistics of one worker's batch; 0 where it has none."""
     axes = reduced_axes(values, axis)
@@ -220,14 +295,14 @@ def with_moving_statistics_of_all_workers(
             each = tf.cast(per_example(weights, inputs), mean.dtype) + tf.zeros_like(inputs, mean.dtype)
             count = _sum_of_weights(each, reduced_axes(inputs, axis))
         own = _Statistics(number, count, mean, tf.zeros_like(mean), variance)
-        whole = _combined(own, gather, unbiased=unbiased, weighted=weights is not None)
+        whole, _ = _combined(own, gather, unbiased=unbiased, weighted=weights is not None)
         return Normalized(outputs, whole.shift + whole.remainder, corrected(whole.variance, whole.count, unbiased))
 
     return by_own_batch
 
 
-def _combined(part: _Statistics, gather: Gather, *, unbiased: bool, weighted: bool) -> _Statistics:
-    """The whole batch's statistics, by one exchange."""
+def _combined(part: _Statistics, gather: Gather, *, unbiased: bool, weighted: bool) -> tuple[_Statistics, tf.Tensor]:
+    """The whole batch's statistics, by one exchange, the same at every worker; and its mean less this worker's shift."""
     rows = tf.stop_gradient(gather(tf.concat(list(part), 0)))
     channels = part.shift.shape.as_list()[0]
     sizes = [1, channels if weighted else 1, channels, channels, channels]
@@ -244,4 +319,5 @@ def _combined(part: _Statistics, gather: Gather, *, unbiased: bool, weighted: bo
     offsets = (shifts - shift) + remainders
     remainder = tf.reduce_sum(shares * offsets, 0)
     variance = tf.reduce_sum(shares * (variances + tf.square(offsets - remainder)), 0)
-    return _Statistics(number, count, shift, remainder, variance)
+    mean_of_shifted = tf.reduce_sum(shares * ((shifts - part.shift) + remainders), 0)
+    return _Statistics(number, count, shift, remainder, variance), mean_of_shifted

@@ -12,6 +12,7 @@ from tests import oracle
 
 CHANNELS = 3
 DECAY = 0.5
+FUSED = ("FusedBatchNorm", "FusedBatchNormV2", "FusedBatchNormV3")
 
 
 @pytest.fixture
@@ -350,12 +351,13 @@ def test_one_value_at_all_workers_together_is_refused_at_each_and_nothing_moves(
     np.testing.assert_array_equal(statistics_of_each(session, 2)[0], [np.zeros(CHANNELS), np.ones(CHANNELS)])
 
 
-def test_one_example_a_worker_is_enough_even_where_the_graph_knows_it(plain_graph, start):
-    parts = [np.array([[1.0]]), np.array([[3.0]])]
-    inputs, outputs = towers(parts, static=True)
+@pytest.mark.parametrize("shape", [(1, 1), (1, 1, 1, 1)])
+def test_one_example_a_worker_is_enough_even_where_the_graph_knows_it(plain_graph, start, shape):
+    parts = [np.full(shape, 1.0), np.full(shape, 3.0)]
+    inputs, outputs = towers(parts, static=True, dtype=tf.float32)
     session = start()
     session.run(outputs, fed(inputs, parts))
-    np.testing.assert_allclose(statistics_of_each(session, 2)[0], [[2.0 * (1 - DECAY)], [1.0]], rtol=1e-12)
+    np.testing.assert_allclose(statistics_of_each(session, 2)[0], [[2.0 * (1 - DECAY)], [1.0]])  # exact in float32
 
 
 @pytest.mark.parametrize(
@@ -376,12 +378,63 @@ def test_what_does_not_go_with_sync_is_refused(plain_graph, options, message):
         batch_norm_wrapper(tf.zeros([4, 2]), True, **options)
 
 
-def test_the_fused_kernel_sees_one_worker_only(plain_graph):
-    sync = distributed.gatherer(Workers(2, 0))
+def kernels():
+    return [op.get_attr("is_training") for op in tf.get_default_graph().get_operations() if op.type in FUSED]
+
+
+def test_fused_kernels_normalize_images_by_given_statistics_unless_fused_is_false(plain_graph):
+    inputs, sync = tf.zeros([4, 2, 2, 3]), distributed.gatherer(Workers(2, 0))
+    batch_norm_wrapper(inputs, True, fused=False, sync=sync, name="written_out")
+    batch_norm_wrapper(tf.cast(inputs, tf.float64), True, sync=sync, name="wide")
+    batch_norm_wrapper(inputs, True, sync=sync, weights=tf.ones([4]), name="weighted")
+    assert kernels() == []
+    batch_norm_wrapper(inputs, True, fused=True, sync=sync, name="fused")
+    assert kernels() == [False]
+    batch_norm_wrapper(inputs, True, sync=sync, sync_population_only=True, name="own")
+    assert kernels() == [False, True]
     with pytest.raises(ValueError, match="fused=True needs"):
-        batch_norm_wrapper(tf.zeros([4, 2, 2, 3]), True, fused=True, sync=sync)
-    batch_norm_wrapper(tf.zeros([4, 2, 2, 3]), True, sync=sync, sync_population_only=True, name="own")
-    assert any(op.type == "FusedBatchNormV3" for op in tf.get_default_graph().get_operations())
+        batch_norm_wrapper(inputs, True, fused=True, sync=sync, weights=tf.ones([4]))
+
+
+@pytest.mark.parametrize("center_and_scale", [True, False])
+@pytest.mark.parametrize(
+    ("sizes", "offsets"),
+    [((4, 4), 0.0), ((7, 1), 3.0), ((5, 0), 20.0), ((2, 3, 3), 0.0), ((4, 4), 1e5), ((4, 4), (0.0, 1e3))],
+)
+def test_kernels_give_images_the_outputs_and_gradients_of_the_whole_batch(
+    plain_graph, start, random, sizes, offsets, center_and_scale
+):
+    # Multiples of 1/8 are exact in float32 at 10⁵, so that only the layer's own rounding is seen.
+    batch = np.round(random.normal(size=(sum(sizes), 5, 4, CHANNELS)) * 8) / 8
+    slopes = random.normal(size=batch.shape)
+    batch[: sizes[0]] += np.max(offsets)
+    batch[sizes[0] :] += np.min(offsets)
+    options = {"center": center_and_scale, "scale": center_and_scale}
+    options["gamma_initializer"] = tf.constant_initializer([0.5, 2.0, -1.0]) if center_and_scale else None
+    results = {}
+    for dtype, of_each in ((tf.float32, sizes), (tf.float64, [sum(sizes)])):  # one process, written out
+        parts, weights = cut(batch, of_each), cut(slopes, of_each)
+        with tf.variable_scope(dtype.name):
+            inputs, outputs = towers(parts, dtype=dtype, **options)
+        losses = [tf.reduce_sum(y * tf.constant(weight, dtype)) for y, weight in zip(outputs, weights, strict=True)]
+        own = [tf.trainable_variables(f"{dtype.name}/worker_{index}/") for index in range(len(of_each))]
+        gradients = [
+            tf.gradients(loss, [x, *variables]) for loss, x, variables in zip(losses, inputs, own, strict=True)
+        ]
+        moving = [variable for variable in moving_statistics() if variable.name.startswith(dtype.name)]
+        results[dtype] = (outputs, gradients, moving), fed(inputs, parts)
+    session = start()
+    outputs, gradients, _ = session.run(*results[tf.float64])
+    wide = outputs[0], gradients[0]
+    session.run(results[tf.float32][0][:2], results[tf.float32][1])
+    outputs, gradients, moving = session.run(*results[tf.float32])
+    scale = max(1.0, np.ptp(offsets) / 100)  # the deviation is large where offsets differ, and the gradient small
+    np.testing.assert_allclose(np.concatenate(outputs), wide[0], atol=5e-6)
+    np.testing.assert_allclose(np.concatenate([each[0] for each in gradients]), wide[1][0], atol=5e-6)
+    for place in range(1, len(wide[1])):  # gamma's and beta's: each worker has its own share
+        np.testing.assert_allclose(sum(each[place] for each in gradients), wide[1][place], atol=2e-5 * scale)
+    for other in range(2, len(moving)):
+        np.testing.assert_array_equal(moving[other], moving[other % 2])
 
 
 def test_one_worker_exchanges_nothing(plain_graph):
