@@ -21,7 +21,7 @@ from bn_graph.layers.arguments import weights_shape_checks
 from bn_graph.layers.transforms import Axis, Normalized, along, corrected, per_example, reduced_axes
 from bn_graph.tf1 import is_compiled, tf
 
-__all__ = ["Gather", "by_all_workers", "with_moving_statistics_of_all_workers"]
+__all__ = ["Gather", "by_all_workers", "by_all_workers_with_kernels", "with_moving_statistics_of_all_workers"]
 
 Gather = Callable[[tf.Tensor], tf.Tensor]
 """From a worker's vector ``[n]`` to all workers' ``[workers, n]``, the same at each; one exchange, which all run together.
