@@ -16,20 +16,20 @@ STEPS = 16
 PAGE = experiment
 
 
-def test_every_variant_is_trained_and_scored_with_every_kind_of_statistics(finished):
+def test_every_variant_is_trained_and_the_small_gamma_scored_with_every_kind_of_statistics(finished):
     runs = finished[0]["runs"]
     assert [(run["task"], run["variant"]) for run in runs] == [("pixels", variant) for variant in experiment.VARIANTS]
     for run in runs:
         kinds = {experiment.PER_STEP, experiment.AVERAGED, experiment.POOLED}
-        rows = {f"first {count}" for count in (1, 2, 4, 8, 12)}
-        assert run["statistics"].keys() == (set() if run["variant"] == experiment.PLAIN else kinds | rows)
+        rows = {f"first {count}" for count in (1, 8, 48)}
+        assert run["statistics"].keys() == (kinds | rows if run["variant"] == experiment.SMALL else set())
         assert run["curve"][-1]["step"] == STEPS
 
 
 def test_scores_with_other_statistics_leave_the_cell_s_own_in_place(finished):
     """Else the test accuracy, taken before, would not be the one of the first kind, which are the cell's own."""
     for run in finished[0]["runs"]:
-        if run["variant"] != experiment.PLAIN:
+        if run["variant"] == experiment.SMALL:
             assert run["statistics"][experiment.PER_STEP] == run["test"]  # the digits' test set is scored in whole
 
 
@@ -64,21 +64,21 @@ def test_full_mode_has_all_three_tasks_and_the_zero_start_on_one(monkeypatch):
     monkeypatch.setattr(experiment.kept_work, "measured_once", lambda *of, **_: of[3]())
     monkeypatch.setattr(experiment, "first_steps", lambda _: [])
     full = experiment.FULL
-    monkeypatch.setattr(experiment, "time_at_the_papers_length", lambda _: {})
     result = experiment.run(harness.Settings("recurrent", "full", None, None, [0], 100, None, own=full.own))
-    assert result["tasks"] == {"rows": 100, "pixels": 25, "permuted pixels": 25}
+    assert result["tasks"] == {"rows": 100, "pixels": 15, "permuted pixels": 25}
     assert all(run["steps"] == result["tasks"][run["task"]] for run in result["runs"])
     assert [run["task"] for run in result["runs"] if run["variant"] == experiment.ZERO] == ["pixels"]
-    assert len(result["runs"]) == 10
+    assert len(result["runs"]) == 9
 
 
-def test_pixels_are_averages_of_four_in_order_or_permuted_alike_for_all_images():
+def test_pixels_are_in_order_or_permuted_alike_for_all_images():
     images = np.arange(32.0).reshape(2, 16)  # two images of 4×4
     pixels = lstm.sequences(images, "pixels")
-    assert pixels.shape == (2, 4, 1)
-    np.testing.assert_allclose(pixels[0, :, 0], [(0 + 1 + 4 + 5) / 4, (2 + 3 + 6 + 7) / 4, 10.5, 12.5])
+    np.testing.assert_array_equal(pixels[:, :, 0], images)
     permuted = lstm.sequences(images, "permuted pixels")
-    assert sorted(permuted[0, :, 0]) == sorted(pixels[0, :, 0])
+    assert permuted.shape == pixels.shape == (2, 16, 1)
+    assert sorted(permuted[0, :, 0]) == sorted(images[0])
+    assert permuted[0, :, 0].tolist() != images[0].tolist()
     np.testing.assert_allclose(permuted[1] - permuted[0], 16.0)
     np.testing.assert_array_equal(lstm.sequences(images, "rows")[1, 3], [28, 29, 30, 31])
 
@@ -108,7 +108,8 @@ def made_up(*, lost=0.3, small_gamma=0.2, zero_start=0.1, learned=True):
     def trained(variant, test):
         kinds = {experiment.PER_STEP: own, experiment.AVERAGED: own - lost, experiment.POOLED: own - lost - 0.1}
         statistics = {} if variant == experiment.PLAIN else kinds
-        return {"task": "pixels", "variant": variant, "test": test, "statistics": statistics}
+        curve = [{"step": step, "validation": test} for step in (5, 10)]
+        return {"task": "pixels", "variant": variant, "test": test, "statistics": statistics, "curve": curve}
 
     rows = [
         {"epsilon": epsilon, "noise": noise, "gradient_norm": norm, "variance_by_step": [0.0, 1.0]}
@@ -139,6 +140,27 @@ def made_up(*, lost=0.3, small_gamma=0.2, zero_start=0.1, learned=True):
 )
 def test_the_verdict_follows_the_measurements(result, verdict):
     assert experiment.judge_r2rt_25(made_up(**result)).verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("lead", "step"),
+    [
+        ([0.3, 0.0, 0.2, 0.2], 30),
+        ([0.2, 0.2, 0.2, 0.2], 10),
+        ([0.2, 0.05, 0.2, 0.05], None),
+        ([-0.3, -0.3, 0.0, 0.2], None),
+    ],
+)
+def test_the_curves_have_parted_where_the_bn_lstm_is_ahead_at_two_marks_in_a_row(lead, step):
+    runs = [
+        {
+            "task": "pixels",
+            "variant": variant,
+            "curve": [{"step": 10 * mark, "validation": 0.5 + value} for mark, value in enumerate(values, 1)],
+        }
+        for variant, values in ((experiment.PLAIN, [0.0] * 4), (experiment.SMALL, lead))
+    ]
+    assert experiment.parted({"runs": runs}, "pixels") == step
 
 
 def test_a_gradient_that_overflowed_is_reported_as_infinite():
