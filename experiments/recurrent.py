@@ -385,7 +385,9 @@ def summarize(result: dict) -> str:
         if paper := result["paper"].get(task):
             lines.append(f"  the paper, 784 pixels, converged: {', '.join(f'{k} {v}' for k, v in paper.items())}")
     for row in result["first_steps"]:
-        lines.append(f"  gradient, {STARTS[row['noise']]}, epsilon {row['epsilon']:g}: {row['gradient_norm']}")
+        lines.append(
+            f"  gradient, {STARTS[row['noise']]}, epsilon {row['epsilon']:g}: {row['gradient_norm'] or 'overflows'}"
+        )
     return "\n".join(lines)
 
 
