@@ -71,8 +71,8 @@ STARTS = {0.0: "zero start", NOISE: "noisy start"}
 
 # Steps are those of rows; of pixels, where each takes thirty times as long, a share, with which the curves part.
 FULL = Mode(data="mnist", steps=400, seeds=[0, 1, 2], own={"rows": 1, "pixels": 0.15, "permuted pixels": 0.25})
-# The task on which everything shows.
-QUICK = Mode(data="digits", steps=40, own={"pixels": 1})
+# The task on which everything shows, for as long as it takes to show.
+QUICK = Mode(data="digits", steps=50, own={"pixels": 1})
 
 
 def variants_of(task: str) -> list[str]:
