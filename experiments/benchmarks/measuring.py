@@ -48,6 +48,8 @@ _LAYERS = {
     "Keras 3": f"{_HERE}.layer_peers:keras3_layers",
     "PyTorch": f"{_HERE}.layer_peers:torch_layers",
 }
+_LARGE = 200e6  # bytes of a layer's inputs
+FEWEST_ROUNDS = 5
 MEMORY_PER_LAYER = 18  # times the tensor: what three processes have of inputs, gradients, outputs, and in between
 
 
@@ -211,7 +213,9 @@ def layers(shape: Sequence[int], extent: Extent, threads: int) -> dict:
     with _started(contenders, threads, keeps_memory=True) as (present, notes):
         turns = [(worker, name) for worker in present for name in workers.ask(worker, {"names": None})["names"]]
         requests = [{"run": {"what": name, "count": _count(worker, name, extent)}} for worker, name in turns]
-        seconds = workers.alternate([worker for worker, _ in turns], requests, extent.layer_rounds)
+        # Of large inputs even one run takes long, and is the less disturbed for it.
+        rounds = extent.layer_rounds if size < _LARGE else FEWEST_ROUNDS
+        seconds = workers.alternate([worker for worker, _ in turns], requests, rounds)
         for (_, name), request, taken in zip(turns, requests, seconds, strict=True):
             microseconds[name] = _rounded(taken / request["run"]["count"] * 1e6)
     return found | {"microseconds": microseconds, "notes": notes}

@@ -72,7 +72,7 @@ class _Process:
     """A contender's process, forked off one that has imported TensorFlow, which takes seconds; with pipes to and from it."""
 
     def __init__(self, function: str, threads: int, keeps_memory: bool, stderr: str):
-        context = children.fresh_processes("experiments.benchmarks.bench")
+        context = children.fresh_processes("experiments.benchmarks.presentation")
         requests, stdin = context.Pipe(duplex=False)
         stdout, answers = context.Pipe(duplex=False)
         self._process = context.Process(
