@@ -58,7 +58,7 @@ class Extent(NamedTuple):
 
     Attributes:
         rounds: that count, of which the median is taken.
-        layer_rounds: likewise, of the layer alone: many short turns, as its ratios are near 1.
+        layer_rounds: likewise, of the layer alone: many short turns, as its ratios are near 1; of large inputs `FEWEST_ROUNDS`.
         examples: of the made-up data.
         steps: of a round of training steps; at most an epoch.
         whole_steps, whole_rounds: of the whole experiment; their product is what is run.
