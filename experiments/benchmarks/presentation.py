@@ -133,6 +133,7 @@ def draw(result: dict, folder: Path) -> None:
     with figure(folder / "steps.png", ncols=len(result["steps"]), figsize=(15, 4.5)) as (drawing, axes):
         for axis, (network, section) in zip(axes, result["steps"].items(), strict=True):
             _draw_steps(axis, network, section["contenders"])
+        drawing.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center")
         drawing.suptitle(f"One training step with batch norm, median of {result['rounds']} rounds")
     with figure(folder / "growth.png", ncols=4, figsize=(15, 3.8)) as (drawing, axes):
         _draw_growth(axes, result)
@@ -141,7 +142,7 @@ def draw(result: dict, folder: Path) -> None:
     with figure(folder / "layers.png", ncols=2, figsize=(12, 1.5 + 1.2 * len(shown)), sharey=True) as (drawing, axes):
         for axis, mode in zip(axes, ("inference", "training"), strict=True):
             _draw_layers(axis, mode, shown)
-        axes[0].legend(loc="lower right")
+        drawing.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(_SHOWN_LAYERS))
         drawing.suptitle("One batch norm layer, in times of a copy of its inputs")
 
 
@@ -152,12 +153,10 @@ def _draw_steps(axis, network: str, contenders: dict) -> None:
     bars = axis.barh(names, [shown[name] for name in names], color=colours)
     axis.bar_label(bars, [f"{shown[name]:,.0f}" for name in names], padding=3, fontsize=8)
     axis.set_axisbelow(True)
-    what = "convolutions" if network == "images" else "matrix products"
-    axis.axvline(_limit(contenders), color="black", linestyle="--", label=f"its {what} alone")
+    axis.axvline(_limit(contenders), color="black", linestyle="--", label="its matrix products or convolutions alone")
     axis.margins(x=0.2)
     axis.set_xlabel("µs")
     axis.set_title(_TITLES[network])
-    axis.legend(loc="center right")  # beside short bars
 
 
 _TITLES = {"r2rt": "r2rt's network", "solver": "the solver's network", "images": "an image network"}
@@ -181,7 +180,7 @@ def _draw_growth(axes, result: dict) -> None:
     audits = result["scaling"]["audit"]
     seconds = [each["audit"]["seconds"] for each in audits]
     axes[2].plot([each["nodes"] for each in audits], seconds, "o-", color=BLUE, label="the audit")
-    _scale(axes[2], "nodes of a graph", "s")
+    _scale(axes[2], "nodes of a graph", "s", across_ticks=(1,))
     exchanges, counts = result["workers"]["exchanges"], (2, *several_workers.MODELLED_WORKERS)
     for channels, line in zip(several_workers.CHANNELS, (":", "--", "-"), strict=True):
         modelled = [several_workers.modelled(exchanges, channels, count) for count in counts]
@@ -191,11 +190,11 @@ def _draw_growth(axes, result: dict) -> None:
     _scale(axes[3], "workers", "a layer's two exchanges, ms")
 
 
-def _scale(axis, across: str, up: str) -> None:
+def _scale(axis, across: str, up: str, across_ticks: Sequence[int] = (1, 2, 5)) -> None:
     axis.set(xscale="log", yscale="log", xlabel=across, ylabel=up)
-    for side in (axis.xaxis, axis.yaxis):  # at most three ticks a decade, as numbers
-        side.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        side.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    for side, ticks in ((axis.xaxis, across_ticks), (axis.yaxis, (1, 2, 5))):  # of a decade, as numbers
+        side.set_major_locator(LogLocator(subs=ticks))
+        side.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.9g}"))
         side.set_minor_locator(NullLocator())
     axis.legend(fontsize=8)
 
