@@ -16,7 +16,7 @@ Changed, for two cores and minutes: the paper has up to 200 epochs and early sto
 epoch, when the curves have parted (`APART` says what counts). So the accuracies are far from converged and can't be held
 against the paper's; what is compared is variants at equal steps.
 
-In full it takes 13 minutes on one core. Training reads the sequences by loops that XLA compiles, and the LSTM by
+In full it takes 13 to 15 minutes on one core. Training reads the sequences by loops that XLA compiles, and the LSTM by
 TensorFlow's kernel (`experiments.machinery.lstm`), in half the time of `dynamic_rnn`: 0.4 s a step of 784 pixels, where
 the products alone take 0.3. The numbers are the same but for rounding, which doesn't matter to the claim: variants that
 are trained alike are compared, by hundredths of accuracy. Scores are those of the cells in `dynamic_rnn`.
