@@ -89,7 +89,7 @@ def by_all_workers(
             weights = tf.cast(per_example(weights, inputs), values.dtype) + tf.zeros_like(values)
     constants = tf.stop_gradient(values)
     part = _own(constants, axis, weights)
-    whole, _ = _combined(part, gather, unbiased=unbiased, weighted=weights is not None)
+    whole = _combined(part, gather, unbiased=unbiased, weighted=weights is not None)
     # In two steps: what is left by the first is of the size of the values' spread, and so is its rounding.
     centered = constants - along(axis, inputs, whole.shift) - along(axis, inputs, whole.remainder)
     kept = None
@@ -146,9 +146,7 @@ def _normalize(
                 upstream = tf.where(kept, upstream, tf.zeros_like(upstream))
             of_kept = own_sum if kept is None else tf.reduce_sum(upstream, axes)
             own_product = tf.reduce_sum(upstream * centered, axes)
-            with tf.device(outputs.device):  # a device tells towers of one process apart
-                sums = tf.reduce_sum(gather(tf.concat([of_kept, own_product], 0)), 0)
-            total, product = tf.split(sums, 2)
+            total, product = _sums_of_all(gather, [of_kept, own_product], outputs.device)
             shared = centered * broadcast(scale * product / (variance * count)) + broadcast(scale * total / count)
             found = [upstream * broadcast(scale) - (shared if weights is None else weights * shared)]
             found += [rsqrt * own_product] * has_gamma + [own_sum] * has_beta
@@ -180,7 +178,8 @@ def by_all_workers_with_kernels(
     shift = tf.where(far, subtracted, tf.zeros_like(subtracted))
     number = _values_per_channel(inputs, axis)
     part = _Statistics(number, number, shift, *moments.statistics_of_many(near, first=2))
-    whole, mean = _combined(part, gather, unbiased=unbiased, weighted=False)
+    whole = _combined(part, gather, unbiased=unbiased, weighted=False)
+    mean = (whole.shift - shift) + whole.remainder  # of what is near 0
     parameters = [
         tf.ones_like(shift) if gamma is None else gamma,
         tf.zeros_like(shift) if beta is None else beta,
@@ -211,9 +210,7 @@ def _kernels(
                 epsilon=epsilon,
                 is_training=False,
             )
-            with tf.device(outputs.device):  # a device tells towers of one process apart
-                sums = tf.reduce_sum(gather(tf.concat([own.offset_backprop, own.scale_backprop], 0)), 0)
-            total, product = tf.split(sums, 2)
+            total, product = _sums_of_all(gather, [own.offset_backprop, own.scale_backprop], outputs.device)
             factor = gamma * tf.rsqrt(variance + epsilon) / count
             shared = _by_statistics(near, factor * product, factor * total, mean, variance, epsilon)
             found = [own.x_backprop - shared, own.scale_backprop, own.offset_backprop]
@@ -222,6 +219,12 @@ def _kernels(
         return outputs, gradient
 
     return normalize
+
+
+def _sums_of_all(gather: Gather, sums: list[tf.Tensor], device: str) -> list[tf.Tensor]:
+    """A worker's vectors of one size, each summed over all workers; one exchange."""
+    with tf.device(device):  # a device tells towers of one process apart
+        return tf.split(tf.reduce_sum(gather(tf.concat(sums, 0)), 0), len(sums))
 
 
 def _by_statistics(
@@ -295,14 +298,14 @@ def with_moving_statistics_of_all_workers(
             each = tf.cast(per_example(weights, inputs), mean.dtype) + tf.zeros_like(inputs, mean.dtype)
             count = _sum_of_weights(each, reduced_axes(inputs, axis))
         own = _Statistics(number, count, mean, tf.zeros_like(mean), variance)
-        whole, _ = _combined(own, gather, unbiased=unbiased, weighted=weights is not None)
+        whole = _combined(own, gather, unbiased=unbiased, weighted=weights is not None)
         return Normalized(outputs, whole.shift + whole.remainder, corrected(whole.variance, whole.count, unbiased))
 
     return by_own_batch
 
 
-def _combined(part: _Statistics, gather: Gather, *, unbiased: bool, weighted: bool) -> tuple[_Statistics, tf.Tensor]:
-    """The whole batch's statistics, by one exchange, the same at every worker; and its mean less this worker's shift."""
+def _combined(part: _Statistics, gather: Gather, *, unbiased: bool, weighted: bool) -> _Statistics:
+    """The whole batch's statistics, by one exchange, the same at every worker."""
     rows = tf.stop_gradient(gather(tf.concat(list(part), 0)))
     channels = part.shift.shape.as_list()[0]
     sizes = [1, channels if weighted else 1, channels, channels, channels]
@@ -319,5 +322,4 @@ def _combined(part: _Statistics, gather: Gather, *, unbiased: bool, weighted: bo
     offsets = (shifts - shift) + remainders
     remainder = tf.reduce_sum(shares * offsets, 0)
     variance = tf.reduce_sum(shares * (variances + tf.square(offsets - remainder)), 0)
-    mean_of_shifted = tf.reduce_sum(shares * ((shifts - part.shift) + remainders), 0)
-    return _Statistics(number, count, shift, remainder, variance), mean_of_shifted
+    return _Statistics(number, count, shift, remainder, variance)
