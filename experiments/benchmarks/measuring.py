@@ -59,8 +59,8 @@ class Extent(NamedTuple):
     Attributes:
         rounds: that count, of which the median is taken.
         layer_rounds: likewise, of the layer alone: many short turns, as its ratios are near 1; of large inputs `FEWEST_ROUNDS`.
-        examples: of the made-up data.
-        steps: of a round of training steps; at most an epoch.
+        examples: of the made-up data, at most.
+        steps, image_steps: of a turn of training steps, at most: an epoch, of fewer examples if need be.
         whole_steps, whole_rounds: of the whole experiment; their product is what is run.
         tries_threads: each contender of the training steps is tried with one thread and with all, and keeps the faster;
             otherwise one network has one thread, and a pair all.
@@ -77,6 +77,7 @@ class Extent(NamedTuple):
     layer_rounds: int
     examples: int
     steps: int
+    image_steps: int
     whole_steps: int
     whole_rounds: int
     tries_threads: bool
@@ -151,10 +152,11 @@ def _faster(present: Sequence[workers.Worker]) -> list[workers.Worker]:
 def training_steps(task: Task, extent: Extent, threads: int) -> dict:
     """Microseconds of a step: both loops and all peers on the network with batch norm, the floor, both loops on the pair.
 
-    Of the image network there is no pair, and a round has a tenth of the steps.
+    Of the image network there is no pair.
     """
-    task = task._replace(examples=extent.examples)
-    one, of_images = task._asdict(), task.network == "images"
+    of_images = task.network == "images"
+    task, steps = _of_an_epoch(task, extent, extent.image_steps if of_images else extent.steps)
+    one = task._asdict()
     peers, floors = (IMAGE_PEERS, IMAGE_FLOORS) if of_images else (PEERS, FLOORS)
     contenders = [Contender(name, function, one) for name, function in (LOOPS | XLA).items()]
     contenders += [Contender(name, function, one | extra) for name, (function, extra) in peers.items()]
@@ -163,7 +165,6 @@ def training_steps(task: Task, extent: Extent, threads: int) -> dict:
         pair = task._replace(forms=tasks.FORMS)._asdict()
         contenders += [Contender(f"{name}, pair", function, pair) for name, function in (LOOPS | XLA).items()]
     contenders = [each for each in contenders if each.name not in extent.leaves_out]
-    steps = extent.steps // 10 if of_images else extent.steps
     with _tried(contenders, threads) if extent.tries_threads else _untried(contenders, threads) as (present, notes):
         computing = [worker for worker in present if worker.name not in floors]
         losses = {worker.name: workers.ask(worker, {"check": None})["loss"] for worker in computing}
@@ -179,6 +180,16 @@ def training_steps(task: Task, extent: Extent, threads: int) -> dict:
             },
             "notes": notes,
         }
+
+
+def _of_an_epoch(task: Task, extent: Extent, most_steps: int) -> tuple[Task, int]:
+    """The task with so many examples that a turn of at most `most_steps` is an epoch, and the turn's steps.
+
+    The documents' ``next_batch`` copies all images in a new order once an epoch, up to half a second for MNIST's. Of turns
+    of another length some would have that and some not, and their median would be of either kind by chance.
+    """
+    steps = min(most_steps, extent.examples // task.batch)
+    return task._replace(examples=steps * task.batch), steps
 
 
 def whole(extent: Extent, threads: int) -> dict:
@@ -238,9 +249,8 @@ def _free_memory() -> float:
 
 def scaling(extent: Extent, threads: int) -> dict:
     """A step against batch and width by both loops, audit time against nodes."""
-    network = tasks.R2RT._replace(examples=extent.examples)
-    by_batch = [network._replace(batch=batch) for batch in extent.batches]
-    by_width = [network._replace(hidden=(width, width)) for width in extent.widths]
+    by_batch = [tasks.R2RT._replace(batch=batch) for batch in extent.batches]
+    by_width = [tasks.R2RT._replace(hidden=(width, width)) for width in extent.widths]
     microseconds = _both_loops([*by_batch, *by_width], extent, threads)
     return {
         "batch": [{"batch": task.batch} | microseconds[task] for task in by_batch],
@@ -251,12 +261,13 @@ def scaling(extent: Extent, threads: int) -> dict:
 
 def _both_loops(of: Sequence[Task], extent: Extent, threads: int) -> dict[Task, dict[str, float]]:
     """Microseconds of a step of each network by each loop, which has all of them in one process."""
-    steps, each_once = min(200, extent.steps), list(dict.fromkeys(of))
-    arguments = {"networks": [task._asdict() for task in each_once]}
+    each_once = list(dict.fromkeys(of))
+    turns = [_of_an_epoch(task, extent, min(200, extent.steps)) for task in each_once]
+    arguments = {"networks": [task._asdict() for task, _ in turns]}
     contenders = [Contender(name, f"{function}_of_several", arguments) for name, function in LOOPS.items()]
     found = {}
     with _started(contenders, threads) as (both, _):
-        for number, task in enumerate(each_once):
+        for number, (task, (_, steps)) in enumerate(zip(each_once, turns, strict=True)):
             request = {"run": {"network": number, "count": steps}}
             seconds = workers.alternate(both, [request] * len(both), extent.rounds)
             found[task] = {

@@ -131,8 +131,9 @@ def _advancing(advance: Callable[[int, int], object]) -> Callable[[int], None]:
     starts = [0]
 
     def run(count: int) -> None:
-        advance(starts[0], starts[0] + count)
-        starts[0] += count
+        first, starts[0] = starts[0], starts[0] + count
+        for chunk in bn_graph.training.chunks(first, first + count):
+            advance(chunk.start, chunk.stop)
 
     return run
 
