@@ -18,6 +18,7 @@ from bn_graph.graphs.normalizations import find_normalizations
 from bn_graph.graphs.ops import ENTERS, ROW_READS
 from bn_graph.graphs.values import variable
 from bn_graph.inference.extraction import ExportError, InferenceGraph, extract, open_session
+from bn_graph.inference.far_means import with_far_means_subtracted
 from bn_graph.inference.folding import fold_batch_norm, obstacles
 from bn_graph.tf1 import tf
 
@@ -113,7 +114,8 @@ def export_frozen_graph(
 
     A layer that directly follows a matmul or convolution costs nothing then: its scale is in the weights, its offset
     in one ``BiasAdd``. (A folded layer adds its offset to sums of the inputs' own size. Where the moving mean is a million
-    times the standard deviation, float32 keeps no digit of the result; export with ``fold=False`` then.)
+    times the standard deviation, float32 keeps no digit of the result; export with ``fold=False`` then. A layer that is left
+    keeps its digits: `bn_graph.inference.far_means`.)
 
     Args:
         session, inputs, outputs, is_training: as for `export_saved_model`.
@@ -153,6 +155,7 @@ def export_frozen_graph(
         output_ops = [tensor.op.name for tensor in extracted.outputs.values()]
         if fold:
             graph_def = fold_batch_norm(frozen, output_ops)
+        graph_def = with_far_means_subtracted(graph_def)
         with open(unfinished, "wb") as file:
             file.write(graph_def.SerializeToString())
     users = uses(model)

@@ -15,7 +15,7 @@ from bn_graph.graphs.graph import build, downstream, uses
 from bn_graph.graphs.ops import ADDITIONS, FUSED, GLOBAL
 from bn_graph.tf1 import tf
 
-__all__ = ["fold_batch_norm", "obstacles"]
+__all__ = ["Constants", "fold_batch_norm", "imported", "obstacles"]
 
 _MATMULS = {"MatMul": "transpose_b", "BatchMatMul": "adj_y", "BatchMatMulV2": "adj_y"}
 _TRANSPOSED = ("Conv2DBackpropInput", "Conv3DBackpropInputV2")
@@ -71,7 +71,7 @@ def fold_batch_norm(graph_def: tf.GraphDef, outputs: Sequence[str]) -> tf.GraphD
     rewritten = tf.GraphDef()
     rewritten.CopyFrom(graph_def)
     nodes = {node.name: node for node in rewritten.node}
-    with _imported(graph_def) as (graph, constants):
+    with imported(graph_def) as (graph, constants):
         for op in graph.get_operations():
             if op.type in _LINEAR and _no_constant_weights(op, constants) is None:
                 chain = _chain(op, constants, set(outputs))
@@ -94,7 +94,7 @@ def obstacles(
         places: by layer, of each of its normalizations the names of two ops: whose output is normalized, and what the
             result is.
     """
-    with _imported(graph_def) as (graph, constants):
+    with imported(graph_def) as (graph, constants):
         found = {
             layer: dict.fromkeys(_obstacle(graph, *ends, constants, set(outputs)) for ends in of_layer)
             for layer, of_layer in places.items()
@@ -102,7 +102,7 @@ def obstacles(
     return {layer: [reason for reason in reasons if reason is not None] for layer, reasons in found.items()}
 
 
-class _Constants:
+class Constants:
     """Which tensors of a frozen graph are constant, and their values."""
 
     _SOURCES = ("Placeholder", "PlaceholderWithDefault", "PlaceholderV2")
@@ -115,6 +115,7 @@ class _Constants:
         self._varying = {built.names[node] for node in varying}
 
     def has(self, tensor: tf.Tensor) -> bool:
+        """Whether a tensor is constant."""
         return tensor.op.name not in self._varying
 
     def value(self, tensor: tf.Tensor) -> np.ndarray:
@@ -123,17 +124,18 @@ class _Constants:
 
 
 @contextlib.contextmanager
-def _imported(graph_def: tf.GraphDef) -> Iterator[tuple[tf.Graph, _Constants]]:
+def imported(graph_def: tf.GraphDef) -> Iterator[tuple[tf.Graph, Constants]]:
+    """The graph of a frozen GraphDef, and its constants, as long as the block lasts."""
     with tf.Graph().as_default() as graph:
         tf.import_graph_def(graph_def, name="")
     with tf.Session(graph=graph) as session:
-        yield graph, _Constants(session)
+        yield graph, Constants(session)
 
 
 # --- From a linear op down --------------------------------------------------------------------------------------------
 
 
-def _no_constant_weights(op: tf.Operation, constants: _Constants) -> str | None:
+def _no_constant_weights(op: tf.Operation, constants: Constants) -> str | None:
     """Why a linear op has no constant weights; None if it has."""
     values, weights = op.inputs[2 if op.type in _TRANSPOSED else 0], op.inputs[1]
     if constants.has(values) or not constants.has(weights) or not weights.dtype.is_floating:
@@ -159,7 +161,7 @@ def _channel_axis(linear: tf.Operation) -> int:
     return 1 if linear.get_attr("data_format").startswith(b"NC") else -1
 
 
-def _chain(linear: tf.Operation, constants: _Constants, outputs: set[str]) -> _Chain:
+def _chain(linear: tf.Operation, constants: Constants, outputs: set[str]) -> _Chain:
     """Follows the ops after `linear` for as long as each is y·scale + offset with one value per channel."""
     tensor, axis = linear.outputs[0], _channel_axis(linear)
     channels = int(np.prod([linear.inputs[1].shape.as_list()[axis] for axis in _weights_axes(linear)]))
@@ -227,7 +229,7 @@ def _with_cast(chain: _Chain, cast: tf.Operation) -> list[_Step]:
 
 
 def _affine(
-    op: tf.Operation, place: int, axis: int, channels: int, constants: _Constants
+    op: tf.Operation, place: int, axis: int, channels: int, constants: Constants
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """The scale and the offset that `op` applies to its input `place`, per channel; None if it does something else."""
     if op.type in FUSED or op.type in GLOBAL:
@@ -250,7 +252,7 @@ def _affine(
     return (1.0 / vector, np.zeros(channels)) if place == 0 else None
 
 
-def _kernel(op: tf.Operation, axis: int, constants: _Constants) -> tuple[np.ndarray, np.ndarray] | None:
+def _kernel(op: tf.Operation, axis: int, constants: Constants) -> tuple[np.ndarray, np.ndarray] | None:
     """As `_affine`, of a kernel of batch norm."""
     if not all(constants.has(operand) for operand in op.inputs[1:]):
         return None
@@ -278,7 +280,7 @@ def _per_channel(value: np.ndarray, rank: int, axis: int, channels: int) -> np.n
     return np.broadcast_to(value.reshape(-1), [channels])
 
 
-def _scaled_weights(chain: _Chain, constants: _Constants) -> np.ndarray | None:
+def _scaled_weights(chain: _Chain, constants: Constants) -> np.ndarray | None:
     """The weights times the scale of their channel, in their dtype; None if that can't hold them, or not the offset."""
     weights, axes = constants.value(chain.linear.inputs[1]), _weights_axes(chain.linear)
     shape = [size if axis in axes else 1 for axis, size in enumerate(weights.shape)]
@@ -321,7 +323,7 @@ def _put_in(graph_def: tf.GraphDef, nodes: Mapping[str, tf.NodeDef], chain: _Cha
 # --- From a layer up --------------------------------------------------------------------------------------------------
 
 
-def _obstacle(graph: tf.Graph, normalized: str, result: str, constants: _Constants, outputs: set[str]) -> str | None:
+def _obstacle(graph: tf.Graph, normalized: str, result: str, constants: Constants, outputs: set[str]) -> str | None:
     op = graph.get_operation_by_name(normalized)
     while op.type not in _LINEAR:
         source = _values(op, constants)
@@ -337,7 +339,7 @@ def _obstacle(graph: tf.Graph, normalized: str, result: str, constants: _Constan
     return chain.end if result not in [step.op.name for step in chain.steps] else None
 
 
-def _values(op: tf.Operation, constants: _Constants) -> tf.Tensor | None:
+def _values(op: tf.Operation, constants: Constants) -> tf.Tensor | None:
     """The input that an op of a chain would be reached by; None for an op that is in no chain."""
     if op.type in (*_PASSES, *_RESHAPES, "Cast", "CheckNumerics", *FUSED, *GLOBAL):
         return op.inputs[0]

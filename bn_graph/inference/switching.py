@@ -22,7 +22,7 @@ from bn_graph.graphs.statistics import Kind, batch_variances, is_training_kernel
 from bn_graph.layers.moments import normalize
 from bn_graph.tf1 import tf
 
-__all__ = ["Switched", "by_moving_statistics", "still_by_batch", "values_above"]
+__all__ = ["Switched", "by_moving_statistics", "splice", "still_by_batch", "values_above"]
 
 
 class Switched(NamedTuple):
@@ -206,25 +206,25 @@ def _rewire(graph_def: tf.GraphDef, replacements: Mapping[str, str]) -> None:
                 node.input[place] = replacements[tensor]
 
 
-def _splice(
-    copy: _Copy,
+def splice(
+    graph_def: tf.GraphDef,
     prefix: str,
     make: Callable[..., tf.Tensor],
     given: Mapping[str, tuple],
     after: str | None = None,
 ) -> str:
-    """Adds the ops that `make` makes to the copy.
+    """Adds the ops that `make` makes to a GraphDef.
 
     Args:
-        copy: is added to.
+        graph_def: is added to.
         prefix: of the new nodes' names.
         make: called with one placeholder for each of `given`, by keyword; returns the one tensor wanted.
-        given: keyword to (dtype, shape, name of the tensor in the copy).
-        after: a node of the copy on which the result shall depend, so that it is dead where that one is: both results
+        given: keyword to (dtype, shape, name of the tensor there).
+        after: a node on which the result shall depend, so that it is dead where that one is: both results
             of a cond v1 would reach its Merge otherwise.
 
     Returns:
-        The name of the result in the copy, as ``prefix/name:0``.
+        The name of the result there, as ``prefix/name:0``.
     """
     with tf.Graph().as_default() as scratch:
         arguments = {key: tf.placeholder(dtype, shape, name=f"given_{key}") for key, (dtype, shape, _) in given.items()}
@@ -239,12 +239,12 @@ def _splice(
         if node.name == result.op.name and after is not None:
             node.input.append(f"^{after}")
         node.name = f"{prefix}/{node.name}"
-        copy.graph_def.node.append(node)
+        graph_def.node.append(node)
     return f"{prefix}/{result.op.name}:0"
 
 
 def _given(copy: _Copy, ref: Ref) -> tuple:
-    """What `_splice` is to be given of a tensor; of a variable, its handle or the reference that reads as its value."""
+    """What `splice` is to be given of a tensor; of a variable, its handle or the reference that reads as its value."""
     tensor = copy.live.get_tensor_by_name(copy.name(ref))
     return tensor.dtype.base_dtype, tensor.shape, tensor.name
 
@@ -279,7 +279,9 @@ def _rebuild_outputs(copy: _Copy, call: LayerCall) -> None:
     given["x"] = _given(copy, call.inputs)
     tensor = copy.name(call.outputs)
     if tensor not in copy.replacements:
-        copy.replacements[tensor] = _splice(copy, f"{copy.graph.names[call.outputs[0]]}/population", make, given)
+        copy.replacements[tensor] = splice(
+            copy.graph_def, f"{copy.graph.names[call.outputs[0]]}/population", make, given
+        )
 
 
 def _take_other_branch(copy: _Copy, nodes: Iterable[int]) -> None:
@@ -305,7 +307,7 @@ def _switch_kernels(copy: _Copy, call: LayerCall, nodes: Iterable[int]) -> None:
                 return tf.reshape(_value(variable, tf.float32, stored), [-1])
 
             given = {"variable": _given(copy, (variable, 0))}
-            node.input[place] = _splice(copy, f"{node.name}/population_{place}", make, given)
+            node.input[place] = splice(copy.graph_def, f"{node.name}/population_{place}", make, given)
         node.attr["is_training"].b = False
         if "exponential_avg_factor" in node.attr:
             node.attr["exponential_avg_factor"].f = 1.0
@@ -329,4 +331,4 @@ def _replace_moment(copy: _Copy, call: LayerCall, batch: BatchTensor) -> None:
         return value if shift is None else value - tf.reshape(tf.cast(shift, tensor.dtype), shape)
 
     name = tensor.op.name
-    copy.replacements[tensor.name] = _splice(copy, f"{name}/population", make, given, after=name)
+    copy.replacements[tensor.name] = splice(copy.graph_def, f"{name}/population", make, given, after=name)

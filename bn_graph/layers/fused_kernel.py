@@ -8,7 +8,7 @@ from bn_graph.layers import moments
 from bn_graph.layers.transforms import Axis, Normalized, by_mode
 from bn_graph.tf1 import is_compiled, tf, with_gradient
 
-__all__ = ["HAS_MANY_VALUES", "SHIFTS_INPUTS", "by_fused_kernel"]
+__all__ = ["FAR", "HAS_MANY_VALUES", "SHIFTS_INPUTS", "by_fused_kernel"]
 
 SHIFTS_INPUTS = "shifts_inputs"
 """The op, by this name in the layer's scope, that decides whether a value is subtracted before the fused kernel."""
@@ -23,9 +23,11 @@ Of this many standard normal values its variance is 2·10⁻⁵ low, and the err
 (Squares of values behind a ReLU are uneven, and what is reached there is 4·10⁻⁴ and 4·10⁻³.)
 """
 
-_FAR, _FAR_OF_MANY = 16.0, 4.0
-"""How many standard deviations a channel's mean may lie from 0 before rounding would show: of the fused kernel (10⁻⁶), and
-of `moments.statistics_of_many`."""
+FAR = 16.0
+"""How many standard deviations a channel's mean may lie from 0 before the rounding of the fused kernel would show (10⁻⁶)."""
+
+_FAR_OF_MANY = 4.0
+"""Likewise, of `moments.statistics_of_many`."""
 
 _SAMPLED_EXAMPLES = 8
 """Of so many examples the middle row tells whether the mean is far, which costs next to nothing."""
@@ -180,5 +182,5 @@ def _is_far(inputs: tf.Tensor, epsilon: float, many: bool | tf.Tensor) -> tf.Ten
     sample = tf.cast(tf.stop_gradient(inputs[:_SAMPLED_EXAMPLES, middle]), tf.float32)
     mean = tf.reduce_mean(sample, [0, 1])
     variance = tf.reduce_mean(tf.math.squared_difference(sample, mean), [0, 1])
-    most = _FAR**2 if many is False else tf.where(many, _FAR_OF_MANY**2, _FAR**2)
+    most = FAR**2 if many is False else tf.where(many, _FAR_OF_MANY**2, FAR**2)
     return tf.reduce_any(tf.square(mean) > most * (variance + epsilon))

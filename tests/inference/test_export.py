@@ -311,6 +311,39 @@ def test_without_folding_the_arithmetic_stays(plain_graph, start, random, tmp_pa
     np.testing.assert_allclose(run_frozen(frozen, batch), session.run(y, {x: batch}), rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (lambda x: bn_graph.batch_norm_wrapper(x, False, name="bn1"), [6, 3]),
+        (lambda x: bn_graph.batch_norm_wrapper(x, False, name="bn1"), [6, 5, 5, 3]),
+        (lambda x: tf.layers.batch_normalization(x, training=False, name="bn1"), [6, 5, 5, 3]),
+    ],
+    ids=["the wrapper", "the wrapper's kernel", "tf.layers' kernel"],
+)
+def test_a_frozen_layer_keeps_the_digits_of_inputs_far_from_0(plain_graph, start, random, tmp_path, layer, shape):
+    x = tf.placeholder(tf.float32, [None, *shape[1:]], name="x")
+    y = layer(x)
+    session = start()
+    with_random_values(session, random)
+    (moving_mean,) = (each for each in tf.global_variables() if each.op.name.endswith("moving_mean"))
+    moving_mean.load(np.full(3, 1e5, np.float32), session)
+    values = {each.op.name.rpartition("/")[2]: session.run(each).astype(np.float64) for each in tf.global_variables()}
+    frozen = export_frozen_graph(session, tmp_path / "model.pb", {"x": x}, {"y": y}, fold=False)
+    inputs = (1e5 + random.normal(size=shape)).astype(np.float32)
+    deviation = np.sqrt(values["moving_variance"] + 1e-3)
+    expected = values["gamma"] * (inputs.astype(np.float64) - 1e5) / deviation + values["beta"]
+    np.testing.assert_allclose(run_frozen(frozen, inputs), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_a_frozen_kernel_stays_where_its_mean_is_near_0(plain_graph, start, random, tmp_path):
+    x = image()
+    y = bn_graph.batch_norm_wrapper(x, False, name="bn1")
+    session = start()
+    with_random_values(session, random)
+    frozen = export_frozen_graph(session, tmp_path / "model.pb", {"x": x}, {"y": y}, fold=False)
+    assert "FusedBatchNormV3" in op_types(imported(frozen.path), y.op.name)
+
+
 def image():
     return tf.placeholder(tf.float32, [None, 6, 6, 3], name="x")
 
