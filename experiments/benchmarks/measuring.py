@@ -9,7 +9,7 @@ from experiments.benchmarks import audit_cost, tasks, workers
 from experiments.benchmarks.tasks import Task
 from experiments.benchmarks.workers import Contender
 
-__all__ = ["IN_GRAPH", "Extent", "layers", "recalibration", "scaling", "training_steps", "whole"]
+__all__ = ["IN_GRAPH", "Extent", "layers", "of_an_epoch", "recalibration", "scaling", "training_steps", "whole"]
 
 _HERE = "experiments.benchmarks"
 IN_GRAPH = "the loop in the graph"
@@ -60,7 +60,8 @@ class Extent(NamedTuple):
         rounds: that count, of which the median is taken.
         layer_rounds: likewise, of the layer alone: many short turns, as its ratios are near 1; of large inputs `FEWEST_ROUNDS`.
         examples: of the made-up data, at most.
-        steps, image_steps: of a turn of training steps, at most: an epoch, of fewer examples if need be.
+        steps, image_steps: of a turn of training steps, at most: an epoch, of fewer examples if need be. At least
+            `tasks.CHECK_STEPS`, for the peers have batches for one epoch.
         whole_steps, whole_rounds: of the whole experiment; their product is what is run.
         tries_threads: each contender of the training steps is tried with one thread and with all, and keeps the faster;
             otherwise one network has one thread, and a pair all.
@@ -155,7 +156,7 @@ def training_steps(task: Task, extent: Extent, threads: int) -> dict:
     Of the image network there is no pair.
     """
     of_images = task.network == "images"
-    task, steps = _of_an_epoch(task, extent, extent.image_steps if of_images else extent.steps)
+    task, steps = of_an_epoch(task, extent, extent.image_steps if of_images else extent.steps)
     one = task._asdict()
     peers, floors = (IMAGE_PEERS, IMAGE_FLOORS) if of_images else (PEERS, FLOORS)
     contenders = [Contender(name, function, one) for name, function in (LOOPS | XLA).items()]
@@ -182,7 +183,7 @@ def training_steps(task: Task, extent: Extent, threads: int) -> dict:
         }
 
 
-def _of_an_epoch(task: Task, extent: Extent, most_steps: int) -> tuple[Task, int]:
+def of_an_epoch(task: Task, extent: Extent, most_steps: int) -> tuple[Task, int]:
     """The task with so many examples that a turn of at most `most_steps` is an epoch, and the turn's steps.
 
     The documents' ``next_batch`` copies all images in a new order once an epoch, up to half a second for MNIST's. Of turns
@@ -262,7 +263,7 @@ def scaling(extent: Extent, threads: int) -> dict:
 def _both_loops(of: Sequence[Task], extent: Extent, threads: int) -> dict[Task, dict[str, float]]:
     """Microseconds of a step of each network by each loop, which has all of them in one process."""
     each_once = list(dict.fromkeys(of))
-    turns = [_of_an_epoch(task, extent, min(200, extent.steps)) for task in each_once]
+    turns = [of_an_epoch(task, extent, min(200, extent.steps)) for task in each_once]
     arguments = {"networks": [task._asdict() for task, _ in turns]}
     contenders = [Contender(name, f"{function}_of_several", arguments) for name, function in LOOPS.items()]
     found = {}

@@ -93,6 +93,16 @@ def test_the_tutorials_next_batch_gives_the_librarys_batches_over_several_epochs
         np.testing.assert_array_equal(labels, split.labels[chosen])
 
 
+@pytest.mark.parametrize("extent", [bench.FULL, bench.QUICK], ids=["full", "quick"])
+@pytest.mark.parametrize("task", [tasks.R2RT, tasks.SOLVER, tasks.IMAGES], ids=lambda task: task.network)
+def test_a_turn_is_one_epoch_with_batches_enough_for_the_check(extent, task):
+    most = extent.image_steps if task is tasks.IMAGES else extent.steps
+    of_turn, steps = measuring.of_an_epoch(task, extent, most)
+    assert of_turn.examples // task.batch == steps
+    assert of_turn.examples <= extent.examples
+    assert tasks.CHECK_STEPS <= steps <= most
+
+
 def test_recalibration_beside_forward_passes_and_pytorch(few_examples):
     made = [recalibration.ours(1, "solver", 500, EXAMPLES)]
     assert all(made[0]["pass"](way)["seconds"] > 0 for way in measuring.RECALIBRATIONS["ours"])
